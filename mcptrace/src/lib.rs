@@ -1,1 +1,3 @@
-//! x
+//! mcptrace: see what a Linux kernel is doing, through MCP or a shell, at a stated cost.
+
+pub mod report;

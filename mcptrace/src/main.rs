@@ -1,1 +1,3 @@
-fn main(){}
+//! The mcptrace program.
+
+fn main() {}

@@ -1,1 +1,3 @@
-fn main(){}
+//! xtask.
+
+fn main() {}

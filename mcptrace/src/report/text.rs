@@ -1,0 +1,1 @@
+//! Reports as text for people: bounded, with units and what was left out.
