@@ -4,8 +4,14 @@
 //! record cannot mean two things.
 
 #![no_std]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(unstable_features, reason = "the atomic add has to be written in assembly"),
+    feature(asm_experimental_arch)
+)]
 
 pub mod kernel;
+pub mod syscall;
 
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.
 pub const WIRE_VERSION: u8 = 1;

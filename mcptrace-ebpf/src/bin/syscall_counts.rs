@@ -1,0 +1,109 @@
+//! Counts system calls at entry and their errors at return, by number, or by process and number.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    macros::{btf_tracepoint, map},
+    maps::{HashMap, PerCpuArray},
+    programs::BtfTracePointContext,
+};
+use mcptrace_ebpf::{
+    Counter, SYSCALLS, SyscallCell, SyscallKey,
+    kernel::{add, count, current_passes},
+    syscall::{Return, entered, returned},
+};
+
+/// Whether to count by process as well.
+#[unsafe(no_mangle)]
+static BY_PROCESS: Global<u32> = Global::new(0);
+
+/// Calls, by index.
+#[map]
+static CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SYSCALLS, 0);
+/// Returns with an errno, by index.
+#[map]
+static ERRORS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SYSCALLS, 0);
+/// Interrupted calls, by index.
+#[map]
+static INTERRUPTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SYSCALLS, 0);
+/// All three by process. Made with one entry unless asked for.
+#[map]
+static CELLS: HashMap<SyscallKey, SyscallCell> = HashMap::with_max_entries(1, 0);
+
+#[btf_tracepoint(function = "sys_enter")]
+fn enter(ctx: BtfTracePointContext) -> i32 {
+    if !current_passes() {
+        return 0;
+    }
+    count(Counter::Seen);
+    let index = entered(&ctx);
+    if BY_PROCESS.load() == 0 {
+        increment(&CALLS, index);
+    } else if !count_call(key(index)) {
+        count(Counter::MapFull);
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sys_exit")]
+fn exit(ctx: BtfTracePointContext) -> i32 {
+    let outcome = returned(&ctx);
+    if matches!(outcome, Return::Success) || !current_passes() {
+        return 0;
+    }
+    let index = mcptrace_ebpf::syscall::returning(&ctx);
+    let by_process = BY_PROCESS.load() != 0;
+    match outcome {
+        Return::Success => {}
+        Return::Error if by_process => in_cell(key(index), |cell| &raw mut cell.errors),
+        Return::Error => increment(&ERRORS, index),
+        Return::Interrupted if by_process => in_cell(key(index), |cell| &raw mut cell.interrupted),
+        Return::Interrupted => increment(&INTERRUPTED, index),
+    }
+    0
+}
+
+mcptrace_ebpf::follows_forks!();
+
+#[inline(always)]
+fn increment(counts: &PerCpuArray<u64>, index: u32) {
+    if let Some(value) = counts.get_ptr_mut(index) {
+        // SAFETY: a pointer into this CPU's value of the map, which one program alone writes.
+        unsafe { *value += 1 };
+    }
+}
+
+#[inline(always)]
+fn key(syscall: u32) -> SyscallKey {
+    SyscallKey { pid: (bpf_get_current_pid_tgid() >> 32) as u32, syscall }
+}
+
+/// Counts a call of a process; false if the map has no room for it.
+#[inline(always)]
+fn count_call(key: SyscallKey) -> bool {
+    if let Some(cell) = CELLS.get_ptr_mut(&key) {
+        // SAFETY: a pointer into the map's value.
+        unsafe { add(&raw mut (*cell).calls, 1) };
+        return true;
+    }
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    let cell = SyscallCell { comm, ..SyscallCell::default() };
+    // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
+    let _ = CELLS.insert(&key, &cell, 1);
+    CELLS.get_ptr_mut(&key).is_some_and(|cell| {
+        // SAFETY: a pointer into the map's value.
+        unsafe { add(&raw mut (*cell).calls, 1) };
+        true
+    })
+}
+
+#[inline(always)]
+fn in_cell(key: SyscallKey, field: impl Fn(&mut SyscallCell) -> *mut u64) {
+    if let Some(cell) = CELLS.get_ptr_mut(&key) {
+        // SAFETY: a pointer into the map's value.
+        unsafe { add(field(&mut *cell), 1) };
+    }
+}
+
+mcptrace_ebpf::object!();
