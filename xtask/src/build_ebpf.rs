@@ -14,7 +14,7 @@ use crate::toolchain::{BpfToolchain, Compiler, TARGET};
 /// Options of `cargo xtask build-ebpf`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Build again and compare with the committed objects instead of replacing them
+    /// Build again, in another folder, and compare with the committed objects instead of replacing them
     #[arg(long, conflicts_with_all = ["log", "out"])]
     check: bool,
     /// Build with the kernel side's diagnostics, into target/bpf-log
@@ -38,10 +38,51 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let toolchain = BpfToolchain::find(&root)?;
     let build = Build { root: &root, toolchain: &toolchain, arch: &options.arch, log: options.log };
-    if options.check { build.check(&committed) } else { build.write(&out) }
+    if options.check { check(&build, &committed) } else { build.write(&out) }
+}
+
+/// Builds in a copy of the workspace in another folder, from nothing, and compares with the committed objects.
+fn check(build: &Build<'_>, folder: &Path) -> Result<()> {
+    let committed = Manifest::read(folder)?;
+    let copy = tempfile::tempdir().context("cannot create a temporary folder")?;
+    copy_workspace(build.root, copy.path())?;
+    let elsewhere = Build { root: copy.path(), ..*build };
+    let built = elsewhere.manifest(&elsewhere.compile()?)?;
+    let differences = differences(&committed, &built);
+    if !differences.is_empty() {
+        bail!("the committed objects are stale: {}. `cargo xtask build-ebpf` makes new ones", differences.join("; "));
+    }
+    println!("{}", verdict(&committed, &built));
+    Ok(())
+}
+
+/// Copies what cargo needs to build a member of the workspace.
+fn copy_workspace(from: &Path, to: &Path) -> Result<()> {
+    for file in ["Cargo.toml", "Cargo.lock"] {
+        fs::copy(from.join(file), to.join(file)).with_context(|| format!("cannot copy {file}"))?;
+    }
+    for member in manifest::members(from)? {
+        copy_folder(&from.join(&member), &to.join(&member)).with_context(|| format!("cannot copy {member}"))?;
+    }
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }
 
 /// One build of all kernel programs.
+#[derive(Clone, Copy)]
 struct Build<'a> {
     root: &'a Path,
     toolchain: &'a BpfToolchain,
@@ -66,21 +107,6 @@ impl Build<'_> {
         self.manifest(&objects)?.write(folder)
     }
 
-    /// Compiles everything and compares it with a folder.
-    fn check(&self, folder: &Path) -> Result<()> {
-        let committed = Manifest::read(folder)?;
-        let built = self.manifest(&self.compile()?)?;
-        let differences = differences(&committed, &built);
-        if !differences.is_empty() {
-            bail!(
-                "the committed objects are stale: {}. `cargo xtask build-ebpf` makes new ones",
-                differences.join("; ")
-            );
-        }
-        println!("{}", verdict(&committed, &built));
-        Ok(())
-    }
-
     fn manifest(&self, objects: &Objects) -> Result<Manifest> {
         Ok(Manifest {
             sources: manifest::source_hash(self.root)?,
@@ -95,7 +121,7 @@ impl Build<'_> {
 
     /// Runs cargo and gives the stripped, checked objects.
     fn compile(&self) -> Result<Objects> {
-        let target = self.root.join(if self.log { "target/bpf-log-build" } else { "target/bpf" });
+        let target = self.root.join("target/bpf");
         let names = manifest::kernel_programs(self.root)?;
         ensure!(!names.is_empty(), "mcptrace-ebpf/src/bin has no kernel programs");
         self.cargo_build(&target)?;
@@ -195,7 +221,7 @@ fn differences(committed: &Manifest, built: &Manifest) -> Vec<String> {
 fn verdict(committed: &Manifest, built: &Manifest) -> String {
     let count = committed.objects.len();
     if committed.toolchain == built.toolchain {
-        return format!("{count} objects: rebuilt, every byte the same");
+        return format!("{count} objects: rebuilt in another folder, every byte the same");
     }
     let Toolchain { arch, compiler, linker } = &committed.toolchain;
     format!(

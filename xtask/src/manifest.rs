@@ -74,6 +74,13 @@ pub fn objects(folder: &Path) -> Result<BTreeSet<String>> {
     stems(folder, "o")
 }
 
+/// The folders of the workspace's members.
+pub fn members(root: &Path) -> Result<Vec<String>> {
+    let workspace = read_toml(&root.join("Cargo.toml"))?;
+    let members = at(&workspace, &["workspace", "members"]).context("Cargo.toml names no workspace members")?;
+    members.clone().try_into().context("the workspace's members in Cargo.toml")
+}
+
 /// SHA-256 of bytes, in hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
@@ -216,4 +223,86 @@ fn stems(folder: &Path, extension: &str) -> Result<BTreeSet<String>> {
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = || fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<_>>();
     read().with_context(|| format!("cannot read the folder {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCK: &str = r#"
+        [[package]]
+        name = "mcptrace-ebpf"
+        version = "0.1.0"
+        dependencies = ["aya-ebpf", "aya-build"]
+        [[package]]
+        name = "aya-ebpf"
+        version = "0.2.1"
+        checksum = "aa"
+        [[package]]
+        name = "aya-build"
+        version = "0.2.0"
+        dependencies = ["serde 1.0.0"]
+        [[package]]
+        name = "serde"
+        version = "1.0.0"
+    "#;
+
+    fn workspace() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("Cargo.toml", "[workspace.package]\nversion = \"0.1.0\"\n[profile.bpf]\nopt-level = 3\n");
+        write("Cargo.lock", LOCK);
+        write("mcptrace-ebpf/Cargo.toml", "[dependencies]\naya-ebpf.workspace = true\n");
+        write("mcptrace-ebpf/src/lib.rs", "// records");
+        write("mcptrace-ebpf/src/bin/opens.rs", "// program");
+        folder
+    }
+
+    /// Whether replacing text in a file of a workspace changes its hash.
+    fn changes(file: &str, from: &str, to: &str) -> bool {
+        let folder = workspace();
+        let before = source_hash(folder.path()).unwrap();
+        let path = folder.path().join(file);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        assert!(text.contains(from), "{file} lacks {from}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        before != source_hash(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn what_decides_the_objects_changes_the_hash() {
+        assert!(changes("mcptrace-ebpf/src/lib.rs", "records", "others"));
+        assert!(changes("mcptrace-ebpf/src/bin/opens.rs", "program", "others"));
+        assert!(changes("mcptrace-ebpf/Cargo.toml", "true", "false"));
+        assert!(changes("Cargo.toml", "opt-level = 3", "opt-level = 2"));
+        assert!(changes("Cargo.toml", "0.1.0", "0.2.0"));
+        assert!(changes("Cargo.lock", "\"aa\"", "\"bb\""));
+        assert!(changes("Cargo.lock", "0.2.0", "0.2.1"));
+    }
+
+    #[test]
+    fn what_does_not_decide_the_objects_leaves_the_hash() {
+        assert!(!changes("Cargo.lock", "1.0.0", "1.0.1"));
+        assert!(!changes("Cargo.toml", "[profile.bpf]", "[profile.dev]\nopt-level = 1\n[profile.bpf]"));
+        assert!(!changes("mcptrace-ebpf/src/lib.rs~", "", "a backup of an editor"));
+    }
+
+    #[test]
+    fn kernel_programs_are_the_files_of_the_folder() {
+        let folder = workspace();
+        assert_eq!(kernel_programs(folder.path()).unwrap(), BTreeSet::from(["opens".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = format!("{:#}", source_hash(folder.path()).unwrap_err());
+        assert!(error.contains("mcptrace-ebpf/src"), "{error}");
+        let error = format!("{:#}", Manifest::read(folder.path()).unwrap_err());
+        assert!(error.contains("manifest.json"), "{error}");
+    }
 }
