@@ -6,6 +6,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+/// The cargo that runs us, in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(xtask::workspace_root());
+    cargo
+}
+
 /// Runs a program on our terminal; an error unless it succeeds.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", name(command)))?;
