@@ -32,7 +32,7 @@ const FAILED_OPENS: usize = 7;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    packages: packages::Options,
+    packages: packages::InstallOptions,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::process;
 
-/// Options of every task that may install packages.
+/// InstallOptions of every task that may install packages.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct InstallOptions {
     /// Install nothing: only say which packages are missing and how to get them
     #[arg(long)]
     no_install: bool,
@@ -138,7 +138,7 @@ pub(crate) const TO_TEST: &[Need] = &[
 ];
 
 /// Installs what is missing. An error if something required is missing afterwards.
-pub(crate) fn ensure_installed(needs: &[&Need], options: &Options) -> Result<()> {
+pub(crate) fn ensure_installed(needs: &[&Need], options: &InstallOptions) -> Result<()> {
     let missing = missing(needs);
     if missing.is_empty() {
         return Ok(());
@@ -350,7 +350,7 @@ mod tests {
     fn only_what_is_required_stops() {
         let optional = need(FoundBy::Program("no-such-program"), false);
         let required = need(FoundBy::Program("no-such-program"), true);
-        let no_install = Options { no_install: true };
+        let no_install = InstallOptions { no_install: true };
         assert!(ensure_installed(&[&optional], &no_install).is_ok());
         let error = ensure_installed(&[&optional, &required], &no_install).unwrap_err().to_string();
         assert_eq!(error, "cannot go on without the thing");

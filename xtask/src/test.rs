@@ -23,7 +23,7 @@ const LIMIT_SECONDS: &str = "1800";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    packages: packages::Options,
+    packages: packages::InstallOptions,
     /// Leave out the tests that trace the kernel
     #[arg(long)]
     no_root: bool,
