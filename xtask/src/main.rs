@@ -1,3 +1,48 @@
-//! xtask.
+//! What cargo does not do by itself: `cargo xtask --help`.
 
-fn main() {}
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for a terminal")]
+
+mod build_ebpf;
+mod demo;
+mod mcp_client;
+mod packages;
+mod process;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Tasks of the mcptrace workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Compile the kernel programs of mcptrace-ebpf into mcptrace/bpf
+    BuildEbpf(build_ebpf::Options),
+    /// Install what is missing, then drive the MCP server through native probes on this kernel
+    Demo(demo::Options),
+    /// Install what is missing, then run rustfmt, clippy and all tests
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn arguments_are_consistent() {
+        super::Task::command().debug_assert();
+    }
+}
