@@ -1,10 +1,11 @@
 //! What a running script has written so far, within fixed bounds: pure.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde_json::Value;
 
-use super::record::{self, HelperError, Record};
+use super::process::MAP_KEYS;
+use super::record::{self, HelperError, Node, Record};
 use super::reports::{Print, map_report, shown};
 use super::text::{escape, head, map_lines};
 use super::{Cut, Limits};
@@ -153,7 +154,7 @@ impl Collector {
         self.events.push(Row::from_iter([field("type", kind), field("text", text)]));
     }
 
-    fn map(&mut self, name: String, bytes: usize, kind: record::MapKind, body: record::Node) {
+    fn map(&mut self, name: String, bytes: usize, kind: record::MapKind, body: Node) {
         for line in map_lines(&escape(&name), kind, &body) {
             self.text.push_whole(&line);
         }
@@ -243,6 +244,21 @@ impl Collector {
         maps
     }
 
+    /// Whether events were on the way through bpftrace's buffers.
+    pub(crate) fn had_events(&self) -> bool {
+        self.events_total + self.helper_errors_total > 0
+    }
+
+    /// Says which maps have no room left: the failed updates are counted too, but not those in bpftrace's last moment.
+    fn full_maps(&self) -> Option<String> {
+        let full = |print: &Print| matches!(&print.body, Node::Pairs(pairs) if pairs.len() as u64 >= MAP_KEYS);
+        let names: BTreeSet<String> =
+            self.prints.iter().filter(|(_, _, print)| full(print)).map(|(name, _, _)| escape(name)).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        let list = names.join(", ");
+        (!names.is_empty()).then(|| format!("full with {MAP_KEYS} keys, so later keys may be missing: {list}"))
+    }
+
     /// What a reader must know to not misread the rest.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -261,6 +277,7 @@ impl Collector {
         if self.lost > 0 {
             notes.push(format!("bpftrace lost {} events because they came faster than they could be read", self.lost));
         }
+        notes.extend(self.full_maps());
         for (kind, count) in &self.unknown {
             notes.push(format!("{count} records of a type that is not known here are kept as raw lines: {kind}"));
         }

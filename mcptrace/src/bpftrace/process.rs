@@ -23,10 +23,14 @@ const ENVIRONMENT: &[&str] = &[
     "BPFTRACE_VMLINUX",
     "BPFTRACE_KERNEL_SOURCE",
     "BPFTRACE_KERNEL_BUILD",
-    "BPFTRACE_MAP_KEYS_MAX",
     "BPFTRACE_MAX_PROBES",
     "BPFTRACE_STRLEN",
 ];
+
+/// How many keys a map may have, by the names of this setting up to bpftrace 0.20 and after. It is bpftrace's default
+/// too, which holds under sudo.
+pub(crate) const MAP_KEYS: u64 = 4096;
+const MAP_KEYS_NAMES: [&str; 2] = ["BPFTRACE_MAP_KEYS_MAX", "BPFTRACE_MAX_MAP_KEYS"];
 
 /// One read; pipes hold 64 KB.
 const CHUNK: usize = 64 * 1024;
@@ -64,6 +68,7 @@ impl Process {
         let mut command = Command::new(program);
         command.args(fixed).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_clear().envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(MAP_KEYS_NAMES.map(|name| (name, MAP_KEYS.to_string())));
         command.env("LC_ALL", "C.UTF-8").process_group(0).current_dir("/");
         let parent = rustix::process::getpid();
         // SAFETY: `leash` only makes system calls that are async-signal-safe, and allocates nothing.

@@ -210,19 +210,34 @@ impl State {
         notes
     }
 
-    fn end_notes(&self, outcome: Outcome) -> Option<String> {
+    fn end_notes(&self, outcome: Outcome) -> Vec<String> {
+        self.how_it_ended(outcome).into_iter().chain(self.discarded(outcome)).collect()
+    }
+
+    fn how_it_ended(&self, outcome: Outcome) -> Option<String> {
         let Outcome { status, signalled, killed } = outcome;
         if status.is_none() {
             return Some("it could not be ended from here and may still run".into());
         }
+        let by_signal = signalled && status.is_some_and(|status| status.signal().is_some());
         match self.collector.attached() {
             None if signalled => Some("it ended before bpftrace had attached; nothing was recorded".into()),
             _ if killed => Some("it did not end when asked and was killed; its maps were lost".into()),
+            _ if by_signal => Some("it ended before it could print its maps; they were lost".into()),
             Some(probes) if self.collector.records() == 0 => {
                 Some(format!("bpftrace attached {probes} probes, and the script printed nothing and kept nothing"))
             }
             _ => None,
         }
+    }
+
+    /// Once it is asked to end, bpftrace 0.17 drops what is still in its perf buffers (`src/bpftrace.cpp`,
+    /// `perf_event_printer`), and counts it nowhere.
+    fn discarded(&self, outcome: Outcome) -> Option<String> {
+        (outcome.signalled && self.collector.had_events()).then(|| {
+            "bpftrace drops, uncounted, printed events that it has not read yet when it is ended; maps are complete"
+                .into()
+        })
     }
 }
 
