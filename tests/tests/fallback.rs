@@ -94,7 +94,7 @@ fn value(snapshot: &Snapshot, name: &str) -> serde_json::Value {
 #[test]
 fn a_flood_ends_in_time_and_keeps_its_head_and_its_map() {
     let line = r#"{"type": "printf", "data": "x\n"}"#;
-    let fake = False::new(&format!("{ATTACHED}\ntrap 'kill $!; map; exit 0' INT\nyes '{line}' &\nwait"));
+    let fake = False::new(&format!("{ATTACHED}\ntrap 'kill $!; wait; echo; map; exit 0' INT\nyes '{line}' &\nwait"));
     let (end, snapshot, seconds) = fake.run(1.0, Limits { lines: 17, ..quick() });
     assert_eq!(end, End::Deadline);
     assert!((1.0..2.5).contains(&seconds), "{seconds}");
