@@ -10,6 +10,7 @@ pub mod execution;
 pub mod executions;
 pub mod kernel;
 pub mod probes;
+pub mod bpftrace;
 pub mod report;
 pub mod store;
 pub mod suggest;
