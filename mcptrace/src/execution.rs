@@ -1,6 +1,7 @@
 //! One running trace, whatever runs it: a probe or a script. It has a deadline, can be stopped, and ends with nothing attached.
 
 pub mod probe;
+pub mod script;
 
 use std::{
     any::Any,
