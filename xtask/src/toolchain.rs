@@ -14,7 +14,7 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
 /// The crates that need unstable features for BPF. Named, because a bare `RUSTC_BOOTSTRAP=1` makes build scripts believe that
 /// this is a nightly.
-const UNSTABLE_CRATES: &str = "aya_ebpf,aya_log_ebpf";
+const UNSTABLE_CRATES: &str = "aya_ebpf,aya_log_ebpf,mcptrace_ebpf";
 
 /// A compiler for BPF and a linker of the same LLVM.
 #[derive(Debug)]
