@@ -7,12 +7,12 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     EbpfContext, Global,
-    bindings::{BPF_F_CURRENT_CPU, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_F_CURRENT_CPU, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
         generated::{
             bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_get_current_task_btf, bpf_perf_event_output,
-            bpf_probe_read_kernel, bpf_ringbuf_output, bpf_ringbuf_query,
+            bpf_probe_read_kernel, bpf_ringbuf_output,
         },
     },
     macros::map,
@@ -431,16 +431,9 @@ unsafe fn extremes(histogram: *mut Histogram, value: u64) {
 /// Whether records go through the per-CPU perf buffers instead of the ring.
 #[unsafe(no_mangle)]
 static USE_PERF: Global<u32> = Global::new(0);
-/// Size of the ring in bytes; the reader is woken when half of it is full and polls otherwise.
-#[unsafe(no_mangle)]
-static RING_BYTES: Global<u64> = Global::new(0);
-
-/// `BPF_RB_AVAIL_DATA` (include/uapi/linux/bpf.h).
-const RING_AVAILABLE: u64 = 0;
-
 /// Sends a record, and tells whether there was room.
 ///
-/// No wakeup per record: the reader polls every few milliseconds, and is woken early when the ring is half full.
+/// Nobody is woken: the reader looks every few milliseconds. A wakeup per record costs 455 to 1,090 ns on the reference machine.
 ///
 /// # Safety
 ///
@@ -462,9 +455,7 @@ pub unsafe fn send<C: EbpfContext>(
             return bpf_perf_event_output(context.as_ptr(), perf, flags, record, u64::from(size)) == 0;
         }
         let ring = ptr::from_ref(ring).cast_mut().cast::<c_void>();
-        let half_full = bpf_ringbuf_query(ring, RING_AVAILABLE) >= RING_BYTES.load() / 2;
-        let flags = if half_full { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
-        bpf_ringbuf_output(ring, record, u64::from(size), u64::from(flags)) == 0
+        bpf_ringbuf_output(ring, record, u64::from(size), u64::from(BPF_RB_NO_WAKEUP)) == 0
     }
 }
 

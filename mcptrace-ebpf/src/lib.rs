@@ -225,14 +225,14 @@ pub const UNKNOWN_SYSCALL: u32 = SYSCALLS - 1;
 
 /// The index of a system call by its number.
 #[inline(always)]
-pub const fn syscall_index(number: u64, compat: bool) -> u32 {
-    if number >= NATIVE_SYSCALLS as u64 {
+pub const fn syscall_index(number: u32, compat: bool) -> u32 {
+    if number >= NATIVE_SYSCALLS {
         UNKNOWN_SYSCALL
     } else if compat {
-        let index = NATIVE_SYSCALLS + number as u32;
+        let index = NATIVE_SYSCALLS + number;
         if index >= UNKNOWN_SYSCALL { UNKNOWN_SYSCALL } else { index }
     } else {
-        number as u32
+        number
     }
 }
 
@@ -341,6 +341,27 @@ pub const START_TIME_BITS: u32 = 56;
 /// Masks the time of a start slot.
 pub const START_TIME_MASK: u64 = (1 << START_TIME_BITS) - 1;
 
+/// User space reads these out of maps byte by byte: the orphan rule wants the promise to stand here.
+#[cfg(feature = "user")]
+mod user {
+    use super::{BlockKey, BlockStats, Histogram, NamedHistogram, RunqKey, SyscallCell, SyscallKey};
+
+    // SAFETY: all of these are repr(C) without padding and valid for every bit pattern.
+    unsafe impl aya::Pod for Histogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SyscallCell {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SyscallKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for RunqKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NamedHistogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for BlockKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for BlockStats {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,7 +405,7 @@ mod tests {
         assert_eq!(syscall_index(0, true), 512);
         assert_eq!(syscall_index(511, true), UNKNOWN_SYSCALL);
         assert_eq!(syscall_index(4_000_000, false), UNKNOWN_SYSCALL);
-        assert_eq!(syscall_index(u64::MAX, true), UNKNOWN_SYSCALL);
+        assert_eq!(syscall_index(u32::MAX, true), UNKNOWN_SYSCALL);
         assert_eq!(syscall_index(0x4000_0001, false), UNKNOWN_SYSCALL);
     }
 }

@@ -20,7 +20,7 @@ static REGS_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
 #[unsafe(no_mangle)]
 static REGS_COMPAT_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
 /// The number that the registers hold when `rt_sigreturn` has replaced them.
-const REPLACED: u64 = u64::MAX;
+const REPLACED: u32 = u32::MAX;
 /// Native number of `rt_sigreturn`.
 #[unsafe(no_mangle)]
 static RT_SIGRETURN: Global<u32> = Global::new(15);
@@ -40,14 +40,14 @@ pub enum Return {
 #[inline(always)]
 pub fn entered(ctx: &BtfTracePointContext) -> u32 {
     // Prototype: struct pt_regs *regs, long id (include/trace/events/syscalls.h).
-    syscall_index(ctx.arg::<u64>(1), in_compat_syscall())
+    syscall_index(ctx.arg::<u32>(1), in_compat_syscall())
 }
 
 /// The index of the call that a thread returns from.
 #[inline(always)]
 pub fn returning(ctx: &BtfTracePointContext) -> u32 {
     // SAFETY: the first argument of sys_exit is a BTF pointer to struct pt_regs.
-    let number: u64 = unsafe { load(ctx.arg::<*const u8>(0), REGS_SYSCALL.load()) };
+    let number: u32 = unsafe { load(ctx.arg::<*const u8>(0), REGS_SYSCALL.load()) };
     if number == REPLACED {
         return RT_SIGRETURN.load();
     }
@@ -63,7 +63,7 @@ pub fn returned(ctx: &BtfTracePointContext) -> Return {
         return Return::Success;
     }
     // SAFETY: as in `returning`.
-    let number: u64 = unsafe { load(ctx.arg::<*const u8>(0), REGS_SYSCALL.load()) };
+    let number: u32 = unsafe { load(ctx.arg::<*const u8>(0), REGS_SYSCALL.load()) };
     match error {
         _ if number == REPLACED => Return::Success,
         // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK.

@@ -1,3 +1,11 @@
 //! All that touches the kernel for native probes.
 
+pub mod arch;
+pub mod attached;
 pub mod btf;
+pub mod cost;
+pub mod filter;
+pub mod image;
+pub mod layout;
+pub mod loader;
+pub mod privilege;

@@ -4,7 +4,8 @@
 
 use aya_ebpf::{
     macros::{
-        btf_tracepoint, fentry, fexit, kprobe, kretprobe, lsm, perf_event, raw_tracepoint, tracepoint, uprobe, uretprobe,
+        btf_tracepoint, fentry, fexit, kprobe, kretprobe, lsm, perf_event, raw_tracepoint, tracepoint, uprobe,
+        uretprobe,
     },
     programs::{
         BtfTracePointContext, FEntryContext, FExitContext, LsmContext, PerfEventContext, ProbeContext,

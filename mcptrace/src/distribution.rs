@@ -1,0 +1,173 @@
+//! Log-linear histograms in user space: merging what the kernel kept, percentiles. Pure.
+
+use mcptrace_ebpf::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low};
+
+use crate::report::{Row, Series};
+
+/// The largest relative error of a percentile: half a bucket, and a bucket is an eighth of its lower bound.
+pub const RELATIVE_ERROR: f64 = 0.5 / (1 << SUB_BUCKET_BITS) as f64;
+
+/// A distribution of values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distribution {
+    buckets: Vec<u64>,
+    count: u64,
+    sum: u64,
+    min: u64,
+    max: u64,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self { buckets: vec![0; BUCKETS], count: 0, sum: 0, min: u64::MAX, max: 0 }
+    }
+}
+
+impl Distribution {
+    /// Adds what one CPU or group kept in the kernel.
+    pub fn add(&mut self, kept: &Histogram) {
+        let mut count = 0;
+        for (bucket, more) in self.buckets.iter_mut().zip(&kept.buckets) {
+            *bucket += more;
+            count += more;
+        }
+        if count == 0 {
+            return;
+        }
+        self.count += count;
+        self.sum = self.sum.saturating_add(kept.sum);
+        let (min, max) = extremes(kept);
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+    }
+
+    /// Adds another distribution.
+    pub fn merge(&mut self, other: &Self) {
+        let Self { buckets, count, sum, min, max } = other;
+        for (bucket, more) in self.buckets.iter_mut().zip(buckets) {
+            *bucket += more;
+        }
+        self.count += count;
+        self.sum = self.sum.saturating_add(*sum);
+        self.min = self.min.min(*min);
+        self.max = self.max.max(*max);
+    }
+
+    /// How many values.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The value that a share of all values is at most, within [`RELATIVE_ERROR`]. 0 if there are none.
+    pub fn percentile(&self, share: f64) -> u64 {
+        let rank = ((share * self.count as f64).ceil() as u64).clamp(1, self.count.max(1));
+        let mut below = 0;
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            below += count;
+            if below >= rank {
+                let middle = u64::midpoint(bucket_low(bucket), bucket_high(bucket) - 1);
+                return middle.clamp(self.min, self.max);
+            }
+        }
+        0
+    }
+
+    /// The distribution as a series of a report.
+    pub fn series(&self, key: Row) -> Series {
+        let empty = self.count == 0;
+        Series {
+            key,
+            count: self.count,
+            min: if empty { 0 } else { self.min },
+            max: self.max,
+            mean: if empty { 0.0 } else { self.sum as f64 / self.count as f64 },
+            p50: self.percentile(0.5),
+            p90: self.percentile(0.9),
+            p99: self.percentile(0.99),
+            p999: self.percentile(0.999),
+            buckets: self.filled(),
+            also: Row::new(),
+        }
+    }
+
+    fn filled(&self) -> Vec<(u64, u64, u64)> {
+        let filled = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+        filled.map(|(bucket, count)| (bucket_low(bucket), bucket_high(bucket), *count)).collect()
+    }
+}
+
+/// The smallest and largest value. Where CPUs share a histogram, an update of either may have been lost; the outermost buckets then
+/// say more.
+fn extremes(kept: &Histogram) -> (u64, u64) {
+    let first = kept.buckets.iter().position(|count| *count > 0).unwrap_or(0);
+    let last = kept.buckets.iter().rposition(|count| *count > 0).unwrap_or(0);
+    let min = kept.min_plus_1.wrapping_sub(1).min(bucket_high(first) - 1).max(bucket_low(first));
+    let max = kept.max.max(bucket_low(last)).min(bucket_high(last) - 1);
+    (min, max)
+}
+
+#[cfg(test)]
+mod tests {
+    use mcptrace_ebpf::bucket_of;
+
+    use super::*;
+
+    fn kept(values: &[u64]) -> Histogram {
+        let mut histogram = Histogram::EMPTY;
+        for value in values {
+            histogram.buckets[bucket_of(*value)] += 1;
+            histogram.sum += value;
+            histogram.max = histogram.max.max(*value);
+            histogram.min_plus_1 = if histogram.min_plus_1 == 0 { value + 1 } else { histogram.min_plus_1.min(value + 1) };
+        }
+        histogram
+    }
+
+    fn of(values: &[u64]) -> Distribution {
+        let mut distribution = Distribution::default();
+        distribution.add(&kept(values));
+        distribution
+    }
+
+    #[test]
+    fn percentiles_are_within_the_stated_error() {
+        let values: Vec<u64> = (1..=100_000).map(|n| n * 37).collect();
+        let distribution = of(&values);
+        for share in [0.001, 0.5, 0.9, 0.99, 0.999, 1.0] {
+            let exact = values[((share * values.len() as f64).ceil() as usize).max(1) - 1] as f64;
+            let found = distribution.percentile(share) as f64;
+            assert!((found - exact).abs() <= exact * RELATIVE_ERROR, "{share}: {found} for {exact}");
+        }
+    }
+
+    #[test]
+    fn one_value_is_every_percentile() {
+        let series = of(&[12_345]).series(Row::new());
+        assert_eq!((series.min, series.p50, series.p999, series.max, series.mean), (12_345, 12_345, 12_345, 12_345, 12_345.0));
+    }
+
+    #[test]
+    fn nothing_is_all_zeros_and_no_bucket() {
+        let series = Distribution::default().series(Row::new());
+        assert_eq!((series.count, series.min, series.max, series.p50, series.mean), (0, 0, 0, 0, 0.0));
+        assert!(series.buckets.is_empty());
+    }
+
+    #[test]
+    fn merging_is_adding_up() {
+        let mut both = of(&[1, 2, 3]);
+        both.merge(&of(&[1000, 2000]));
+        assert_eq!(both, of(&[1, 2, 3, 1000, 2000]));
+    }
+
+    #[test]
+    fn a_lost_extreme_is_mended_by_the_buckets() {
+        let mut lost = kept(&[10, 1_000_000]);
+        (lost.min_plus_1, lost.max) = (500, 3);
+        let mut distribution = Distribution::default();
+        distribution.add(&lost);
+        let series = distribution.series(Row::new());
+        assert_eq!(series.min, 10);
+        assert!(series.max.abs_diff(1_000_000) < 125_000);
+    }
+}

@@ -1,0 +1,94 @@
+//! What attached programs cost: their run time as the kernel measures it in a short window, and the cost of entering them.
+
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use super::loader::AttachedProgram;
+
+/// Nanoseconds that a hook costs before its program's first instruction, by tracepoint.
+///
+/// Measured on the reference machine (Linux 6.18, 2 vCPU AMD EPYC) with empty programs: 77 for entering a system call, which
+/// includes the kernel's slow path for traced calls, 45 more for its return, 15 for any other tracepoint.
+pub fn hook_ns(tracepoint: &str) -> f64 {
+    match tracepoint {
+        "sys_enter" => 77.0,
+        "sys_exit" => 45.0,
+        _ => 15.0,
+    }
+}
+
+/// What the kernel tells about a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Info {
+    /// Time in the program, while run-time statistics were on, in nanoseconds.
+    pub run_time_ns: u64,
+    /// Runs, while run-time statistics were on.
+    pub runs: u64,
+    /// Runs skipped because the program was already running on that CPU (5.12 and later).
+    pub recursion_misses: Option<u64>,
+}
+
+/// Asks the kernel about a program. aya's `ProgramInfo` lacks the misses.
+pub fn info(program: i32) -> Option<Info> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: the kernel fills at most `length` bytes of the structure and writes back how many.
+    let outcome = unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program, &raw mut info, &raw mut length) };
+    let known = std::mem::offset_of!(libbpf_sys::bpf_prog_info, recursion_misses) + 8;
+    (outcome == 0).then(|| Info {
+        run_time_ns: info.run_time_ns,
+        runs: info.run_cnt,
+        recursion_misses: (length as usize >= known).then_some(info.recursion_misses),
+    })
+}
+
+/// The run time of each program, sampled in a window.
+#[derive(Debug)]
+pub struct Sample {
+    started: Instant,
+    before: Vec<Info>,
+    /// Run-time statistics are on, host-wide, as long as this is open.
+    _statistics: OwnedFd,
+}
+
+/// What a [`Sample`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// CPU time spent in and on the programs, in nanoseconds, during the window.
+    pub ns: f64,
+    /// Runs of the program that counts events.
+    pub events: u64,
+    /// Length of the window.
+    pub window: Duration,
+}
+
+impl Sample {
+    /// Begins a window; `None` where the kernel does not allow it (before 5.8, or without `CAP_SYS_ADMIN`).
+    pub fn begin(programs: &[AttachedProgram]) -> Option<Self> {
+        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok()?;
+        let before = programs.iter().map(|program| info(program.raw_fd())).collect::<Option<_>>()?;
+        Some(Self { started: Instant::now(), before, _statistics: statistics })
+    }
+
+    /// How long the window has been open.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Ends the window.
+    pub fn end(self, programs: &[AttachedProgram], counts: &str) -> Option<Cost> {
+        let window = self.started.elapsed();
+        let mut cost = Cost { window, ..Cost::default() };
+        for (program, before) in programs.iter().zip(&self.before) {
+            let after = info(program.raw_fd())?;
+            let runs = after.runs - before.runs;
+            cost.ns += (after.run_time_ns - before.run_time_ns) as f64 + runs as f64 * hook_ns(program.tracepoint);
+            if program.name == counts {
+                cost.events = runs;
+            }
+        }
+        Some(cost)
+    }
+}

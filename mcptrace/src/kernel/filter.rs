@@ -1,0 +1,288 @@
+//! The filters that every probe takes, as a caller writes them and as the kernel side reads them.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use mcptrace_ebpf::{COMM_LEN, kernel as bits};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which threads a probe looks at. Every field that is set must match; the kernel side decides, so what does not match costs
+/// next to nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter {
+    /// Process id (initial pid namespace)
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub pid: Option<u32>,
+    /// Thread id
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub tid: Option<u32>,
+    /// Command name, exact, at most 15 bytes
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub comm: Option<String>,
+    /// User id
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub uid: Option<u32>,
+    /// Control group: path below the cgroup2 mount, with all below it
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub cgroup: Option<String>,
+    /// Container id or the start of one
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub container: Option<String>,
+    /// With pid: also its children from now on
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub descendants: bool,
+    /// Only what took at least this long, in microseconds
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
+    pub min_duration_us: Option<u64>,
+}
+
+/// Why a filter cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// No such process.
+    #[error("filter.pid: there is no process {0}")]
+    NoProcess(u32),
+    /// No such thread.
+    #[error("filter.tid: there is no thread {0}")]
+    NoThread(u32),
+    /// The kernel keeps 15 bytes of a command name.
+    #[error("filter.comm: `{0}` has more than 15 bytes; the kernel keeps the first 15 of a command name: use `{1}`")]
+    LongComm(String, String),
+    /// `descendants` follows a process.
+    #[error("filter.descendants needs filter.pid: the process whose children are followed")]
+    DescendantsOfNothing,
+    /// No cgroup2 hierarchy.
+    #[error("filter.{0}: no cgroup2 hierarchy is mounted here (mount -t cgroup2 none /sys/fs/cgroup)")]
+    NoHierarchy(&'static str),
+    /// No such control group.
+    #[error("filter.cgroup: there is no control group `{path}` below {mount}")]
+    NoCgroup {
+        /// As given.
+        path: String,
+        /// The hierarchy.
+        mount: String,
+    },
+    /// No such container.
+    #[error("filter.container: no control group below {mount} has `{id}` in its name; is the container running?")]
+    NoContainer {
+        /// As given.
+        id: String,
+        /// The hierarchy.
+        mount: String,
+    },
+    /// Several containers.
+    #[error("filter.container: `{id}` names {count} control groups; give more of the id")]
+    AmbiguousContainer {
+        /// As given.
+        id: String,
+        /// How many.
+        count: usize,
+    },
+    /// Both name a control group.
+    #[error("filter.cgroup and filter.container exclude each other: give one")]
+    Both,
+}
+
+/// A filter as globals of the kernel side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Globals and their values.
+    pub globals: Vec<(&'static str, Vec<u8>)>,
+    /// The process to follow.
+    pub follow: Option<u32>,
+    /// Whether any filter on threads is in force.
+    pub on_threads: bool,
+}
+
+impl Filter {
+    /// Looks up what the filter names.
+    pub fn resolve(&self) -> Result<Resolved, FilterError> {
+        self.check()?;
+        let mut resolved = Resolved::default();
+        let mut filters = 0;
+        let mut set = |bit: u32, global, value: &[u8]| {
+            filters |= bit;
+            resolved.globals.push((global, value.to_vec()));
+        };
+        if let Some(pid) = self.pid {
+            let bit = if self.descendants { bits::BY_FOLLOWED } else { bits::BY_PID };
+            set(bit, "FILTER_PID", &pid.to_ne_bytes());
+        }
+        if let Some(tid) = self.tid {
+            set(bits::BY_TID, "FILTER_TID", &tid.to_ne_bytes());
+        }
+        if let Some(uid) = self.uid {
+            set(bits::BY_UID, "FILTER_UID", &uid.to_ne_bytes());
+        }
+        if let Some(comm) = &self.comm {
+            set(bits::BY_COMM, "FILTER_COMM", &padded(comm));
+        }
+        if let Some(cgroup) = self.cgroup()? {
+            set(bits::BY_CGROUP, "FILTER_CGROUP", &cgroup.id.to_ne_bytes());
+            set(bits::BY_CGROUP, "FILTER_CGROUP_LEVEL", &cgroup.level.to_ne_bytes());
+        }
+        resolved.globals.push(("FILTERS", filters.to_ne_bytes().to_vec()));
+        if let Some(us) = self.min_duration_us {
+            resolved.globals.push(("FILTER_MIN_NS", us.saturating_mul(1000).to_ne_bytes().to_vec()));
+        }
+        resolved.on_threads = filters != 0;
+        resolved.follow = self.pid.filter(|_| self.descendants);
+        Ok(resolved)
+    }
+
+    fn check(&self) -> Result<(), FilterError> {
+        if self.descendants && self.pid.is_none() {
+            return Err(FilterError::DescendantsOfNothing);
+        }
+        if let Some(pid) = self.pid.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            return Err(FilterError::NoProcess(pid));
+        }
+        // Threads are not listed in /proc, but they can be looked up there.
+        if let Some(tid) = self.tid.filter(|tid| !Path::new(&format!("/proc/{tid}")).exists()) {
+            return Err(FilterError::NoThread(tid));
+        }
+        match &self.comm {
+            Some(comm) if comm.len() >= COMM_LEN => {
+                let end = (0..COMM_LEN).rev().find(|end| comm.is_char_boundary(*end)).unwrap_or(0);
+                Err(FilterError::LongComm(comm.clone(), comm[..end].to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn cgroup(&self) -> Result<Option<Cgroup>, FilterError> {
+        match (&self.cgroup, &self.container) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => Err(FilterError::Both),
+            (Some(path), None) => cgroup_by_path(&hierarchy("cgroup")?, path).map(Some),
+            (None, Some(id)) => cgroup_of_container(&hierarchy("container")?, id).map(Some),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cgroup {
+    /// `bpf_get_current_cgroup_id` gives the inode number of the directory.
+    id: u64,
+    level: u32,
+}
+
+/// How many control groups are looked through for a container.
+const MOST_CGROUPS: usize = 100_000;
+
+fn padded(comm: &str) -> [u8; COMM_LEN] {
+    let mut bytes = [0; COMM_LEN];
+    bytes[..comm.len()].copy_from_slice(comm.as_bytes());
+    bytes
+}
+
+fn hierarchy(field: &'static str) -> Result<PathBuf, FilterError> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    cgroup2_mount(&mounts).ok_or(FilterError::NoHierarchy(field))
+}
+
+fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]))
+}
+
+fn cgroup_by_path(mount: &Path, path: &str) -> Result<Cgroup, FilterError> {
+    let relative = path.trim_start_matches('/');
+    let inside = !relative.split('/').any(|part| part == "..");
+    let found = inside.then(|| cgroup_at(mount, &mount.join(relative))).and_then(Result::ok);
+    found.ok_or_else(|| FilterError::NoCgroup { path: path.to_owned(), mount: mount.display().to_string() })
+}
+
+fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
+    let mut found = Vec::new();
+    let mut left = vec![mount.to_owned()];
+    let mut seen = 0;
+    while let Some(directory) = left.pop() {
+        seen += 1;
+        let names_it = !id.is_empty() && directory.file_name().is_some_and(|name| is_container(&name.to_string_lossy(), id));
+        if names_it {
+            found.push(directory);
+        } else if seen < MOST_CGROUPS {
+            left.extend(subdirectories(&directory));
+        }
+    }
+    match found.as_slice() {
+        [one] => cgroup_at(mount, one)
+            .map_err(|_| FilterError::NoContainer { id: id.to_owned(), mount: mount.display().to_string() }),
+        [] => Err(FilterError::NoContainer { id: id.to_owned(), mount: mount.display().to_string() }),
+        many => Err(FilterError::AmbiguousContainer { id: id.to_owned(), count: many.len() }),
+    }
+}
+
+/// Whether the name of a control group is that of a container: `docker-ID.scope`, `crio-ID.scope`, `libpod-ID`, or `ID` alone.
+fn is_container(name: &str, id: &str) -> bool {
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    name.starts_with(id) || name.rsplit_once('-').is_some_and(|(_, last)| last.starts_with(id))
+}
+
+fn subdirectories(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn cgroup_at(mount: &Path, directory: &Path) -> io::Result<Cgroup> {
+    let metadata = fs::metadata(directory)?;
+    if !metadata.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    let below = directory.strip_prefix(mount).map_or(0, |path| path.components().count());
+    Ok(Cgroup { id: metadata.ino(), level: below as u32 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_without_fields_sets_no_bit() {
+        let resolved = Filter::default().resolve().unwrap();
+        assert_eq!(resolved.globals, [("FILTERS", vec![0; 4])]);
+        assert!(!resolved.on_threads);
+    }
+
+    #[test]
+    fn descendants_take_the_place_of_the_exact_process() {
+        let filter = Filter { pid: Some(std::process::id()), descendants: true, ..Filter::default() };
+        let resolved = filter.resolve().unwrap();
+        assert_eq!(resolved.follow, filter.pid);
+        assert!(resolved.globals.contains(&("FILTERS", bits::BY_FOLLOWED.to_ne_bytes().to_vec())));
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named() {
+        let error = |filter: Filter| filter.resolve().unwrap_err().to_string();
+        assert_eq!(error(Filter { pid: Some(0x7fff_fff0), ..Filter::default() }), "filter.pid: there is no process 2147483632");
+        assert!(error(Filter { comm: Some("a_name_that_is_long".into()), ..Filter::default() }).contains("`a_name_that_is_`"));
+        assert!(error(Filter { descendants: true, ..Filter::default() }).contains("needs filter.pid"));
+    }
+
+    #[test]
+    fn names_of_containers_are_recognised() {
+        assert!(is_container("docker-4f2a99.scope", "4f2a"));
+        assert!(is_container("4f2a99", "4f2a"));
+        assert!(!is_container("user-1000.slice", "4f2a"));
+    }
+
+    #[test]
+    fn the_second_hierarchy_of_a_hybrid_host_is_found() {
+        let mounts = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+}
