@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::process;
 
-/// InstallOptions of every task that may install packages.
+/// Options of every task that may install packages.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InstallOptions {
     /// Install nothing: only say which packages are missing and how to get them
