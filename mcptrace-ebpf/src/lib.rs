@@ -273,7 +273,7 @@ pub enum RunqBy {
 }
 
 /// A group of threads: a process with its command, or a command alone (`pid` 0).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct RunqKey {
     /// Thread group, 0 when grouped by command.

@@ -118,7 +118,8 @@ mod tests {
             histogram.buckets[bucket_of(*value)] += 1;
             histogram.sum += value;
             histogram.max = histogram.max.max(*value);
-            histogram.min_plus_1 = if histogram.min_plus_1 == 0 { value + 1 } else { histogram.min_plus_1.min(value + 1) };
+            histogram.min_plus_1 =
+                if histogram.min_plus_1 == 0 { value + 1 } else { histogram.min_plus_1.min(value + 1) };
         }
         histogram
     }
@@ -143,7 +144,10 @@ mod tests {
     #[test]
     fn one_value_is_every_percentile() {
         let series = of(&[12_345]).series(Row::new());
-        assert_eq!((series.min, series.p50, series.p999, series.max, series.mean), (12_345, 12_345, 12_345, 12_345, 12_345.0));
+        assert_eq!(
+            (series.min, series.p50, series.p999, series.max, series.mean),
+            (12_345, 12_345, 12_345, 12_345, 12_345.0)
+        );
     }
 
     #[test]

@@ -1,4 +1,16 @@
 //! mcptrace: see what a Linux kernel is doing, through MCP or a shell, at a stated cost.
+//!
+//! `docs/architecture.md` has the map and the invariants. In short: [`probes`] say what to trace, [`kernel`] loads and attaches it,
+//! [`distribution`] and [`report`] shape what was found.
 
+pub mod clock;
+pub mod distribution;
+pub mod errno;
+pub mod execution;
+pub mod executions;
 pub mod kernel;
+pub mod probes;
 pub mod report;
+pub mod store;
+pub mod suggest;
+pub mod text;

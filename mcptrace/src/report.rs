@@ -4,6 +4,7 @@
 //! the tools and the resources show all of them through the same few functions. This module is pure.
 
 pub mod text;
+pub mod view;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

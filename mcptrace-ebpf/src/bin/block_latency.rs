@@ -64,9 +64,8 @@ fn issued(ctx: BtfTracePointContext) -> i32 {
     let request = request(&ctx) as u64;
     let now = now();
     if FILTERED.load() == 0 {
-        if ISSUED.insert(&request, &now, 0).is_err() {
-            count(Counter::MapFull);
-        }
+        // Without room its completion finds no start and is counted then.
+        let _ = ISSUED.insert(&request, &now, 0);
     } else if let Some(issue) = ISSUED.get_ptr_mut(&request) {
         // SAFETY: a pointer into the map's value.
         unsafe { *issue = now };
@@ -130,7 +129,7 @@ fn finish(rq: *const u8, issue: u64, now: u64, error: u64, bytes: u64) {
     }
     count(Counter::Seen);
     let Some(stats) = stats(rq) else {
-        count(Counter::BufferFull);
+        count(Counter::MapFull);
         return;
     };
     // SAFETY: a pointer into the map's value.

@@ -86,7 +86,7 @@ fn add_to_histogram(index: u32, latency: u64) {
     // SAFETY: the helper takes nothing.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let exclusive = BANK_PER_CPU.load() != 0;
-    let bank = if exclusive { cpu } else { cpu % BANKS.load() };
+    let bank = if exclusive { cpu } else { cpu.checked_rem(BANKS.load()).unwrap_or(0) };
     let Some(histogram) = HISTOGRAMS.get_ptr_mut(bank * SYSCALLS + index) else { return };
     // SAFETY: a pointer into the map's value; with a bank per CPU nobody else writes it.
     unsafe {

@@ -2,12 +2,12 @@
 
 use mcptrace_ebpf::{NATIVE_SYSCALLS, UNKNOWN_SYSCALL};
 
-/// The native system calls of this architecture.
-#[cfg(target_arch = "x86_64")]
-use syscalls::x86_64::Sysno as Native;
 /// The system calls of the 32-bit programs that it can run.
 #[cfg(target_arch = "x86_64")]
 use syscalls::x86::Sysno as Compat;
+/// The native system calls of this architecture.
+#[cfg(target_arch = "x86_64")]
+use syscalls::x86_64::Sysno as Native;
 
 #[cfg(target_arch = "aarch64")]
 use syscalls::aarch64::Sysno as Native;

@@ -235,7 +235,8 @@ fn set_transport(image: &mut Image, plan: &Plan) -> Result<(), LoadError> {
 fn follow(ebpf: &mut Ebpf, pid: u32) -> Result<(), LoadError> {
     let what = "table of followed processes";
     let buffer = |error: MapError| LoadError::Buffer { what, reason: chain(&error) };
-    let map = ebpf.map_mut("FOLLOWED").ok_or_else(|| LoadError::Buffer { what, reason: "no map FOLLOWED".to_owned() })?;
+    let map =
+        ebpf.map_mut("FOLLOWED").ok_or_else(|| LoadError::Buffer { what, reason: "no map FOLLOWED".to_owned() })?;
     let mut followed = HashMap::<_, u32, u8>::try_from(map).map_err(buffer)?;
     followed.insert(pid, 1, 0).map_err(buffer)
 }
@@ -293,4 +294,3 @@ fn wait_for_running_programs() {
 pub fn possible_cpus() -> u32 {
     nr_cpus().map_or(1, |cpus| cpus as u32)
 }
-

@@ -211,7 +211,8 @@ fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
     let mut seen = 0;
     while let Some(directory) = left.pop() {
         seen += 1;
-        let names_it = !id.is_empty() && directory.file_name().is_some_and(|name| is_container(&name.to_string_lossy(), id));
+        let names_it =
+            !id.is_empty() && directory.file_name().is_some_and(|name| is_container(&name.to_string_lossy(), id));
         if names_it {
             found.push(directory);
         } else if seen < MOST_CGROUPS {
@@ -268,8 +269,14 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_named() {
         let error = |filter: Filter| filter.resolve().unwrap_err().to_string();
-        assert_eq!(error(Filter { pid: Some(0x7fff_fff0), ..Filter::default() }), "filter.pid: there is no process 2147483632");
-        assert!(error(Filter { comm: Some("a_name_that_is_long".into()), ..Filter::default() }).contains("`a_name_that_is_`"));
+        assert_eq!(
+            error(Filter { pid: Some(0x7fff_fff0), ..Filter::default() }),
+            "filter.pid: there is no process 2147483632"
+        );
+        assert!(
+            error(Filter { comm: Some("a_name_that_is_long".into()), ..Filter::default() })
+                .contains("`a_name_that_is_`")
+        );
         assert!(error(Filter { descendants: true, ..Filter::default() }).contains("needs filter.pid"));
     }
 

@@ -118,7 +118,9 @@ fn symbols(bytes: &[u8]) -> Result<Vec<Symbol>, ImageError> {
     let file = object::File::parse(bytes)?;
     let mut symbols = Vec::new();
     for symbol in file.symbols() {
-        let Some(section) = symbol.section_index().and_then(|index| file.section_by_index(index).ok()) else { continue };
+        let Some(section) = symbol.section_index().and_then(|index| file.section_by_index(index).ok()) else {
+            continue;
+        };
         let section_name = section.name()?;
         let is_map = section_name == MAPS_SECTION;
         let (true, Some((start, _))) = (is_map || section_name.starts_with(".rodata"), section.file_range()) else {

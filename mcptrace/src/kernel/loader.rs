@@ -180,7 +180,7 @@ impl TryCloneFd for ProgramFd {
 }
 
 /// An error with all its causes on one line; lack of privilege becomes [`LoadError::Permission`].
-fn refused(error: &dyn std::error::Error, otherwise: impl FnOnce(String) -> LoadError) -> LoadError {
+fn refused(error: &(dyn std::error::Error + 'static), otherwise: impl FnOnce(String) -> LoadError) -> LoadError {
     let missing = super::privilege::missing_for_native();
     if !missing.is_empty() && is_permission(error) {
         let binary = std::env::current_exe().map_or_else(|_| "mcptrace".to_owned(), |path| path.display().to_string());
@@ -189,14 +189,14 @@ fn refused(error: &dyn std::error::Error, otherwise: impl FnOnce(String) -> Load
     otherwise(chain(error))
 }
 
-fn is_permission(error: &dyn std::error::Error) -> bool {
+fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EPERM))
     })
 }
 
 /// An error and its causes, separated by colons, without repetition, at most 2 KB from the end (the verifier speaks last).
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     const LONGEST: usize = 2048;
     let mut text = String::new();
     for cause in causes(error) {
@@ -212,7 +212,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text.split_off(start.unwrap_or(0))
 }
 
-fn causes<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 

@@ -16,8 +16,16 @@ pub struct Capability {
 /// What mcptrace can make use of.
 pub const CAPABILITIES: &[Capability] = &[
     Capability { name: "CAP_BPF", number: 39, purpose: "load eBPF programs and maps" },
-    Capability { name: "CAP_PERFMON", number: 38, purpose: "attach programs to tracepoints and read kernel memory in them" },
-    Capability { name: "CAP_SYS_ADMIN", number: 21, purpose: "measure overhead, mount tracefs, list other eBPF programs" },
+    Capability {
+        name: "CAP_PERFMON",
+        number: 38,
+        purpose: "attach programs to tracepoints and read kernel memory in them",
+    },
+    Capability {
+        name: "CAP_SYS_ADMIN",
+        number: 21,
+        purpose: "measure overhead, mount tracefs, list other eBPF programs",
+    },
     Capability { name: "CAP_SYSLOG", number: 34, purpose: "resolve kernel addresses to symbols" },
     Capability { name: "CAP_DAC_READ_SEARCH", number: 2, purpose: "read tracefs and other users' binaries" },
     Capability { name: "CAP_SYS_PTRACE", number: 19, purpose: "read other users' process maps" },

@@ -1,0 +1,339 @@
+//! An execution of a native probe: drains its events, samples its cost, and accounts for what was lost.
+
+use std::{
+    any::Any,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mcptrace_ebpf::Counter;
+
+use super::{Control, Page, Snapshot, Source};
+use crate::{
+    clock::Clock,
+    kernel::{
+        attached::{Attached, Counters},
+        cost::{Cost, Sample},
+        loader::chain,
+    },
+    probes::{Found, Prepared, Reader},
+    report::{Events, Loss, Overhead, Report},
+    store::Store,
+};
+
+/// How often buffers are looked at while events come, and when none came for a while.
+const BUSY: Duration = Duration::from_millis(2);
+const IDLE: Duration = Duration::from_millis(20);
+/// The most that is taken out of a buffer at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// Records that an execution keeps for reading, in bytes: some 60,000 opens.
+pub const STORE_BYTES: usize = 8 << 20;
+/// Length of the window in which run time is sampled, and how long a run must be to have one.
+const SAMPLE: Duration = Duration::from_millis(50);
+const SHORTEST_SAMPLED: Duration = Duration::from_millis(300);
+/// How often a long run is sampled again.
+const RESAMPLE: Duration = Duration::from_secs(60);
+
+/// A native probe at work.
+pub struct ProbeSource {
+    live: Mutex<Option<Attached>>,
+    reader: Box<dyn Reader>,
+    store: Mutex<Store>,
+    clock: Clock,
+    sends_events: bool,
+    filtered: bool,
+    counts: &'static str,
+    cost_ns: f64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    malformed: u64,
+    cost: Option<(Cost, u64)>,
+    /// What was found in the end; set once.
+    last: Option<Last>,
+}
+
+#[derive(Clone)]
+struct Last {
+    found: Result<(Option<Report>, u64, Vec<String>), String>,
+    counters: Counters,
+    missed: Option<(u64, u64)>,
+}
+
+impl ProbeSource {
+    /// Takes over an attached probe.
+    pub fn new(attached: Attached, prepared: Prepared, filtered: bool, cost_ns: f64) -> Self {
+        Self {
+            live: Mutex::new(Some(attached)),
+            reader: prepared.reader,
+            store: Mutex::new(Store::new(STORE_BYTES)),
+            clock: Clock::now(),
+            sends_events: prepared.plan.event_bytes > 0,
+            filtered,
+            counts: prepared.plan.counts,
+            cost_ns,
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    /// Takes what is in the buffers; true if there was anything.
+    fn drain(&self) -> bool {
+        let records = lock(&self.live).as_mut().map(|attached| attached.drain(BATCH_BYTES)).unwrap_or_default();
+        let any = !records.is_empty();
+        let mut malformed = 0;
+        let mut store = lock(&self.store);
+        for record in records {
+            if self.reader.accepts(&record) { store.push(record) } else { malformed += 1 }
+        }
+        drop(store);
+        if malformed > 0 {
+            lock(&self.state).malformed += malformed;
+        }
+        any
+    }
+
+    fn collect(&self, control: &Control) {
+        let mut sampler = Sampler::new(control.length());
+        let mut pause = IDLE;
+        loop {
+            let wait = if self.sends_events { pause } else { Duration::from_millis(100) };
+            let end = control.wait(sampler.limit(wait));
+            if self.sends_events {
+                pause = if self.drain() { BUSY } else { (pause * 2).min(IDLE) };
+            }
+            sampler.step(self);
+            if end {
+                return;
+            }
+        }
+    }
+
+    /// Detaches, takes what is left, and reads everything for the last time.
+    fn finish(&self, seconds: f64) -> Result<(), String> {
+        if let Some(attached) = lock(&self.live).as_mut() {
+            attached.detach();
+        }
+        while self.drain() {}
+        let Some(attached) = lock(&self.live).take() else { return Ok(()) };
+        let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
+        let counters = attached.counters().map_err(|error| chain(&error))?;
+        let missed = attached.missed();
+        drop(attached);
+        crate::kernel::loader::release_free_memory();
+        let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
+        let result = found.as_ref().map(|_| ()).map_err(Clone::clone);
+        lock(&self.state).last = Some(Last { found, counters, missed });
+        result
+    }
+
+    /// What was found in the end, if it has ended.
+    fn last(&self) -> Option<Last> {
+        lock(&self.state).last.clone()
+    }
+
+    /// Report, counters and misses as they are now.
+    fn read(&self, seconds: f64) -> Option<Last> {
+        let live = lock(&self.live);
+        let attached = live.as_ref()?;
+        let counters = attached.counters().ok()?;
+        let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
+        let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
+        Some(Last { found, counters, missed: attached.missed() })
+    }
+
+    fn loss_of(&self, counters: &Counters, missed: Option<(u64, u64)>, delivered: u64) -> Loss {
+        let mut loss = Loss {
+            seen: Some(counters.get(Counter::Seen)),
+            delivered: Some(delivered),
+            missed: missed.map(|(counting, _)| counting),
+            ..Loss::default()
+        };
+        let malformed = lock(&self.state).malformed;
+        let causes = [
+            ("buffer_full", counters.get(Counter::BufferFull)),
+            ("start_missing", counters.get(Counter::StartMissing)),
+            ("map_full", counters.get(Counter::MapFull)),
+            ("malformed", malformed),
+        ];
+        loss.dropped = causes.into_iter().filter(|(_, n)| *n > 0).map(|(cause, n)| (cause.to_owned(), n)).collect();
+        loss
+    }
+
+    fn events_page(&self, page: &Page) -> (Events, u64, u64) {
+        let store = lock(&self.store);
+        let from = page.from.max(store.evicted());
+        let shown: Vec<_> = store.from(from).take(page.limit).map(|(_, record)| record.clone()).collect();
+        let (total, evicted) = (store.total(), store.evicted());
+        drop(store);
+        let next = from.min(total) + shown.len() as u64;
+        let rows = shown.iter().filter_map(|record| self.reader.row(record, &self.clock)).collect();
+        let events = Events { fields: self.reader.event_fields(), rows, rows_total: total, rows_evicted: evicted };
+        (events, next, total - next)
+    }
+
+    fn notes(&self, last: &Last, page: &Page) -> Vec<String> {
+        let mut notes = Vec::new();
+        let Last { counters, missed, .. } = last;
+        match missed {
+            None => notes.push(
+                "this kernel does not tell how many events its recursion guard kept from the programs (missed): before 5.12".into(),
+            ),
+            Some((counting, _)) if self.filtered && *counting > 0 => {
+                notes.push("missed is an upper bound: it includes events that the filters would have left out".into());
+            }
+            Some(_) => {}
+        }
+        if let Some((_, others @ 1..)) = missed {
+            notes.push(format!(
+                "{others} runs of helper programs were missed: some starts, errors or wakeups are not in the numbers"
+            ));
+        }
+        let side_lost = counters.get(Counter::SideBufferFull);
+        if side_lost > 0 {
+            notes.push(format!(
+                "{side_lost} of {} slow calls are not among the events: the buffer was full",
+                counters.get(Counter::SideSeen)
+            ));
+        }
+        let unfollowed = counters.get(Counter::FollowFull);
+        if unfollowed > 0 {
+            notes.push(format!(
+                "{unfollowed} processes or requests were not followed: the table was full; their events are missing"
+            ));
+        }
+        if counters.get(Counter::Seen) == 0 && self.filtered {
+            notes.push("nothing matched the filters while this ran".into());
+        }
+        if self.sends_events {
+            notes.extend(evicted_note(lock(&self.store).evicted(), page));
+        }
+        notes
+    }
+
+    fn overhead(&self, seen: u64, seconds: f64) -> Option<Overhead> {
+        let round = |value: f64| (value * 1000.0).round() / 1000.0;
+        let measured = lock(&self.state).cost;
+        let Some((cost, seen_in_window)) = measured else {
+            let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
+            return Some(Overhead {
+                ns_per_event: self.cost_ns,
+                cpu_percent: round(percent),
+                method: "estimated".into(),
+            });
+        };
+        let per_event = if seen_in_window > 0 { cost.ns / seen_in_window as f64 } else { 0.0 };
+        let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
+        Some(Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() })
+    }
+}
+
+impl Source for ProbeSource {
+    fn run(&self, control: &Control) -> Result<(), String> {
+        self.collect(control);
+        self.finish(control.started().elapsed().as_secs_f64())
+    }
+
+    fn snapshot(&self, seconds: f64, page: &Page) -> Snapshot {
+        // The second look is for a run that ended between the first one and the reading of its maps.
+        let last = self.last().or_else(|| self.read(seconds)).or_else(|| self.last());
+        last.map_or_else(Snapshot::default, |last| self.shape(last, seconds, page))
+    }
+
+    fn loss(&self) -> Loss {
+        let ended = self.last().map(|last| (last.counters, last.missed));
+        let now =
+            || lock(&self.live).as_ref().and_then(|attached| Some((attached.counters().ok()?, attached.missed())));
+        let (counters, missed) = ended.or_else(now).unwrap_or_default();
+        let delivered = lock(&self.store).total();
+        self.loss_of(&counters, missed, delivered)
+    }
+
+    fn bytes(&self) -> usize {
+        lock(&self.store).bytes()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl ProbeSource {
+    fn shape(&self, last: Last, seconds: f64, page: &Page) -> Snapshot {
+        let mut notes = self.notes(&last, page);
+        let (report, mut delivered) = match last.found {
+            Ok((report, delivered, more_notes)) => {
+                notes.extend(more_notes);
+                (report, delivered)
+            }
+            Err(error) => {
+                notes.push(format!("the report could not be read: {error}"));
+                (None, 0)
+            }
+        };
+        let mut snapshot = Snapshot { report, ..Snapshot::default() };
+        if self.sends_events {
+            let (events, next, left) = self.events_page(page);
+            if snapshot.report.is_none() {
+                delivered = events.rows_total;
+                (snapshot.events_next, snapshot.events_left) = (Some(next), left);
+            }
+            snapshot.events = Some(events);
+        }
+        snapshot.loss = self.loss_of(&last.counters, last.missed, delivered);
+        snapshot.overhead = self.overhead(last.counters.get(Counter::Seen), seconds);
+        snapshot.notes = notes;
+        snapshot
+    }
+}
+
+fn evicted_note(evicted: u64, page: &Page) -> Option<String> {
+    let skipped = evicted.saturating_sub(page.from);
+    (skipped > 0).then(|| {
+        format!("{skipped} older events are no longer kept ({} MB of memory for an execution); they are counted in rows_total", STORE_BYTES >> 20)
+    })
+}
+
+/// Opens a window of run-time statistics now and then.
+struct Sampler {
+    next: Option<Instant>,
+    open: Option<(Sample, u64)>,
+}
+
+impl Sampler {
+    fn new(length: Duration) -> Self {
+        let first = (length >= SHORTEST_SAMPLED).then(|| Instant::now() + (length / 4).min(Duration::from_millis(500)));
+        Self { next: first, open: None }
+    }
+
+    /// A pause, shortened to the next step.
+    fn limit(&self, pause: Duration) -> Duration {
+        let until = match (&self.open, self.next) {
+            (Some((sample, _)), _) => SAMPLE.saturating_sub(sample.elapsed()),
+            (None, Some(next)) => next.saturating_duration_since(Instant::now()),
+            (None, None) => pause,
+        };
+        pause.min(until.max(Duration::from_millis(1)))
+    }
+
+    fn step(&mut self, source: &ProbeSource) {
+        let live = lock(&source.live);
+        let Some(attached) = live.as_ref() else { return };
+        let seen = || attached.counters().map_or(0, |counters| counters.get(Counter::Seen));
+        if self.open.as_ref().is_some_and(|(sample, _)| sample.elapsed() >= SAMPLE) {
+            let Some((sample, before)) = self.open.take() else { return };
+            if let Some(cost) = sample.end(attached.programs(), source.counts) {
+                let seen = seen() - before;
+                lock(&source.state).cost = Some((cost, seen));
+            }
+        } else if self.open.is_none() && self.next.is_some_and(|next| next <= Instant::now()) {
+            self.next = Some(Instant::now() + RESAMPLE);
+            self.open = Sample::begin(attached.programs()).map(|sample| (sample, seen()));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,412 @@
+//! All executions of a server: starts them, finds them by id, caps how many run, and lets old ones go.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    execution::{Execution, Identity, probe::ProbeSource},
+    kernel::{
+        attached::{Attached, Transport, possible_cpus},
+        filter::{Filter, FilterError},
+        loader::{Kernel, LoadError},
+    },
+    probes::{self, Context, Entry, OptionError},
+    report::{Kind, Row, Status},
+    suggest::nearest,
+};
+
+/// What bounds the executions of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How many may run at once.
+    pub running: usize,
+    /// How many that have ended are kept.
+    pub kept: usize,
+    /// How long one that has ended is kept.
+    pub keep: Duration,
+    /// Memory of events kept by all of them, in bytes.
+    pub bytes: usize,
+    /// The longest run.
+    pub longest: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            running: 8,
+            kept: 64,
+            keep: Duration::from_secs(3600),
+            bytes: 64 << 20,
+            longest: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// What is to be run natively.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProbeRequest {
+    /// The probe's name.
+    pub probe: String,
+    /// Its options.
+    pub options: Map<String, Value>,
+    /// Which threads it looks at.
+    pub filter: Filter,
+    /// How long, in seconds.
+    pub seconds: f64,
+    /// Who asks.
+    pub owner: String,
+}
+
+/// Why something was not started, found or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No such probe.
+    #[error("there is no probe `{name}`; list_probes shows all")]
+    UnknownProbe {
+        /// As given.
+        name: String,
+        /// The nearest known name.
+        did_you_mean: Option<String>,
+    },
+    /// No such option of this probe.
+    #[error("probe {probe} takes no option `{name}`; it takes {known}")]
+    UnknownOption {
+        /// The probe.
+        probe: &'static str,
+        /// As given.
+        name: String,
+        /// All it takes.
+        known: String,
+        /// The nearest known name.
+        did_you_mean: Option<String>,
+    },
+    /// The options do not do.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// The filter does not do.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The length does not do.
+    #[error("seconds must be more than 0 and at most {longest}, not {given}")]
+    Seconds {
+        /// As given.
+        given: f64,
+        /// The longest.
+        longest: f64,
+    },
+    /// Too many run.
+    #[error("{running} executions are running, which is the limit: stop one (list_executions, stop_execution) or wait")]
+    Busy {
+        /// How many.
+        running: usize,
+    },
+    /// The kernel cannot run it.
+    #[error("{probe} cannot run on this kernel: {reason}")]
+    Unsupported {
+        /// The probe.
+        probe: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// It could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// No thread for it.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// No such execution.
+    #[error("there is no execution `{0}`; list_executions shows those there are")]
+    UnknownId(String),
+    /// It has been let go.
+    #[error("execution `{0}` has expired: results are kept for an hour, and the last 64 of them; run it again")]
+    Expired(String),
+}
+
+impl Refusal {
+    /// The nearest known name, where there is one.
+    pub fn did_you_mean(&self) -> Option<&str> {
+        match self {
+            Self::UnknownProbe { did_you_mean, .. } | Self::UnknownOption { did_you_mean, .. } => {
+                did_you_mean.as_deref()
+            }
+            Self::Option(error) => error.did_you_mean.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// One word for the kind of refusal, for programs.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::UnknownProbe { .. } => "unknown_probe",
+            Self::UnknownOption { .. } => "unknown_option",
+            Self::Option(_) => "invalid_option",
+            Self::Filter(_) => "invalid_filter",
+            Self::Seconds { .. } => "invalid_seconds",
+            Self::Busy { .. } => "busy",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Load(LoadError::Permission { .. }) => "permission",
+            Self::Load(LoadError::Btf(_)) => "unsupported",
+            Self::Load(_) | Self::Thread(_) => "internal",
+            Self::UnknownId(_) => "unknown_execution",
+            Self::Expired(_) => "expired_execution",
+        }
+    }
+}
+
+/// A line of the list of executions.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, schemars::JsonSchema)]
+pub struct Summary {
+    /// Its id.
+    pub execution_id: String,
+    /// Probe or script.
+    pub kind: Kind,
+    /// The probe; empty for scripts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub probe: String,
+    /// How far it is.
+    pub status: Status,
+    /// When it began, UTC.
+    pub started: String,
+    /// How long it has run, in seconds.
+    pub seconds: f64,
+    /// How long it is to run, in seconds.
+    pub planned_seconds: f64,
+}
+
+/// All executions.
+#[derive(Default)]
+pub struct Executions {
+    limits: Limits,
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    by_id: HashMap<String, Arc<Execution>>,
+    /// Ids in the order of starting.
+    order: VecDeque<String>,
+    /// Ids of those that were let go, so that the error can say so.
+    expired: VecDeque<String>,
+    /// Places taken by those about to start.
+    starting: usize,
+}
+
+/// Ids of expired executions that are remembered.
+const REMEMBERED: usize = 1024;
+
+impl Executions {
+    /// No executions yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, all: Mutex::default() }
+    }
+
+    /// The bounds in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Starts a native probe; returns when it is attached.
+    pub fn start_probe(&self, request: &ProbeRequest) -> Result<Arc<Execution>, Refusal> {
+        let entry = find(&request.probe)?;
+        check_options(entry, &request.options)?;
+        let length = self.length(request.seconds)?;
+        let filter = request.filter.resolve()?;
+        let place = self.take_place()?;
+        let kernel = Kernel::get()?;
+        supported(entry, kernel)?;
+        let transport = if has_ring_buffers() { Transport::Ring } else { Transport::Perf };
+        let context = Context { layout: &kernel.layout, filter: &filter, cpus: possible_cpus(), transport };
+        let prepared = (entry.prepare)(&request.options, &context)?;
+        let attached = Attached::new(kernel, &prepared.plan)?;
+        let identity = Identity {
+            id: new_id(),
+            kind: Kind::Probe,
+            probe: entry.name.to_owned(),
+            filter: row(&request.filter),
+            options: prepared.options.clone(),
+            owner: request.owner.clone(),
+        };
+        let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
+        let source = Box::new(ProbeSource::new(attached, prepared, filtered, entry.cost_ns));
+        place.fill(Execution::spawn(identity, source, length)?)
+    }
+
+    /// Registers an execution that something else makes, within the bounds.
+    pub fn start_with(
+        &self,
+        seconds: f64,
+        make: impl FnOnce(String, Duration) -> Result<Arc<Execution>, Refusal>,
+    ) -> Result<Arc<Execution>, Refusal> {
+        let length = self.length(seconds)?;
+        let place = self.take_place()?;
+        let execution = make(new_id(), length)?;
+        place.fill(execution)
+    }
+
+    /// The execution of an id.
+    pub fn get(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
+        let mut all = self.all();
+        expire(&mut all, &self.limits);
+        if let Some(execution) = all.by_id.get(id) {
+            return Ok(Arc::clone(execution));
+        }
+        let known = all.expired.iter().any(|expired| expired == id);
+        Err(if known { Refusal::Expired(id.to_owned()) } else { Refusal::UnknownId(id.to_owned()) })
+    }
+
+    /// All executions, the latest first.
+    pub fn list(&self) -> Vec<Arc<Execution>> {
+        let mut all = self.all();
+        expire(&mut all, &self.limits);
+        all.order.iter().rev().filter_map(|id| all.by_id.get(id).cloned()).collect()
+    }
+
+    /// Stops everything and waits until nothing is attached.
+    pub fn stop_all(&self) {
+        let all: Vec<_> = self.all().by_id.values().cloned().collect();
+        for execution in &all {
+            execution.stop();
+        }
+        for execution in &all {
+            execution.wait(Duration::from_secs(10));
+        }
+    }
+
+    fn length(&self, seconds: f64) -> Result<Duration, Refusal> {
+        let longest = self.limits.longest.as_secs_f64();
+        let valid = seconds.is_finite() && seconds > 0.0 && seconds <= longest;
+        if valid { Ok(Duration::from_secs_f64(seconds)) } else { Err(Refusal::Seconds { given: seconds, longest }) }
+    }
+
+    fn take_place(&self) -> Result<Place<'_>, Refusal> {
+        let mut all = self.all();
+        let running = all.starting + all.by_id.values().filter(|one| one.status() == Status::Running).count();
+        if running >= self.limits.running {
+            return Err(Refusal::Busy { running });
+        }
+        all.starting += 1;
+        Ok(Place { executions: self })
+    }
+
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Executions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Executions").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// A place among those that may run, taken while an execution starts.
+struct Place<'a> {
+    executions: &'a Executions,
+}
+
+impl Place<'_> {
+    fn fill(self, execution: Arc<Execution>) -> Result<Arc<Execution>, Refusal> {
+        let mut all = self.executions.all();
+        all.order.push_back(execution.identity.id.clone());
+        all.by_id.insert(execution.identity.id.clone(), Arc::clone(&execution));
+        expire(&mut all, &self.executions.limits);
+        drop(all);
+        Ok(execution)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.executions.all().starting -= 1;
+    }
+}
+
+/// A line about an execution.
+pub fn summary(execution: &Execution) -> Summary {
+    Summary {
+        execution_id: execution.identity.id.clone(),
+        kind: execution.identity.kind,
+        probe: execution.identity.probe.clone(),
+        status: execution.status(),
+        started: execution.started(),
+        seconds: (execution.seconds() * 1000.0).round() / 1000.0,
+        planned_seconds: execution.planned_seconds(),
+    }
+}
+
+/// The probe of a name, or the nearest.
+pub fn find(name: &str) -> Result<&'static Entry, Refusal> {
+    let nearest = || nearest(name, probes::PROBES.iter().map(|entry| entry.name)).map(str::to_owned);
+    probes::find(name).ok_or_else(|| Refusal::UnknownProbe { name: name.to_owned(), did_you_mean: nearest() })
+}
+
+/// Why a probe cannot run on this kernel, if so.
+pub fn supported(entry: &Entry, kernel: &Kernel) -> Result<(), Refusal> {
+    let missing_hook = entry.hooks.iter().find(|hook| !kernel.layout.has_tracepoint(hook.tracepoint));
+    let missing_offset = entry.needs.iter().find_map(|need| kernel.layout.global(need).err());
+    let reason = match (missing_hook, missing_offset) {
+        (Some(hook), _) => format!("it has no BTF tracepoint `{}`", hook.tracepoint),
+        (None, Some(reason)) => reason,
+        (None, None) => return Ok(()),
+    };
+    Err(Refusal::Unsupported { probe: entry.name, reason })
+}
+
+fn check_options(entry: &Entry, options: &Map<String, Value>) -> Result<(), Refusal> {
+    let known = entry.option_names();
+    let Some(name) = options.keys().find(|name| !known.contains(name)) else { return Ok(()) };
+    let did_you_mean = nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Err(Refusal::UnknownOption { probe: entry.name, name: name.clone(), known, did_you_mean })
+}
+
+fn expire(all: &mut All, limits: &Limits) {
+    let now = SystemTime::now();
+    let mut ended: Vec<_> =
+        all.order.iter().filter_map(|id| all.by_id.get(id)?.ended_at().map(|at| (id.clone(), at))).collect();
+    let mut bytes: usize = all.by_id.values().map(|one| one.bytes()).sum();
+    let mut left = ended.len();
+    ended.retain(|(id, at)| {
+        let old = now.duration_since(*at).unwrap_or_default() > limits.keep;
+        let goes = old || left > limits.kept || bytes > limits.bytes;
+        if goes {
+            left -= 1;
+            bytes -= all.by_id.get(id).map_or(0, |one| one.bytes());
+        }
+        goes
+    });
+    for (id, _) in ended {
+        all.by_id.remove(&id);
+        all.order.retain(|one| *one != id);
+        all.expired.push_back(id);
+    }
+    let surplus = all.expired.len().saturating_sub(REMEMBERED);
+    all.expired.drain(..surplus);
+}
+
+fn row(filter: &Filter) -> Row {
+    match serde_json::to_value(filter) {
+        Ok(Value::Object(row)) => row,
+        _ => Row::new(),
+    }
+}
+
+fn has_ring_buffers() -> bool {
+    static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *HAS.get_or_init(|| aya::sys::is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(true))
+}
+
+/// An id that nobody can guess: 64 random bits.
+fn new_id() -> String {
+    let mut random = [0_u8; 8];
+    // The kernel's generator does not fail for so few bytes once it is seeded, which it is before any user process runs.
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+    format!("exec_{:016x}", u64::from_ne_bytes(random))
+}

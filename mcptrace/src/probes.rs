@@ -1,0 +1,374 @@
+//! The catalogue of native probes. Pure but for reading maps: a probe says what it needs, plans its programs, and turns what the
+//! kernel kept into a report.
+//!
+//! A probe is one file here, one file of the same name in `mcptrace-ebpf/src/bin`, and a row in [`PROBES`].
+
+pub mod block_latency;
+pub mod file_opens;
+pub mod options;
+pub mod runq_latency;
+pub mod syscall_counts;
+pub mod syscall_latency;
+
+use std::collections::BTreeSet;
+
+use aya::maps::MapError;
+use mcptrace_ebpf::{Header, Record, WIRE_VERSION};
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::{
+    clock::Clock,
+    kernel::{
+        attached::{Maps, Plan, Transport},
+        filter::Resolved,
+        layout::Layout,
+        loader::Attach,
+    },
+    report::{Field, Report, Row},
+};
+
+/// Every probe, in the order the catalogue shows them.
+pub const PROBES: &[Entry] = &[
+    Entry::of::<syscall_counts::SyscallCounts>(),
+    Entry::of::<syscall_latency::SyscallLatency>(),
+    Entry::of::<file_opens::FileOpens>(),
+    Entry::of::<block_latency::BlockLatency>(),
+    Entry::of::<runq_latency::RunqLatency>(),
+];
+
+/// The program that follows forks of a filtered process; every object has it.
+pub const FOLLOW: Attach = Attach { program: "follow", tracepoint: "sched_process_fork" };
+
+/// A native probe.
+pub trait Probe: Sized + Send + Sync + 'static {
+    /// Its name, and that of its kernel file.
+    const NAME: &'static str;
+    /// One sentence: the question it answers.
+    const SUMMARY: &'static str;
+    /// What part of the system it looks at.
+    const CATEGORY: &'static str;
+    /// What its numbers mean, and what it does not see.
+    const DETAILS: &'static str;
+    /// What to look at next, and when.
+    const NEXT: &'static [&'static str];
+    /// A call that shows it, as the arguments of `run_probe`.
+    const EXAMPLE: &'static str;
+    /// Its eBPF object.
+    const OBJECT: &'static [u8];
+    /// The hooks that it cannot do without.
+    const HOOKS: &'static [Attach];
+    /// The offsets that it cannot do without, by the names of their globals.
+    const NEEDS: &'static [&'static str];
+    /// Which of the hooks sees the events that are counted as seen.
+    const COUNTS: &'static str;
+    /// What it adds to each event on the reference machine, in nanoseconds.
+    const COST_NS: f64;
+    /// Its options.
+    type Options: DeserializeOwned + Serialize + JsonSchema + Default;
+
+    /// Checks the options and says what to load and attach.
+    fn plan(options: &Self::Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError>;
+
+    /// What the kernel kept, as a report with all its rows.
+    fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError>;
+
+    /// The columns or fields of its report, with units.
+    fn fields() -> Vec<Field>;
+
+    /// The fields of its events, if it sends any.
+    fn event_fields() -> Vec<Field> {
+        Vec::new()
+    }
+
+    /// Whether a record is well formed. Cheap: asked for every record, while rows are made only of those that are shown.
+    fn accepts(_record: &[u8]) -> bool {
+        false
+    }
+
+    /// An event as a row; `None` if the record is malformed.
+    fn row(_record: &[u8], _clock: &Clock) -> Option<Row> {
+        None
+    }
+}
+
+/// What a probe finds.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The report; `None` if the events are all there is.
+    pub report: Option<Report>,
+    /// How many events are part of the report.
+    pub delivered: u64,
+    /// What a reader must know to not misread it.
+    pub notes: Vec<String>,
+}
+
+/// What a plan may depend on.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Where this kernel keeps what programs read.
+    pub layout: &'a Layout,
+    /// The filters in force.
+    pub filter: &'a Resolved,
+    /// How many CPUs there may ever be.
+    pub cpus: u32,
+    /// How events travel, unless the options say otherwise.
+    pub transport: Transport,
+}
+
+/// Why options cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct OptionError {
+    /// What is wrong, where, and what would be right.
+    pub message: String,
+    /// The nearest known name.
+    pub did_you_mean: Option<String>,
+}
+
+impl OptionError {
+    /// An error without a suggestion.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), did_you_mean: None }
+    }
+}
+
+/// A [`Probe`] with its types erased, so that probes fit in one table.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// The question it answers.
+    pub summary: &'static str,
+    /// What part of the system it looks at.
+    pub category: &'static str,
+    /// What its numbers mean.
+    pub details: &'static str,
+    /// What to look at next.
+    pub next: &'static [&'static str],
+    /// A call that shows it.
+    pub example: &'static str,
+    /// Hooks that it cannot do without.
+    pub hooks: &'static [Attach],
+    /// Offsets that it cannot do without.
+    pub needs: &'static [&'static str],
+    /// What it adds to each event on the reference machine, in nanoseconds.
+    pub cost_ns: f64,
+    /// Columns or fields of the report.
+    pub fields: fn() -> Vec<Field>,
+    /// Fields of the events.
+    pub event_fields: fn() -> Vec<Field>,
+    /// JSON schema of the options.
+    pub schema: fn() -> Schema,
+    /// Checks the options and makes a plan.
+    pub prepare: fn(&Map<String, Value>, &Context<'_>) -> Result<Prepared, OptionError>,
+}
+
+/// A probe ready to be loaded.
+pub struct Prepared {
+    /// What to load and attach.
+    pub plan: Plan,
+    /// The options with their defaults filled in.
+    pub options: Row,
+    /// What turns maps and records into a report.
+    pub reader: Box<dyn Reader>,
+}
+
+/// The reading half of a [`Probe`], erased.
+pub trait Reader: Send + Sync {
+    /// See [`Probe::report`].
+    fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError>;
+    /// See [`Probe::accepts`].
+    fn accepts(&self, record: &[u8]) -> bool;
+    /// See [`Probe::row`].
+    fn row(&self, record: &[u8], clock: &Clock) -> Option<Row>;
+    /// See [`Probe::event_fields`].
+    fn event_fields(&self) -> Vec<Field>;
+}
+
+impl<P: Probe> Reader for P {
+    fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError> {
+        P::report(self, maps, seconds)
+    }
+
+    fn accepts(&self, record: &[u8]) -> bool {
+        P::accepts(record)
+    }
+
+    fn row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
+        P::row(record, clock)
+    }
+
+    fn event_fields(&self) -> Vec<Field> {
+        P::event_fields()
+    }
+}
+
+impl Entry {
+    const fn of<P: Probe>() -> Self {
+        Self {
+            name: P::NAME,
+            summary: P::SUMMARY,
+            category: P::CATEGORY,
+            details: P::DETAILS,
+            next: P::NEXT,
+            example: P::EXAMPLE,
+            hooks: P::HOOKS,
+            needs: P::NEEDS,
+            cost_ns: P::COST_NS,
+            fields: P::fields,
+            event_fields: P::event_fields,
+            schema: || schema_for!(P::Options),
+            prepare: prepare::<P>,
+        }
+    }
+
+    /// The names of its options, in alphabetical order.
+    pub fn option_names(&self) -> Vec<String> {
+        let schema = (self.schema)();
+        let properties = schema.get("properties").and_then(Value::as_object);
+        properties.into_iter().flat_map(Map::keys).cloned().collect()
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Entry").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The probe of a name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    PROBES.iter().find(|entry| entry.name == name)
+}
+
+/// Every tracepoint that some probe attaches to or would.
+pub fn tracepoints() -> Vec<&'static str> {
+    let hooks = PROBES.iter().flat_map(|entry| entry.hooks);
+    let all: BTreeSet<_> = hooks.chain(&[FOLLOW]).map(|hook| hook.tracepoint).chain(["block_io_start"]).collect();
+    all.into_iter().collect()
+}
+
+/// The fixed part of a record, and what follows it; `None` if its header is not that of such a record.
+pub fn parse<R: Record>(record: &[u8]) -> Option<(R, &[u8])> {
+    let header = read::<Header>(record)?;
+    let size = usize::from(header.size);
+    let fits =
+        header.version == WIRE_VERSION && header.kind == R::KIND && size <= record.len() && size_of::<R>() <= size;
+    fits.then(|| read::<R>(record)).flatten().map(|fixed| (fixed, &record[size_of::<R>()..size]))
+}
+
+fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: there are enough bytes, and both callers name types that are valid for every bit pattern.
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Result<Prepared, OptionError> {
+    let given = Value::Object(options.clone());
+    let options: P::Options =
+        serde_json::from_value(given).map_err(|error| OptionError::new(format!("options of {}: {error}", P::NAME)))?;
+    let (probe, mut plan) = P::plan(&options, context)?;
+    plan.globals.extend(context.filter.globals.iter().cloned());
+    plan.follow = context.filter.follow;
+    if plan.follow.is_some() {
+        plan.attach.insert(0, FOLLOW);
+    }
+    let options = match serde_json::to_value(&options) {
+        Ok(Value::Object(options)) => options,
+        _ => Map::new(),
+    };
+    Ok(Prepared { plan, options, reader: Box::new(probe) })
+}
+
+/// A plan with a probe's own hooks and nothing set.
+fn plan_of<P: Probe>(context: &Context<'_>) -> Plan {
+    Plan {
+        probe: P::NAME,
+        object: P::OBJECT,
+        attach: P::HOOKS.to_vec(),
+        counts: P::COUNTS,
+        globals: Vec::new(),
+        map_entries: Vec::new(),
+        event_bytes: 0,
+        transport: context.transport,
+        follow: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_snake_case_and_summaries_are_sentences() {
+        let names: BTreeSet<_> = PROBES.iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), PROBES.len());
+        for entry in PROBES {
+            assert!(entry.name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'), "{}", entry.name);
+            assert!(entry.summary.ends_with(['.', '?']) && entry.summary.len() <= 120, "{}", entry.summary);
+            assert!(!entry.next.is_empty() && !entry.details.is_empty());
+        }
+    }
+
+    #[test]
+    fn examples_are_calls_of_the_probe_with_known_options() {
+        for entry in PROBES {
+            let example: Value = serde_json::from_str(entry.example).unwrap();
+            assert_eq!(example["probe"], entry.name);
+            let known = entry.option_names();
+            for option in example["options"].as_object().into_iter().flat_map(Map::keys) {
+                assert!(known.contains(option), "{}: {option}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_one_name_have_one_schema() {
+        let mut seen: Map<String, Value> = Map::new();
+        for entry in PROBES {
+            let schema = (entry.schema)();
+            for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                let known = seen.entry(name.clone()).or_insert_with(|| property.clone());
+                assert_eq!(known, property, "{}: option {name} means something else elsewhere", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn kernel_files_and_rows_are_the_same() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../mcptrace-ebpf/src/bin");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let mut files: Vec<_> = files.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        // Empty programs that show what a kernel can attach; not a probe.
+        files.retain(|name| name != "attach_types");
+        files.sort();
+        let mut names: Vec<_> = PROBES.iter().map(|entry| entry.name.to_owned()).collect();
+        names.sort();
+        assert_eq!(files, names);
+    }
+
+    #[test]
+    fn a_short_or_odd_record_is_malformed() {
+        use mcptrace_ebpf::SlowSyscall;
+        let size = size_of::<SlowSyscall>();
+        let mut record = vec![0_u8; size + 5];
+        let header = |size: usize, version, kind| [size as u8, (size >> 8) as u8, version, kind];
+        record[..4].copy_from_slice(&header(size, WIRE_VERSION, SlowSyscall::KIND));
+        assert_eq!(
+            parse::<SlowSyscall>(&record).unwrap().1,
+            [] as [u8; 0],
+            "padding of perf buffers is not part of it"
+        );
+        for bad in [
+            header(size, WIRE_VERSION + 1, SlowSyscall::KIND),
+            header(size, WIRE_VERSION, SlowSyscall::KIND + 1),
+            header(size - 1, WIRE_VERSION, SlowSyscall::KIND),
+            header(size + 6, WIRE_VERSION, SlowSyscall::KIND),
+        ] {
+            record[..4].copy_from_slice(&bad);
+            assert!(parse::<SlowSyscall>(&record).is_none(), "{bad:?}");
+        }
+        assert!(parse::<SlowSyscall>(&[1, 2]).is_none());
+    }
+}

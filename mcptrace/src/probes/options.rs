@@ -1,0 +1,81 @@
+//! Options that several probes share: one name, one type, one meaning.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::OptionError;
+use crate::{
+    kernel::{arch, attached},
+    suggest::nearest,
+};
+
+/// What results are grouped by
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum By {
+    /// Nothing beyond what the probe always tells apart.
+    #[default]
+    Total,
+    /// Process.
+    Pid,
+    /// Command name.
+    Comm,
+    /// CPU.
+    Cpu,
+}
+
+impl By {
+    /// The word used in options.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::Pid => "pid",
+            Self::Comm => "comm",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// Refuses what a probe does not offer.
+    pub fn one_of(self, probe: &str, accepted: &[Self]) -> Result<(), OptionError> {
+        if accepted.contains(&self) {
+            return Ok(());
+        }
+        let names: Vec<_> = accepted.iter().map(|by| by.as_str()).collect();
+        Err(OptionError::new(format!(
+            "options.by: {probe} does not group by `{}`; it takes {}",
+            self.as_str(),
+            names.join(", ")
+        )))
+    }
+}
+
+/// How events reach user space; the kernel decides if not set
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Transport {
+    /// Ring buffer, 5.8 and later.
+    Ring,
+    /// Perf buffer per CPU.
+    Perf,
+}
+
+impl Transport {
+    /// The kernel side's word for it.
+    pub fn resolve(chosen: Option<Self>, default: attached::Transport) -> attached::Transport {
+        match chosen {
+            None => default,
+            Some(Self::Ring) => attached::Transport::Ring,
+            Some(Self::Perf) => attached::Transport::Perf,
+        }
+    }
+}
+
+/// The index of a system call that an option names.
+pub fn syscall(name: &str) -> Result<u32, OptionError> {
+    arch::syscall_by_name(name).ok_or_else(|| OptionError {
+        message: format!("options.syscall: there is no system call `{name}` on this architecture"),
+        did_you_mean: nearest(name, arch::syscall_names()).map(str::to_owned),
+    })
+}

@@ -1,0 +1,188 @@
+//! How long runnable threads wait for a CPU.
+
+use std::collections::BTreeMap;
+
+use aya::maps::MapError;
+use mcptrace_ebpf::{Histogram as Kept, NamedHistogram, RunqBy, RunqKey};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Found, OptionError, Probe, options::By, plan_of};
+use crate::{
+    distribution::{Distribution, RELATIVE_ERROR},
+    kernel::{
+        attached::{Maps, Plan},
+        loader::Attach,
+    },
+    report::{Field, Histogram, Report, Row, Series},
+    text::comm,
+};
+
+/// Groups that are told apart: 2.5 KB each.
+const MOST_GROUPS: u32 = 1024;
+
+/// The probe.
+#[derive(Clone, Copy, Debug)]
+pub struct RunqLatency {
+    by: By,
+}
+
+/// Options of the probe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// What results are grouped by, beyond what the probe always tells apart
+    pub by: By,
+}
+
+impl Probe for RunqLatency {
+    const NAME: &'static str = "runq_latency";
+    const SUMMARY: &'static str = "How long do runnable threads wait for a CPU?";
+    const CATEGORY: &'static str = "cpu";
+    const DETAILS: &'static str = "Time from the moment a thread becomes runnable (woken, created, or taken off its CPU while it could have \
+        gone on) to the moment it runs. On an idle machine a few microseconds; milliseconds mean more runnable threads than CPUs, or a \
+        control group out of its quota. A thread that was already waiting when tracing began is dropped as start_missing. Filters look at \
+        the thread that waits.";
+    const NEXT: &'static [&'static str] = &[
+        "long waits: runq_latency with options.by = comm, to see who waits",
+        "short waits and a slow program all the same: syscall_latency with filter.pid",
+    ];
+    const EXAMPLE: &'static str = r#"{"probe":"runq_latency","options":{"by":"comm"},"seconds":5}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/runq_latency.o");
+    const HOOKS: &'static [Attach] = &[
+        Attach { program: "wakeup", tracepoint: "sched_wakeup" },
+        Attach { program: "wakeup_new", tracepoint: "sched_wakeup_new" },
+        Attach { program: "switch", tracepoint: "sched_switch" },
+    ];
+    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
+    const COUNTS: &'static str = "switch";
+    const COST_NS: f64 = 400.0;
+    type Options = Options;
+
+    fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm, By::Cpu])?;
+        let group = match options.by {
+            By::Total | By::Cpu => RunqBy::Cpu,
+            By::Pid => RunqBy::Pid,
+            By::Comm => RunqBy::Comm,
+        };
+        let mut plan = plan_of::<Self>(context);
+        plan.globals.push(("GROUP_BY", (group as u32).to_ne_bytes().to_vec()));
+        if group != RunqBy::Cpu {
+            plan.map_entries.push(("GROUPS", MOST_GROUPS));
+        }
+        Ok((Self { by: options.by }, plan))
+    }
+
+    fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        let cpus: Vec<Kept> = maps.per_cpu("BY_CPU")?.into_iter().next().unwrap_or_default();
+        let groups = match self.by {
+            By::Pid | By::Comm => maps.hash("GROUPS")?,
+            By::Total | By::Cpu => BTreeMap::new(),
+        };
+        Ok(found(self.by, &cpus, &groups))
+    }
+
+    fn fields() -> Vec<Field> {
+        vec![Field::new("wait", "ns")]
+    }
+}
+
+fn found(by: By, cpus: &[Kept], groups: &BTreeMap<RunqKey, NamedHistogram>) -> Found {
+    let all = sum(cpus);
+    let mut notes = Vec::new();
+    let mut series = match by {
+        By::Total => vec![all.series(Row::new())],
+        By::Cpu => by_cpu(cpus),
+        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group)).collect(),
+    };
+    let grouped: u64 = series.iter().map(|one| one.count).sum();
+    let ungrouped = matches!(by, By::Pid | By::Comm).then_some(&all).filter(|all| all.count() > 0);
+    if let Some(all) = ungrouped {
+        notes.push(format!(
+            "{} waits are of groups beyond the first {MOST_GROUPS}; they stand in `others` together.",
+            all.count()
+        ));
+    }
+    series.sort_by_key(|one| std::cmp::Reverse(one.count));
+    let histogram = Histogram {
+        unit: "ns".into(),
+        key: key_fields(by),
+        relative_error: RELATIVE_ERROR,
+        series_total: series.len() as u64,
+        series,
+        others: ungrouped.map(|all| Box::new(all.series(Row::new()))),
+    };
+    let delivered = grouped + ungrouped.map_or(0, Distribution::count);
+    Found { report: Some(Report::Histogram(histogram)), delivered, notes }
+}
+
+fn key_fields(by: By) -> Vec<String> {
+    let fields: &[&str] = match by {
+        By::Total => &[],
+        By::Pid => &["pid", "comm"],
+        By::Comm => &["comm"],
+        By::Cpu => &["cpu"],
+    };
+    fields.iter().map(|field| (*field).to_owned()).collect()
+}
+
+fn sum(cpus: &[Kept]) -> Distribution {
+    let mut all = Distribution::default();
+    for cpu in cpus {
+        all.add(cpu);
+    }
+    all
+}
+
+fn by_cpu(cpus: &[Kept]) -> Vec<Series> {
+    let of_cpu = |(cpu, kept): (usize, &Kept)| {
+        let all = sum(std::slice::from_ref(kept));
+        (all.count() > 0).then(|| all.series(Row::from_iter([("cpu".to_owned(), cpu.into())])))
+    };
+    cpus.iter().enumerate().filter_map(of_cpu).collect()
+}
+
+fn of_group(by: By, key: &RunqKey, group: &NamedHistogram) -> Series {
+    let mut row = Row::new();
+    if by == By::Pid {
+        row.insert("pid".into(), key.pid.into());
+        row.insert("comm".into(), comm(&group.comm).into());
+    } else {
+        row.insert("comm".into(), comm(&key.comm).into());
+    }
+    sum(std::slice::from_ref(&group.histogram)).series(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(bucket: usize, count: u64) -> Kept {
+        let mut kept = Kept::EMPTY;
+        kept.buckets[bucket] = count;
+        kept
+    }
+
+    #[test]
+    fn cpus_are_one_series_in_total_and_several_by_cpu() {
+        let cpus = [kept(3, 2), Kept::EMPTY, kept(4, 5)];
+        let total = found(By::Total, &cpus, &BTreeMap::new());
+        assert_eq!(total.delivered, 7);
+        let Some(Report::Histogram(by_cpu)) = found(By::Cpu, &cpus, &BTreeMap::new()).report else { panic!() };
+        assert_eq!(by_cpu.series.len(), 2, "a CPU where nobody waited has no series");
+        assert_eq!(by_cpu.series[0].key["cpu"], 2);
+    }
+
+    #[test]
+    fn groups_that_found_no_room_are_counted_in_others() {
+        let key = RunqKey { pid: 0, zero: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
+        let groups = BTreeMap::from([(key, NamedHistogram { histogram: kept(5, 3), comm: key.comm })]);
+        let found = found(By::Comm, &[kept(3, 4)], &groups);
+        let Some(Report::Histogram(histogram)) = found.report else { panic!() };
+        assert_eq!(found.delivered, 7);
+        assert_eq!(histogram.series[0].key["comm"], "worker");
+        assert_eq!(histogram.others.unwrap().count, 4);
+        assert!(found.notes[0].starts_with("4 waits"));
+    }
+}

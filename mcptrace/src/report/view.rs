@@ -1,0 +1,259 @@
+//! What of a report is shown: a page of it, small enough. What is left out is counted and summed, never dropped in silence. Pure.
+
+use serde_json::Value;
+
+use super::{Envelope, Histogram, Report, Row, Series, Table};
+
+/// Rows `offset..offset + limit` of a report. Tables and histograms sum the rest in `others` on their first page.
+/// Gives the page and how many rows are left after it.
+pub fn page(report: &Report, offset: u64, limit: usize) -> (Report, u64) {
+    match report {
+        Report::Table(table) => {
+            let (page, left) = table_page(table, offset, limit);
+            (Report::Table(page), left)
+        }
+        Report::Histogram(histogram) => {
+            let (page, left) = histogram_page(histogram, offset, limit);
+            (Report::Histogram(page), left)
+        }
+        Report::Events(events) => {
+            let (rows, left) = slice(&events.rows, offset, limit);
+            (Report::Events(super::Events { rows: rows.to_vec(), ..events.clone() }), left)
+        }
+        Report::Stacks(stacks) => {
+            let (page, left) = slice(&stacks.stacks, offset, limit);
+            (Report::Stacks(super::Stacks { stacks: page.to_vec(), ..stacks.clone() }), left)
+        }
+    }
+}
+
+/// Makes an envelope's JSON fit into so many bytes by leaving out buckets first and rows then, last ones first. Says what it left out.
+pub fn fit(mut envelope: Envelope, most_bytes: usize, cursor_after: impl Fn(u64) -> String) -> Envelope {
+    let before = rows_of(envelope.report.as_ref());
+    let mut bare = 0;
+    while size(&envelope) > most_bytes && drop_buckets(&mut envelope, &mut bare) {}
+    if bare > 0 {
+        envelope.notes.push(format!(
+            "buckets of {bare} series are left out to fit max_bytes; their percentiles are of all buckets"
+        ));
+    }
+    while size(&envelope) > most_bytes && drop_rows(&mut envelope) {}
+    let left_out = before - rows_of(envelope.report.as_ref());
+    if left_out > 0 {
+        let shown = rows_of(envelope.report.as_ref()) as u64;
+        let more = envelope.more.get_or_insert_default();
+        more.rows_left += left_out as u64;
+        more.cursor = Some(cursor_after(shown));
+    }
+    envelope
+}
+
+/// How many rows, series or stacks a report shows.
+pub fn rows_of(report: Option<&Report>) -> usize {
+    match report {
+        Some(Report::Table(table)) => table.rows.len(),
+        Some(Report::Histogram(histogram)) => histogram.series.len(),
+        Some(Report::Events(events)) => events.rows.len(),
+        Some(Report::Stacks(stacks)) => stacks.stacks.len(),
+        None => 0,
+    }
+}
+
+fn table_page(table: &Table, offset: u64, limit: usize) -> (Table, u64) {
+    let (rows, left) = slice(&table.rows, offset, limit);
+    let rest = &table.rows[(offset as usize).saturating_add(rows.len()).min(table.rows.len())..];
+    let others = (offset == 0 && !rest.is_empty()).then(|| sum(table, rest));
+    (Table { rows: rows.to_vec(), others: others.or_else(|| table.others.clone()), ..table.clone() }, left)
+}
+
+fn sum(table: &Table, rows: &[Row]) -> Row {
+    let mut others = table.others.clone().unwrap_or_default();
+    for column in &table.columns {
+        let values = rows.iter().filter_map(|row| row.get(&column.name)).chain(others.get(&column.name));
+        let values: Vec<&Value> = values.collect();
+        let total: Option<u64> = values.iter().map(|value| value.as_u64()).sum();
+        let total = total.map_or_else(|| rounded(values.iter().filter_map(|value| value.as_f64()).sum()), Value::from);
+        others.insert(column.name.clone(), total);
+    }
+    others
+}
+
+fn rounded(value: f64) -> Value {
+    ((value * 10.0).round() / 10.0).into()
+}
+
+fn histogram_page(histogram: &Histogram, offset: u64, limit: usize) -> (Histogram, u64) {
+    let (series, left) = slice(&histogram.series, offset, limit);
+    let mut page = Histogram { series: series.to_vec(), ..histogram.clone() };
+    let rest = &histogram.series[(offset as usize).saturating_add(series.len()).min(histogram.series.len())..];
+    if offset == 0 && !rest.is_empty() {
+        let others = rest.iter().chain(histogram.others.as_deref()).map(|one| (one.count, one.min, one.max, one.mean));
+        page.others = Some(Box::new(merged(others)));
+    }
+    (page, left)
+}
+
+/// Count, extremes and mean of several series: what can be merged exactly without their buckets. Percentiles are left at 0.
+fn merged(parts: impl Iterator<Item = (u64, u64, u64, f64)>) -> Series {
+    let mut all = Series { min: u64::MAX, ..Series::default() };
+    let mut sum = 0.0;
+    for (count, min, max, mean) in parts {
+        all.count += count;
+        all.min = all.min.min(min);
+        all.max = all.max.max(max);
+        sum += mean * count as f64;
+    }
+    all.mean = if all.count == 0 { 0.0 } else { sum / all.count as f64 };
+    all
+}
+
+fn slice<T>(rows: &[T], offset: u64, limit: usize) -> (&[T], u64) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(rows.len());
+    let end = start.saturating_add(limit).min(rows.len());
+    (&rows[start..end], (rows.len() - end) as u64)
+}
+
+fn size(envelope: &Envelope) -> usize {
+    serde_json::to_string(envelope).map_or(0, |text| text.len())
+}
+
+fn drop_buckets(envelope: &mut Envelope, bare: &mut usize) -> bool {
+    let Some(Report::Histogram(histogram)) = &mut envelope.report else { return false };
+    let with_buckets = histogram.series.iter_mut().rev().filter(|one| !one.buckets.is_empty());
+    // A few at a time: measuring the size is what costs.
+    let mut dropped = 0;
+    for series in with_buckets.take(4) {
+        series.buckets.clear();
+        dropped += 1;
+    }
+    *bare += dropped;
+    dropped > 0
+}
+
+/// Drops the last eighth of what there is; false if only one row is left.
+fn drop_rows(envelope: &mut Envelope) -> bool {
+    if let Some(Report::Events(events)) = &mut envelope.events
+        && shorten(&mut events.rows, 0)
+    {
+        return true;
+    }
+    match &mut envelope.report {
+        Some(Report::Table(table)) => {
+            let kept = kept(table.rows.len(), 1);
+            let rest = table.rows.split_off(kept);
+            if rest.is_empty() {
+                return false;
+            }
+            table.others = Some(sum(table, &rest));
+            true
+        }
+        Some(Report::Histogram(histogram)) => {
+            let kept = kept(histogram.series.len(), 1);
+            let rest = histogram.series.split_off(kept);
+            if rest.is_empty() {
+                return false;
+            }
+            let parts =
+                rest.iter().chain(histogram.others.as_deref()).map(|one| (one.count, one.min, one.max, one.mean));
+            histogram.others = Some(Box::new(merged(parts)));
+            true
+        }
+        Some(Report::Events(events)) => shorten(&mut events.rows, 1),
+        Some(Report::Stacks(stacks)) => shorten(&mut stacks.stacks, 1),
+        None => false,
+    }
+}
+
+fn shorten<T>(rows: &mut Vec<T>, least: usize) -> bool {
+    let kept = kept(rows.len(), least);
+    let shorter = kept < rows.len();
+    rows.truncate(kept);
+    shorter
+}
+
+fn kept(rows: usize, least: usize) -> usize {
+    (rows - rows.div_ceil(8).min(rows)).max(least.min(rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Field, Kind, Loss, Status, Window};
+
+    fn table(rows: u64) -> Report {
+        let row = |number: u64| {
+            Row::from_iter([("name".into(), format!("n{number}").into()), ("calls".into(), number.into())])
+        };
+        Report::Table(Table {
+            key: vec!["name".into()],
+            columns: vec![Field::new("calls", "calls")],
+            rows: (0..rows).rev().map(row).collect(),
+            others: None,
+            rows_total: rows,
+        })
+    }
+
+    fn envelope(report: Report) -> Envelope {
+        Envelope {
+            execution_id: "exec_1".into(),
+            kind: Kind::Probe,
+            probe: "p".into(),
+            status: Status::Completed,
+            error: None,
+            window: Window::default(),
+            filter: Row::new(),
+            options: Row::new(),
+            report: Some(report),
+            events: None,
+            reports: Vec::new(),
+            loss: Loss::default(),
+            overhead: None,
+            notes: Vec::new(),
+            more: None,
+        }
+    }
+
+    fn total(report: &Report) -> u64 {
+        let Report::Table(table) = report else { panic!() };
+        let rows = table.rows.iter().chain(&table.others);
+        rows.map(|row| row["calls"].as_u64().unwrap()).sum()
+    }
+
+    #[test]
+    fn a_first_page_sums_what_it_does_not_show() {
+        let (page, left) = page(&table(100), 0, 7);
+        assert_eq!((rows_of(Some(&page)), left), (7, 93));
+        assert_eq!(total(&page), (0..100).sum());
+    }
+
+    #[test]
+    fn pages_cover_every_row_once() {
+        let all = table(23);
+        let pages = [0, 7, 14, 21].map(|offset| page(&all, offset, 7));
+        assert_eq!(pages.iter().map(|(page, _)| rows_of(Some(page))).sum::<usize>(), 23);
+        assert_eq!(pages[3].1, 0);
+        assert_eq!(rows_of(Some(&page(&all, u64::MAX, 7).0)), 0, "an offset past the end is an empty page");
+    }
+
+    #[test]
+    fn fitting_loses_no_count_and_says_where_to_read_on() {
+        let fitted = fit(envelope(table(1000)), 2000, |shown| format!("r{shown}"));
+        assert!(size(&fitted) <= 2100, "{}", size(&fitted));
+        assert_eq!(total(fitted.report.as_ref().unwrap()), (0..1000).sum());
+        let shown = rows_of(fitted.report.as_ref());
+        let more = fitted.more.unwrap();
+        assert_eq!((more.rows_left, more.cursor), (1000 - shown as u64, Some(format!("r{shown}"))));
+    }
+
+    #[test]
+    fn buckets_go_before_series() {
+        let series =
+            |count| Series { count, buckets: (0..50).map(|low| (low, low + 1, 1)).collect(), ..Series::default() };
+        let histogram =
+            Histogram { series: (1..=20).rev().map(series).collect(), series_total: 20, ..Histogram::default() };
+        let fitted = fit(envelope(Report::Histogram(histogram)), 4000, |shown| format!("r{shown}"));
+        assert_eq!(rows_of(fitted.report.as_ref()), 20);
+        assert!(fitted.notes[0].contains("buckets of"));
+        assert!(fitted.more.is_none());
+    }
+}

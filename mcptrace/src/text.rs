@@ -1,0 +1,61 @@
+//! Strings that come from traced programs: data, never instructions. Bounded, escaped, always in fields of their own.
+
+/// A command name as the kernel keeps it, up to its first NUL.
+pub fn comm(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    untrusted(&bytes[..end], 64)
+}
+
+/// Bytes from a traced program as text of at most so many bytes (and an ellipsis): what is not UTF-8, control characters and those
+/// that change the direction of text are escaped.
+pub fn untrusted(bytes: &[u8], longest: usize) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            push_safe(&mut text, letter);
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+        if text.len() > longest {
+            let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            text.truncate(end);
+            text.push('…');
+            break;
+        }
+    }
+    text
+}
+
+fn push_safe(text: &mut String, letter: char) {
+    let turns =
+        matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    if letter.is_control() || turns {
+        text.extend(letter.escape_unicode());
+    } else {
+        text.push(letter);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_ends_at_its_nul() {
+        assert_eq!(comm(b"cat\0garbage\0\0\0\0\0"), "cat");
+        assert_eq!(comm(&[b'x'; 16]), "x".repeat(16));
+    }
+
+    #[test]
+    fn what_could_fool_a_terminal_or_a_reader_is_escaped() {
+        assert_eq!(untrusted(b"a\x1b[31mb\n", 99), "a\\u{1b}[31mb\\u{a}");
+        assert_eq!(untrusted("x\u{202e}y".as_bytes(), 99), "x\\u{202e}y");
+        assert_eq!(untrusted(&[b'a', 0xff, b'b'], 99), "a\\xffb");
+    }
+
+    #[test]
+    fn length_is_bounded_at_a_character() {
+        assert_eq!(untrusted("ééé".as_bytes(), 3), "é…");
+    }
+}
