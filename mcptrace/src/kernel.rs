@@ -1,0 +1,3 @@
+//! All that touches the kernel for native probes.
+
+pub mod btf;
