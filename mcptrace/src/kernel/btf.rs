@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF=y` (5.4 and up) shows its types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// The typedef of a raw tracepoint's prototype (include/trace/bpf_probe.h, Linux 5.5).
+/// The typedef of a raw tracepoint's prototype (`include/trace/bpf_probe.h`, Linux 5.5).
 const TRACEPOINT_PREFIX: &str = "btf_trace_";
 /// The function that calls a tracepoint's probes. Unlike the typedef, it names its parameters
-/// (include/linux/tracepoint.h, Linux 5.10).
+/// (`include/linux/tracepoint.h`, Linux 5.10).
 const ITERATOR_PREFIX: &str = "__traceiter_";
 /// How deep types and anonymous members may nest. The kernel's own stay below 16.
 const MAX_DEPTH: u32 = 32;
@@ -269,7 +269,7 @@ impl KernelBtf {
     }
 
     fn byte_member(&self, structure: &str, path: &str, place: &Place) -> Result<Member, BtfError> {
-        if place.bit_field || place.bits % 8 != 0 {
+        if place.bit_field || !place.bits.is_multiple_of(8) {
             return Err(BtfError::BitField { structure: structure.to_owned(), member: path.to_owned() });
         }
         Ok(Member { offset: place.bits / 8, size: self.size_of(place.ty, 0), type_name: self.type_name(place.ty) })
@@ -416,11 +416,10 @@ fn plain_name(found: &BtfType<'_>) -> String {
     let name = found.name().map_or_else(|| "{…}".into(), |name| name.to_string_lossy().into_owned());
     match found.kind() {
         BtfKind::Void => "void".into(),
-        BtfKind::Struct => format!("struct {name}"),
+        // A declaration without a body is almost always of a struct.
+        BtfKind::Struct | BtfKind::Fwd => format!("struct {name}"),
         BtfKind::Union => format!("union {name}"),
         BtfKind::Enum | BtfKind::Enum64 => format!("enum {name}"),
-        // A declaration without a body is almost always of a struct.
-        BtfKind::Fwd => format!("struct {name}"),
         _ => name,
     }
 }
