@@ -1,6 +1,8 @@
 //! Discovery against the running kernel and real binaries. Needs root, tracefs, BTF, bpftrace, bpftool, cc, binutils and
 //! `sys/sdt.h` (Debian: bpftrace bpftool gcc binutils systemtap-sdt-dev); what is missing fails a test.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
@@ -55,7 +57,7 @@ fn compile(directory: &Path, source: &str, flags: &[&str]) -> PathBuf {
 }
 
 fn first_page(filter: &str) -> Result<Page, DiscoveryError> {
-    list(&Query { filter: Some(filter), limit: MAX_LIMIT, cursor: None }, &ACCESS)
+    list(&Query { filter: Some(filter), limit: MAX_LIMIT, cursor: None }, ACCESS)
 }
 
 fn page(filter: &str) -> Page {
@@ -66,7 +68,7 @@ fn all(filter: Option<&str>, limit: usize) -> Vec<String> {
     let mut names = Vec::new();
     let mut cursor = None;
     loop {
-        let page = list(&Query { filter, limit, cursor: cursor.as_deref() }, &ACCESS).unwrap();
+        let page = list(&Query { filter, limit, cursor: cursor.as_deref() }, ACCESS).unwrap();
         assert!(page.names.len() <= limit);
         names.extend(page.names);
         cursor = page.next;
@@ -106,7 +108,7 @@ fn every_tracepoint_is_listed() {
 #[test]
 fn paging_walks_everything_exactly_once() {
     let start = Instant::now();
-    let first = list(&Query::default(), &ACCESS).unwrap();
+    let first = list(&Query::default(), ACCESS).unwrap();
     println!("first of {} names in {:?}", first.total, start.elapsed());
     assert_eq!(first.names.len(), 100);
     let names = all(None, MAX_LIMIT);
@@ -118,18 +120,20 @@ fn paging_walks_everything_exactly_once() {
         assert!(of_all > 0, "{family}");
         assert_eq!(page(&format!("{family}*")).total, of_all as u64, "{family}");
     }
+    let functions: BTreeSet<&str> = names.iter().filter_map(|name| name.strip_prefix("kfunc:vmlinux:")).collect();
+    assert_eq!(functions, functions_of(&run("bpftool", &["btf", "dump", "file", "/sys/kernel/btf/vmlinux"])));
+}
+
+/// The functions in what `bpftool btf dump` prints.
+fn functions_of(dump: &str) -> BTreeSet<&str> {
+    dump.lines().filter(|line| line.contains("] FUNC '")).filter_map(|line| line.split('\'').nth(1)).collect()
 }
 
 #[test]
-fn functions_are_those_of_the_kernels_types() {
-    let dump = run("bpftool", &["btf", "dump", "file", "/sys/kernel/btf/vmlinux"]);
-    let lines = dump.lines().filter(|line| line.contains("] FUNC '"));
-    let functions: BTreeSet<&str> = lines.filter_map(|line| line.split('\'').nth(1)).collect();
-    let listed = all(Some("kfunc:*"), MAX_LIMIT);
-    assert_eq!(listed.len(), functions.len());
-    assert!(listed.iter().all(|name| functions.contains(name.trim_start_matches("kfunc:vmlinux:"))));
-    assert_eq!(page("kfunc:vfs_read").names, ["kfunc:vmlinux:vfs_read"]);
-    assert_eq!(page("fentry:vmlinux:vfs_read").names, ["kfunc:vmlinux:vfs_read"]);
+fn a_function_is_found_by_each_of_its_names() {
+    for filter in ["kfunc:vfs_read", "kfunc:vmlinux:vfs_read", "fentry:vmlinux:vfs_read", "vmlinux:vfs_read"] {
+        assert_eq!(page(filter).names, ["kfunc:vmlinux:vfs_read"], "{filter}");
+    }
 }
 
 #[test]
@@ -143,7 +147,7 @@ fn what_this_kernel_lacks_is_said() {
         assert!(kprobes.notes[0].contains("CONFIG_KPROBE_EVENTS"), "{:?}", kprobes.notes);
     }
     let refusing = Access { fentry_works: Some(false), ..ACCESS };
-    let refused = list(&Query { filter: Some("kfunc:vfs_*"), ..Query::default() }, &refusing).unwrap();
+    let refused = list(&Query { filter: Some("kfunc:vfs_*"), ..Query::default() }, refusing).unwrap();
     assert!(refused.total > 0 && refused.notes[0].contains("refuses fentry"), "{:?}", refused.notes);
     assert!(page("uprobe:*").notes[0].contains("binary:/path"));
 }
@@ -173,8 +177,8 @@ fn what_matches_nothing_names_what_is_near() {
 
 #[test]
 fn a_cursor_is_checked() {
-    let cursor = list(&Query::default(), &ACCESS).unwrap().next.unwrap();
-    let with = |filter, cursor| list(&Query { filter, limit: 10, cursor: Some(cursor) }, &ACCESS);
+    let cursor = list(&Query::default(), ACCESS).unwrap().next.unwrap();
+    let with = |filter, cursor| list(&Query { filter, limit: 10, cursor: Some(cursor) }, ACCESS);
     assert_eq!(with(None, "mine"), Err(DiscoveryError::BadCursor));
     assert_eq!(with(Some("sched:*"), &cursor), Err(DiscoveryError::ForeignCursor));
     let spoilt = format!("{}{:016x}", &cursor[..8], 7);
@@ -183,7 +187,7 @@ fn a_cursor_is_checked() {
 
 #[test]
 fn a_tracepoint_is_described_by_its_format() {
-    let probe = describe("tracepoint:syscalls:sys_enter_openat", &ACCESS).unwrap();
+    let probe = describe("tracepoint:syscalls:sys_enter_openat", ACCESS).unwrap();
     let field = |at: usize| {
         let field = &probe.arguments[at];
         (field.name.as_str(), field.type_name.as_str(), field.offset.unwrap(), field.size.unwrap())
@@ -195,14 +199,14 @@ fn a_tracepoint_is_described_by_its_format() {
     assert_eq!(field(3), ("flags", "int", 32, 8));
     assert_eq!(field(4), ("mode", "umode_t", 40, 8));
     assert!(probe.format.as_ref().unwrap().contains("dfd: 0x%08lx"));
-    assert_eq!(describe("syscalls:sys_enter_openat", &ACCESS).unwrap(), probe);
+    assert_eq!(describe("syscalls:sys_enter_openat", ACCESS).unwrap(), probe);
 }
 
 #[test]
 fn every_tracepoint_can_be_described() {
     for name in all(Some("tracepoint:*"), MAX_LIMIT) {
         // Events of ftrace itself (`ftrace:*`) have fields and no more; all have at least one but for a handful.
-        let probe = describe(&name, &ACCESS).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let probe = describe(&name, ACCESS).unwrap_or_else(|error| panic!("{name}: {error}"));
         let odd = probe.arguments.iter().find(|each| each.type_name.is_empty() || each.offset.is_none());
         assert_eq!(odd, None, "{name}");
     }
@@ -210,7 +214,7 @@ fn every_tracepoint_can_be_described() {
 
 #[test]
 fn a_raw_tracepoint_has_the_kernels_own_prototype() {
-    let probe = describe("rawtracepoint:sched_switch", &ACCESS).unwrap();
+    let probe = describe("rawtracepoint:sched_switch", ACCESS).unwrap();
     let arguments: Vec<_> = probe.arguments.iter().map(|each| (each.name.as_str(), each.type_name.as_str())).collect();
     let task = "struct task_struct *";
     assert_eq!(arguments, [("preempt", "bool"), ("prev", task), ("next", task), ("prev_state", "unsigned int")]);
@@ -223,7 +227,7 @@ fn a_raw_tracepoint_has_the_kernels_own_prototype() {
 
 #[test]
 fn a_function_has_parameters_and_a_result() {
-    let probe = describe("kfunc:vfs_read", &ACCESS).unwrap();
+    let probe = describe("kfunc:vfs_read", ACCESS).unwrap();
     assert_eq!(probe.name, "kfunc:vmlinux:vfs_read");
     let arguments: Vec<_> = probe.arguments.iter().map(|each| (each.name.as_str(), each.type_name.as_str())).collect();
     assert_eq!(arguments, [("file", "struct file *"), ("buf", "char *"), ("count", "size_t"), ("pos", "loff_t *")]);
@@ -232,7 +236,7 @@ fn a_function_has_parameters_and_a_result() {
 
 #[test]
 fn what_does_not_exist_gets_a_suggestion() {
-    let near = |name| match describe(name, &ACCESS) {
+    let near = |name| match describe(name, ACCESS) {
         Err(DiscoveryError::Unknown { did_you_mean, .. }) => did_you_mean,
         other => panic!("{name}: {other:?}"),
     };
@@ -244,7 +248,7 @@ fn what_does_not_exist_gets_a_suggestion() {
     {
         near(hostile);
     }
-    assert!(matches!(describe("sched_switch", &ACCESS), Err(DiscoveryError::Unnamed(_))));
+    assert!(matches!(describe("sched_switch", ACCESS), Err(DiscoveryError::Unnamed(_))));
 }
 
 /// The truth is what bpftool's dumper writes as C, compiled by the C compiler: `offsetof` of every member asked for.
@@ -327,7 +331,7 @@ fn symbols_lie_where_readelf_and_objdump_say() {
     let directory = tempfile::tempdir().unwrap();
     let program = compile(directory.path(), SHOP, &[]);
     let path = program.to_str().unwrap();
-    let place = describe(&format!("uprobe:{path}:serve"), &ACCESS).unwrap().places[0].clone();
+    let place = describe(&format!("uprobe:{path}:serve"), ACCESS).unwrap().places[0].clone();
     let symbols = run("readelf", &["-sW", path]);
     let line = symbols.lines().find(|line| line.ends_with(" serve")).unwrap();
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -343,15 +347,15 @@ fn usdt_arguments_are_decoded() {
     let directory = tempfile::tempdir().unwrap();
     let program = compile(directory.path(), SHOP, &[]);
     let path = program.to_str().unwrap();
-    let probe = describe(&format!("usdt:{path}:shop:served"), &ACCESS).unwrap();
+    let probe = describe(&format!("usdt:{path}:shop:served"), ACCESS).unwrap();
     let shape: Vec<_> = probe.arguments.iter().map(|each| (each.size.unwrap(), each.signed.unwrap())).collect();
     assert_eq!(shape, [(8, true), (4, true)]);
     assert!(probe.arguments.iter().all(|each| !each.operand.as_ref().unwrap().is_empty()));
     assert!(probe.notes.iter().any(|note| note.contains("no semaphore")), "{:?}", probe.notes);
     assert_eq!(probe.places.iter().map(|place| place.address).collect::<Vec<_>>(), readelf_places(path, &probe));
     assert_eq!(probe.places.len(), 2);
-    assert_eq!(describe(&format!("usdt:{path}:shop:closed"), &ACCESS).unwrap().arguments, []);
-    let near = describe(&format!("usdt:{path}:shop:servd"), &ACCESS).unwrap_err().to_string();
+    assert_eq!(describe(&format!("usdt:{path}:shop:closed"), ACCESS).unwrap().arguments, []);
+    let near = describe(&format!("usdt:{path}:shop:servd"), ACCESS).unwrap_err().to_string();
     assert!(near.contains(":shop:served"), "{near}");
 }
 
@@ -372,7 +376,7 @@ fn readelf_places(path: &str, probe: &KernelProbe) -> Vec<u64> {
 fn a_semaphore_is_found_in_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let program = compile(directory.path(), SHOP_WITH_SEMAPHORE, &[]);
-    let probe = describe(&format!("usdt:{}:shop:opened", program.display()), &ACCESS).unwrap();
+    let probe = describe(&format!("usdt:{}:shop:opened", program.display()), ACCESS).unwrap();
     assert!(probe.places[0].semaphore_offset.is_some_and(|at| at > 0), "{probe:?}");
     assert!(probe.notes[0].contains("has a semaphore"), "{:?}", probe.notes);
 }
@@ -383,7 +387,7 @@ fn a_library_is_found_by_its_short_name() {
     let probes: Vec<&str> = names.iter().map(|name| name.rsplit(':').next().unwrap()).collect();
     assert_eq!(probes, ["catch", "rethrow", "throw"]);
     let path = names[2].split(':').nth(1).unwrap();
-    let throw = describe(&names[2], &ACCESS).unwrap();
+    let throw = describe(&names[2], ACCESS).unwrap();
     assert_eq!(throw.places.iter().map(|place| place.address).collect::<Vec<_>>(), readelf_places(path, &throw));
     assert_eq!(page("uprobe:libc:malloc").total, 1);
 }
@@ -422,7 +426,7 @@ fn a_spoilt_program_neither_panics_nor_hangs() {
     let spoilt = directory.path().join("spoilt");
     let filter = format!("binary:{}", spoilt.display());
     let mut listed = 0;
-    for at in (0..image.len()).filter(|at| *at < 1024 || *at > 0x3000) {
+    for at in (0..image.len()).filter(|at| *at < 1024 || (*at > 0x3000 && at % 5 == 0)) {
         let mut copy = image.clone();
         copy[at] ^= 0xff;
         fs::write(&spoilt, copy).unwrap();
@@ -456,15 +460,15 @@ fn an_unmounted_tracefs_is_said_and_mounted_when_allowed() {
         let query = Query { filter: Some("syscalls:*read*"), ..Query::default() };
         assert_eq!(tracefs::state(), Tracefs::NotMounted);
         assert_eq!(tracefs::ensure(false), Err(TracefsError::NotMounted));
-        let page = list(&query, &closed).unwrap();
+        let page = list(&query, closed).unwrap();
         assert_eq!(page.total, 0);
         assert!(page.notes[0].contains(MOUNT_COMMAND), "{:?}", page.notes);
-        let error = describe("tracepoint:sched:sched_switch", &closed).unwrap_err();
+        let error = describe("tracepoint:sched:sched_switch", closed).unwrap_err();
         assert!(error.to_string().contains(MOUNT_COMMAND));
         // What needs only BTF still works.
-        assert!(describe("rawtracepoint:sched_switch", &closed).is_ok());
+        assert!(describe("rawtracepoint:sched_switch", closed).is_ok());
 
-        assert!(list(&query, &ACCESS).unwrap().total > 10);
+        assert!(list(&query, ACCESS).unwrap().total > 10);
         assert_eq!(tracefs::state(), Tracefs::MountedAt("/sys/kernel/tracing".into()));
     });
 }

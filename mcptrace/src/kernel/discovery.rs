@@ -18,6 +18,7 @@ use super::tracefs::TracefsError;
 use binary::{Binary, BinaryError};
 pub use describe::describe;
 use filter::{Filter, hash};
+use sources::Sources;
 
 /// How many names a page has unless the caller says otherwise.
 pub const DEFAULT_LIMIT: usize = 100;
@@ -249,13 +250,13 @@ impl Family {
 }
 
 /// Lists what matches the filter, a page at a time.
-pub fn list(query: &Query<'_>, access: &Access) -> Result<Page, DiscoveryError> {
+pub fn list(query: &Query<'_>, access: Access) -> Result<Page, DiscoveryError> {
     check(query)?;
     let filter = Filter::new(query.filter);
     let mut collector = Collector::new(query, filter.text())?;
     match BinaryFilter::of(filter.text()) {
         Some(wanted) => list_binary(&wanted, &mut collector)?,
-        None => list_kernel(&filter, access, &mut collector),
+        None => list_kernel(&filter, &Sources::new(access), &mut collector),
     }
     collector.into_page()
 }
@@ -270,22 +271,22 @@ fn check(query: &Query<'_>) -> Result<(), DiscoveryError> {
     }
 }
 
-fn list_kernel(filter: &Filter, access: &Access, collector: &mut Collector) {
+fn list_kernel(filter: &Filter, sources: &Sources, collector: &mut Collector) {
     for family in Family::OF_THE_KERNEL {
         if filter.may_match(family) {
-            list_family(family, filter, access, collector);
+            list_family(family, filter, sources, collector);
         }
     }
     if matches!(filter.text(), "uprobe:*" | "usdt:*") {
         collector.note("uprobes and USDT probes are listed per binary: filter `binary:/path/to/program`".into());
     } else if collector.total == 0 {
-        collector.note(sources::nothing_matched(filter, access));
+        collector.note(sources.nothing_matched(filter));
     }
 }
 
-fn list_family(family: Family, filter: &Filter, access: &Access, collector: &mut Collector) {
+fn list_family(family: Family, filter: &Filter, sources: &Sources, collector: &mut Collector) {
     let mut name = String::new();
-    let listed = sources::each(family, access, &mut |rest| {
+    let listed = sources.each(family, &mut |rest| {
         name.clear();
         name.push_str(family.name());
         name.push(':');
@@ -436,7 +437,9 @@ mod tests {
 
     fn page(names: &[&str], limit: usize, cursor: Option<&str>) -> Result<Page, DiscoveryError> {
         let mut collector = Collector::new(&Query { filter: None, limit, cursor }, "x")?;
-        names.iter().for_each(|name| collector.offer(name));
+        for name in names {
+            collector.offer(name);
+        }
         collector.into_page()
     }
 
@@ -478,11 +481,11 @@ mod tests {
     fn a_wrong_limit_or_filter_is_refused() {
         let access = Access::default();
         for limit in [0, MAX_LIMIT + 1] {
-            let refused = list(&Query { limit, ..Query::default() }, &access);
+            let refused = list(&Query { limit, ..Query::default() }, access);
             assert_eq!(refused, Err(DiscoveryError::Limit(limit)));
         }
         let filter = "x".repeat(MAX_FILTER + 1);
-        let refused = list(&Query { filter: Some(&filter), ..Query::default() }, &access);
+        let refused = list(&Query { filter: Some(&filter), ..Query::default() }, access);
         assert_eq!(refused, Err(DiscoveryError::TooLong(filter.len())));
     }
 

@@ -3,17 +3,18 @@
 use std::fs;
 
 use super::binary::{self, Binary, UsdtProbe};
+use super::sources::{FENTRY_REFUSED, Sources};
 use super::suggest::nearest;
 use super::{Access, Argument, DiscoveryError, Family, KernelProbe, MAX_FILTER, Place};
-use super::{format, sources, split_path, usdt};
-use crate::kernel::btf::{BtfError, KernelBtf, Parameter};
+use super::{format, split_path, usdt};
+use crate::kernel::btf::{BtfError, Parameter};
 use crate::kernel::tracefs;
 
 /// The longest `print fmt` line that is passed on, in bytes.
 const MAX_FORMAT: usize = 2000;
 
 /// Describes a probe by its name: arguments with types and places, and what to know before using it.
-pub fn describe(name: &str, access: &Access) -> Result<KernelProbe, DiscoveryError> {
+pub fn describe(name: &str, access: Access) -> Result<KernelProbe, DiscoveryError> {
     if name.len() > MAX_FILTER {
         return Err(DiscoveryError::TooLong(name.len()));
     }
@@ -24,27 +25,28 @@ pub fn describe(name: &str, access: &Access) -> Result<KernelProbe, DiscoveryErr
     };
     // A name without a probe type is a tracepoint's: `sched:sched_switch`.
     let rest = if name.starts_with(family.name()) { rest } else { &name };
+    let sources = Sources::new(access);
     let mut probe = match family {
-        Family::Tracepoint => tracepoint(rest, access)?,
-        Family::Rawtracepoint => raw_tracepoint(rest, access)?,
-        Family::Kfunc => function(rest, access)?,
-        Family::Kprobe => kprobe(rest, access)?,
+        Family::Tracepoint => tracepoint(rest, &sources)?,
+        Family::Rawtracepoint => raw_tracepoint(rest, &sources)?,
+        Family::Kfunc => function(rest, &sources)?,
+        Family::Kprobe => kprobe(rest, &sources)?,
         Family::Uprobe => uprobe(rest)?,
         Family::Usdt => usdt_probe(rest)?,
-        Family::Software | Family::Hardware | Family::Profile | Family::Interval => counter(family, rest, access)?,
+        Family::Software | Family::Hardware | Family::Profile | Family::Interval => counter(family, rest, &sources)?,
     };
     family.name().clone_into(&mut probe.kind);
     Ok(probe)
 }
 
-fn tracepoint(rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryError> {
-    let unknown = || unknown(Family::Tracepoint, rest, access);
+fn tracepoint(rest: &str, sources: &Sources) -> Result<KernelProbe, DiscoveryError> {
+    let unknown = || unknown(Family::Tracepoint, rest, sources);
     let (category, event) = rest.split_once(':').ok_or_else(unknown)?;
     // The two become part of a path.
     if [category, event].iter().any(|part| part.is_empty() || part.contains(['/', '\0']) || part.starts_with('.')) {
         return Err(unknown());
     }
-    let at = tracefs::ensure(access.allow_mount)?;
+    let at = tracefs::ensure(sources.access.allow_mount)?;
     let text = fs::read_to_string(at.join("events").join(category).join(event).join("format"));
     let (arguments, print) = format::parse(&text.map_err(|_| unknown())?);
     Ok(KernelProbe {
@@ -55,9 +57,9 @@ fn tracepoint(rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryError
     })
 }
 
-fn raw_tracepoint(rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryError> {
-    let parameters = KernelBtf::load()?.tracepoint(rest).map_err(|error| match error {
-        BtfError::NoTracepoint(_) => unknown(Family::Rawtracepoint, rest, access),
+fn raw_tracepoint(rest: &str, sources: &Sources) -> Result<KernelProbe, DiscoveryError> {
+    let parameters = sources.btf()?.tracepoint(rest).map_err(|error| match error {
+        BtfError::NoTracepoint(_) => unknown(Family::Rawtracepoint, rest, sources),
         other => other.into(),
     })?;
     Ok(KernelProbe {
@@ -68,28 +70,28 @@ fn raw_tracepoint(rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryE
     })
 }
 
-fn function(rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryError> {
+fn function(rest: &str, sources: &Sources) -> Result<KernelProbe, DiscoveryError> {
     let function = rest.strip_prefix("vmlinux:").unwrap_or(rest);
-    let prototype = KernelBtf::load()?.function(function).map_err(|error| match error {
-        BtfError::NoFunction(_) => unknown(Family::Kfunc, rest, access),
+    let prototype = sources.btf()?.function(function).map_err(|error| match error {
+        BtfError::NoFunction(_) => unknown(Family::Kfunc, rest, sources),
         other => other.into(),
     })?;
-    let refused = access.fentry_works == Some(false);
+    let refused = sources.access.fentry_works == Some(false);
     Ok(KernelProbe {
         name: format!("kfunc:vmlinux:{function}"),
         arguments: arguments(prototype.parameters),
         returns: Some(prototype.returns),
-        notes: refused.then(|| sources::FENTRY_REFUSED.to_owned()).into_iter().collect(),
+        notes: refused.then(|| FENTRY_REFUSED.to_owned()).into_iter().collect(),
         ..KernelProbe::default()
     })
 }
 
-fn kprobe(rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryError> {
+fn kprobe(rest: &str, sources: &Sources) -> Result<KernelProbe, DiscoveryError> {
     let mut known = false;
-    let listed = sources::each(Family::Kprobe, access, &mut |name| known |= name == rest);
-    let prototype = KernelBtf::load().and_then(|btf| btf.function(rest));
+    let listed = sources.each(Family::Kprobe, &mut |name| known |= name == rest);
+    let prototype = sources.btf().and_then(|btf| btf.function(rest));
     if !known && (listed.is_ok() || prototype.is_err()) {
-        return Err(unknown(Family::Kprobe, rest, access));
+        return Err(unknown(Family::Kprobe, rest, sources));
     }
     let mut notes: Vec<String> = listed.err().map(|reason| format!("kprobes: {reason}")).into_iter().collect();
     notes.extend(prototype.as_ref().err().map(ToString::to_string));
@@ -157,20 +159,21 @@ fn usdt_place(binary: &Binary<'_>, probe: &UsdtProbe) -> Place {
 fn usdt_notes(places: &[&UsdtProbe]) -> Vec<String> {
     let semaphore = places.iter().any(|place| place.semaphore.is_some());
     let differ = places.iter().any(|place| place.arguments != places[0].arguments);
-    let semaphore = match semaphore {
-        true => "it has a semaphore: the probe is off until a tracer increments it",
-        false => "it has no semaphore: the probe is always on",
+    let semaphore = if semaphore {
+        "it has a semaphore: the probe is off until a tracer increments it"
+    } else {
+        "it has no semaphore: the probe is always on"
     };
     let differ = differ.then_some("its places hold their arguments differently; those of the first are shown");
     [Some(semaphore), differ].into_iter().flatten().map(str::to_owned).collect()
 }
 
-fn counter(family: Family, rest: &str, access: &Access) -> Result<KernelProbe, DiscoveryError> {
+fn counter(family: Family, rest: &str, sources: &Sources) -> Result<KernelProbe, DiscoveryError> {
     let event = rest.split(':').next().unwrap_or_default();
     let mut known = false;
-    let listed = sources::each(family, access, &mut |name| known |= name.trim_end_matches(':') == event);
+    let listed = sources.each(family, &mut |name| known |= name.trim_end_matches(':') == event);
     if !known && listed.is_ok() {
-        return Err(unknown(family, rest, access));
+        return Err(unknown(family, rest, sources));
     }
     let use_of_number = match family {
         Family::Profile => "fires on every CPU; the number behind the unit is the rate (hz) or the period",
@@ -190,10 +193,10 @@ fn arguments(parameters: Vec<Parameter>) -> Vec<Argument> {
     parameters.into_iter().map(one).collect()
 }
 
-fn unknown(family: Family, rest: &str, access: &Access) -> DiscoveryError {
+fn unknown(family: Family, rest: &str, sources: &Sources) -> DiscoveryError {
     DiscoveryError::Unknown {
         name: format!("{}:{rest}", family.name()).escape_debug().to_string(),
-        did_you_mean: sources::near(family, access, rest),
+        did_you_mean: sources.near(family, rest),
     }
 }
 

@@ -1,23 +1,45 @@
 //! Names near a name that does not exist.
 
 /// How many names are suggested.
-const MOST: usize = 5;
+pub(super) const MOST: usize = 5;
 /// Below this likeness a name is no suggestion.
 const LEAST: f64 = 0.8;
 
-/// The candidates most like `word`, best first; none when nothing is alike.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut best: Vec<(f64, &str)> = Vec::with_capacity(MOST + 1);
-    for candidate in candidates {
-        let likeness = strsim::jaro_winkler(word, candidate);
-        if likeness < LEAST || best.iter().any(|(_, known)| *known == candidate) {
-            continue;
-        }
-        let at = best.partition_point(|(other, _)| *other >= likeness);
-        best.insert(at, (likeness, candidate));
-        best.truncate(MOST);
+/// The few names most like a word, out of many that are never held together.
+pub(super) struct Nearest<'a> {
+    word: &'a str,
+    best: Vec<(f64, String)>,
+}
+
+impl<'a> Nearest<'a> {
+    pub(super) fn to(word: &'a str) -> Self {
+        Self { word, best: Vec::with_capacity(MOST + 1) }
     }
-    best.into_iter().map(|(_, name)| name.to_owned()).collect()
+
+    /// Compares `part` with the word; `whole` is what is suggested.
+    pub(super) fn offer(&mut self, part: &str, whole: &str) {
+        let likeness = strsim::jaro_winkler(self.word, part);
+        if likeness < LEAST || self.best.iter().any(|(_, known)| known == whole) {
+            return;
+        }
+        let at = self.best.partition_point(|(other, _)| *other >= likeness);
+        if at < MOST {
+            self.best.insert(at, (likeness, whole.to_owned()));
+            self.best.truncate(MOST);
+        }
+    }
+
+    /// Best first; none when nothing was alike.
+    pub(super) fn into_names(self) -> Vec<String> {
+        self.best.into_iter().map(|(_, name)| name).collect()
+    }
+}
+
+/// The candidates most like `word`, best first.
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut nearest = Nearest::to(word);
+    candidates.into_iter().for_each(|candidate| nearest.offer(candidate, candidate));
+    nearest.into_names()
 }
 
 #[cfg(test)]
