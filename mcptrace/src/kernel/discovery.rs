@@ -226,7 +226,7 @@ impl Family {
         Some(match word {
             "tracepoint" | "t" => Self::Tracepoint,
             "rawtracepoint" | "rt" | "raw_tp" | "tp_btf" => Self::Rawtracepoint,
-            "kfunc" | "f" | "fentry" | "fexit" | "fr" | "kr_func" | "kretfunc" => Self::Kfunc,
+            "kfunc" | "f" | "fentry" | "fexit" | "fr" | "kretfunc" => Self::Kfunc,
             "kprobe" | "k" | "kretprobe" | "kr" => Self::Kprobe,
             "uprobe" | "u" | "uretprobe" | "ur" => Self::Uprobe,
             "usdt" | "U" => Self::Usdt,

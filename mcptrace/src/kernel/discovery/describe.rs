@@ -18,13 +18,9 @@ pub fn describe(name: &str, access: Access) -> Result<KernelProbe, DiscoveryErro
     if name.len() > MAX_FILTER {
         return Err(DiscoveryError::TooLong(name.len()));
     }
-    let name = Family::expand(name);
-    let (family, rest) = match name.split_once(':') {
-        Some((first, rest)) => (Family::of(first).unwrap_or(Family::Tracepoint), rest),
-        None => return Err(DiscoveryError::Unnamed(name.escape_debug().to_string())),
-    };
+    let (first, rest) = name.split_once(':').ok_or_else(|| DiscoveryError::Unnamed(name.escape_debug().to_string()))?;
     // A name without a probe type is a tracepoint's: `sched:sched_switch`.
-    let rest = if name.starts_with(family.name()) { rest } else { &name };
+    let (family, rest) = Family::of(first).map_or((Family::Tracepoint, name), |family| (family, rest));
     let sources = Sources::new(access);
     let mut probe = match family {
         Family::Tracepoint => tracepoint(rest, &sources)?,

@@ -135,7 +135,7 @@ impl Filter {
         }
     }
 
-    /// Whether any name of the family may match; `module` is the part that all its names share, if they do.
+    /// Whether any name of the family may match. When none can, the family is not read at all.
     pub(super) fn may_match(&self, family: Family) -> bool {
         if self.glob.is_none() || self.bare {
             return true;
