@@ -152,7 +152,8 @@ fn stats(rq: *const u8) -> Option<*mut BlockStats> {
     let empty = EMPTY.get_ptr_mut(0)?;
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
     // SAFETY: a pointer into the map's value, which nobody writes.
-    let _ = STATS.insert(key, unsafe { *empty }, 1);
+    let empty: &BlockStats = unsafe { &*empty };
+    let _ = STATS.insert(key, empty, 1);
     STATS.get_ptr_mut(key)
 }
 
