@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    BlockKey, BlockStats, Counter,
+    BlockKey, BlockStats, Counter, diagnose,
     kernel::{add, count, current_passes, duration_passes, load, now, record_shared},
 };
 
@@ -96,6 +96,7 @@ fn completed(ctx: BtfTracePointContext) -> i32 {
     match issue {
         Some(issue) if issue != 0 => finish(rq, issue, now, error, bytes),
         _ => {
+            diagnose!(&ctx, "request {:x} has no start", key);
             count(Counter::Seen);
             count(Counter::StartMissing);
         }

@@ -100,9 +100,7 @@ impl ProbeSource {
         loop {
             let wait = if self.sends_events { pause } else { Duration::from_millis(100) };
             let end = control.wait(sampler.limit(wait));
-            if self.sends_events {
-                pause = if self.drain() { BUSY } else { (pause * 2).min(IDLE) };
-            }
+            pause = if self.drain() { BUSY } else { (pause * 2).min(IDLE) };
             sampler.step(self);
             if end {
                 return;
