@@ -179,7 +179,7 @@ fn ids_pass(filters: u32, pid: u32, tid: u32) -> bool {
         return false;
     }
     // SAFETY: the map's values are never freed while the program runs; only presence matters.
-    filters & BY_FOLLOWED == 0 || unsafe { FOLLOWED.get(&pid) }.is_some()
+    filters & BY_FOLLOWED == 0 || unsafe { FOLLOWED.get(pid) }.is_some()
 }
 
 #[inline(always)]
@@ -230,10 +230,10 @@ pub unsafe fn follow_fork(parent: *const u8, child: *const u8) {
     // SAFETY: the caller's promise.
     let (parent, child): (u32, u32) = unsafe { (load(parent, TASK_TGID.load()), load(child, TASK_TGID.load())) };
     // SAFETY: only presence matters.
-    if parent == child || unsafe { FOLLOWED.get(&parent) }.is_none() {
+    if parent == child || unsafe { FOLLOWED.get(parent) }.is_none() {
         return;
     }
-    if FOLLOWED.insert(&child, &1, 0).is_err() {
+    if FOLLOWED.insert(child, 1, 0).is_err() {
         count(Counter::FollowFull);
     }
 }

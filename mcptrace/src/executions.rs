@@ -40,13 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            running: 8,
-            kept: 64,
-            keep: Duration::from_secs(3600),
-            bytes: 64 << 20,
-            longest: Duration::from_secs(24 * 3600),
-        }
+        Self { running: 8, kept: 64, keep: Duration::from_hours(1), bytes: 64 << 20, longest: Duration::from_hours(24) }
     }
 }
 
@@ -166,9 +160,8 @@ impl Refusal {
             Self::Filter(_) => "invalid_filter",
             Self::Seconds { .. } => "invalid_seconds",
             Self::Busy { .. } => "busy",
-            Self::Unsupported { .. } => "unsupported",
+            Self::Unsupported { .. } | Self::Load(LoadError::Btf(_)) => "unsupported",
             Self::Load(LoadError::Permission { .. }) => "permission",
-            Self::Load(LoadError::Btf(_)) => "unsupported",
             Self::Script(error) => script_category(error.category),
             Self::Load(_) | Self::Thread(_) => "internal",
             Self::UnknownId(_) => "unknown_execution",
@@ -252,7 +245,7 @@ impl Executions {
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
         let source = Box::new(ProbeSource::new(attached, prepared, filtered, entry.cost_ns));
-        place.fill(Execution::spawn(identity, source, length)?)
+        Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 
     /// Compiles a script and starts it; returns when bpftrace has been started, which attaches a moment later.
@@ -270,7 +263,7 @@ impl Executions {
             owner: request.owner.clone(),
         };
         let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
-        place.fill(Execution::spawn(identity, source, length)?)
+        Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 
     /// The execution of an id.
@@ -335,13 +328,13 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn fill(self, execution: Arc<Execution>) -> Result<Arc<Execution>, Refusal> {
+    fn fill(self, execution: Arc<Execution>) -> Arc<Execution> {
         let mut all = self.executions.all();
         all.order.push_back(execution.identity.id.clone());
         all.by_id.insert(execution.identity.id.clone(), Arc::clone(&execution));
         expire(&mut all, &self.executions.limits);
         drop(all);
-        Ok(execution)
+        execution
     }
 }
 

@@ -10,7 +10,6 @@ pub mod errno;
 pub mod execution;
 pub mod executions;
 pub mod kernel;
-pub mod kernel;
 pub mod probes;
 pub mod report;
 pub mod store;

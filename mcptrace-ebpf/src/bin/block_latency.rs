@@ -65,8 +65,8 @@ fn issued(ctx: BtfTracePointContext) -> i32 {
     let now = now();
     if FILTERED.load() == 0 {
         // Without room its completion finds no start and is counted then.
-        let _ = ISSUED.insert(&request, &now, 0);
-    } else if let Some(issue) = ISSUED.get_ptr_mut(&request) {
+        let _ = ISSUED.insert(request, now, 0);
+    } else if let Some(issue) = ISSUED.get_ptr_mut(request) {
         // SAFETY: a pointer into the map's value.
         unsafe { *issue = now };
     }
@@ -86,9 +86,9 @@ fn completed(ctx: BtfTracePointContext) -> i32 {
     }
     let key = rq as u64;
     // SAFETY: the value is read at once.
-    let issue = unsafe { ISSUED.get(&key) }.copied();
+    let issue = unsafe { ISSUED.get(key) }.copied();
     if issue.is_some() {
-        let _ = ISSUED.remove(&key);
+        let _ = ISSUED.remove(key);
     } else if FILTERED.load() != 0 {
         return 0;
     }
@@ -112,7 +112,7 @@ fn request(ctx: &BtfTracePointContext) -> *const u8 {
 
 #[inline(always)]
 fn remember_if_passes(request: *const u8) {
-    if current_passes() && ISSUED.insert(&(request as u64), &0, 0).is_err() {
+    if current_passes() && ISSUED.insert(request as u64, 0, 0).is_err() {
         count(Counter::FollowFull);
     }
 }
@@ -146,14 +146,14 @@ fn finish(rq: *const u8, issue: u64, now: u64, error: u64, bytes: u64) {
 #[inline(always)]
 fn stats(rq: *const u8) -> Option<*mut BlockStats> {
     let key = block_key(rq);
-    if let Some(stats) = STATS.get_ptr_mut(&key) {
+    if let Some(stats) = STATS.get_ptr_mut(key) {
         return Some(stats);
     }
     let empty = EMPTY.get_ptr_mut(0)?;
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
     // SAFETY: a pointer into the map's value, which nobody writes.
-    let _ = STATS.insert(&key, unsafe { &*empty }, 1);
-    STATS.get_ptr_mut(&key)
+    let _ = STATS.insert(key, unsafe { *empty }, 1);
+    STATS.get_ptr_mut(key)
 }
 
 #[inline(always)]

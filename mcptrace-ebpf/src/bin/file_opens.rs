@@ -55,7 +55,8 @@ static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
 #[repr(C)]
 struct Scratch {
     open: Open,
-    path: [u8; PATH_MAX],
+    /// Words, because the prefix is compared by words.
+    path: [u64; PATH_MAX / 8],
 }
 
 #[btf_tracepoint(function = "sys_enter")]
@@ -144,7 +145,7 @@ unsafe fn prefix_passes(scratch: *mut Scratch, path_len: u32) -> bool {
         return false;
     }
     let (prefix, mask) = (PREFIX.load(), PREFIX_MASK.load());
-    // SAFETY: the path starts at a multiple of 8 and is longer than the prefix can be.
+    // SAFETY: a pointer into the map's value, whose path is longer than the prefix can be.
     let path = unsafe { (&raw const (*scratch).path).cast::<u64>() };
     for word in 0..PREFIX_WORDS {
         // SAFETY: as above.

@@ -32,7 +32,7 @@ pub const STORE_BYTES: usize = 8 << 20;
 const SAMPLE: Duration = Duration::from_millis(50);
 const SHORTEST_SAMPLED: Duration = Duration::from_millis(300);
 /// How often a long run is sampled again.
-const RESAMPLE: Duration = Duration::from_secs(60);
+const RESAMPLE: Duration = Duration::from_mins(1);
 
 /// A native probe at work.
 pub struct ProbeSource {
@@ -212,20 +212,16 @@ impl ProbeSource {
         notes
     }
 
-    fn overhead(&self, seen: u64, seconds: f64) -> Option<Overhead> {
+    fn overhead(&self, seen: u64, seconds: f64) -> Overhead {
         let round = |value: f64| (value * 1000.0).round() / 1000.0;
         let measured = lock(&self.state).cost;
         let Some((cost, seen_in_window)) = measured else {
             let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
-            return Some(Overhead {
-                ns_per_event: self.cost_ns,
-                cpu_percent: round(percent),
-                method: "estimated".into(),
-            });
+            return Overhead { ns_per_event: self.cost_ns, cpu_percent: round(percent), method: "estimated".into() };
         };
         let per_event = if seen_in_window > 0 { cost.ns / seen_in_window as f64 } else { 0.0 };
         let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
-        Some(Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() })
+        Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() }
     }
 }
 
@@ -282,7 +278,7 @@ impl ProbeSource {
             snapshot.events = Some(events);
         }
         snapshot.loss = self.loss_of(&last.counters, last.missed, delivered);
-        snapshot.overhead = self.overhead(last.counters.get(Counter::Seen), seconds);
+        snapshot.overhead = Some(self.overhead(last.counters.get(Counter::Seen), seconds));
         snapshot.notes = notes;
         snapshot
     }
