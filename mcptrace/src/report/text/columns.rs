@@ -37,10 +37,11 @@ fn width(cells: &[Vec<String>], at: usize) -> usize {
 
 fn line(columns: &[Column], widths: &[usize], row: &[String]) -> String {
     let cells = columns.iter().zip(widths).zip(row);
-    let cells = cells.map(|((column, width), cell)| match column.right {
-        true => format!("{cell:>width$}"),
-        false => format!("{cell:<width$}"),
-    });
+    let cells = cells.map(
+        |((column, width), cell)| {
+            if column.right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        },
+    );
     cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
 }
 
