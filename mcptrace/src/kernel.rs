@@ -9,3 +9,4 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod support;

@@ -1,6 +1,9 @@
-//! What this process may do.
+//! What this process may do, and how it gets what it lacks.
 
-use std::fs;
+use std::{fs, path::Path};
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 /// A capability: its name and its number (include/uapi/linux/capability.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,97 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability { name: "CAP_SYS_RESOURCE", number: 24, purpose: "lock memory for eBPF maps before kernel 5.11" },
 ];
 
+/// The inode numbers of the initial namespaces (include/linux/proc_ns.h, the same since 3.8).
+const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// What this process may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Process {
+    /// The effective user
+    pub uid: u32,
+    /// Capabilities that mcptrace can make use of
+    pub capabilities: Vec<Held>,
+    /// Neither setcap nor sudo give it more than it has
+    pub no_new_privs: bool,
+    /// It is in a user namespace of its own, where capabilities do not reach the kernel's tracing
+    pub in_user_namespace: bool,
+    /// It is in a pid namespace of its own: pids in results are the host's
+    pub in_pid_namespace: bool,
+    /// What kind of container it is in, as far as it shows
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub container: Option<String>,
+    /// The program's file, which setcap takes
+    pub program: String,
+    /// `CapEff`.
+    #[serde(skip)]
+    pub effective: u64,
+    /// `CapBnd`.
+    #[serde(skip)]
+    pub bounding: u64,
+}
+
+/// A capability, and whether this process has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Held {
+    /// As the kernel's header names it
+    pub name: String,
+    /// Whether it is in the effective set
+    pub held: bool,
+    /// What mcptrace needs it for
+    pub purpose: String,
+}
+
+impl Process {
+    /// Whether it has a capability.
+    pub fn holds(&self, name: &str) -> bool {
+        by_name(name).is_some_and(|capability| has(self.effective, capability))
+    }
+
+    /// The names of the capabilities that native probes need and it lacks.
+    pub fn missing_for_native(&self) -> Vec<&'static str> {
+        missing_of(self.effective)
+    }
+
+    /// How it gets capabilities, in words that start with a command.
+    pub fn grant(&self, names: &[&str]) -> String {
+        let lower = names.join(",").to_lowercase();
+        let short: Vec<_> = names.iter().map(|name| format!("--cap-add {}", name.trim_start_matches("CAP_"))).collect();
+        let bound = |name: &&str| by_name(name).is_some_and(|capability| !has(self.bounding, capability));
+        if let Some(container) = &self.container {
+            return format!("start the {container} container with {} (or --privileged)", short.join(" "));
+        }
+        if names.iter().any(bound) && self.bounding != 0 {
+            return format!(
+                "start it where its bounding set has {lower} (a systemd unit's CapabilityBoundingSet=, or another login): \
+                 neither setcap nor sudo can add to it here"
+            );
+        }
+        if self.no_new_privs {
+            return format!(
+                "start it without no_new_privs (a systemd unit's NoNewPrivileges=no), as root or with {lower}: neither setcap nor \
+                 sudo work under it"
+            );
+        }
+        format!("sudo setcap {lower}+ep {} (or run it as root)", quoted(&self.program))
+    }
+}
+
+/// This process.
+pub fn process() -> Process {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let program = std::env::current_exe().map_or_else(|_| "mcptrace".to_owned(), |path| path.display().to_string());
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|last| last.trim().parse().ok());
+    Process {
+        in_user_namespace: elsewhere("/proc/self/ns/user", INITIAL_USER_NAMESPACE),
+        in_pid_namespace: elsewhere("/proc/self/ns/pid", INITIAL_PID_NAMESPACE),
+        container: container(|path| Path::new(path).exists(), std::env::var("container").ok()),
+        program,
+        ..parse(&status, last.unwrap_or(u32::MAX))
+    }
+}
+
 /// The effective capabilities of this process, as a bit set.
 pub fn effective() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -49,6 +143,10 @@ pub fn missing_for_native() -> Vec<&'static str> {
     missing_of(effective())
 }
 
+fn by_name(name: &str) -> Option<&'static Capability> {
+    CAPABILITIES.iter().find(|capability| capability.name == name)
+}
+
 fn missing_of(set: u64) -> Vec<&'static str> {
     let admin = CAPABILITIES.iter().any(|capability| capability.name == "CAP_SYS_ADMIN" && has(set, capability));
     let needed = |capability: &&Capability| matches!(capability.name, "CAP_BPF" | "CAP_PERFMON");
@@ -56,14 +154,65 @@ fn missing_of(set: u64) -> Vec<&'static str> {
     lacking.map(|capability| capability.name).collect()
 }
 
+/// The part that `/proc/self/status` tells. Capabilities that the kernel does not know yet are left out.
+fn parse(status: &str, last: u32) -> Process {
+    let effective = parse_effective(status);
+    let row = |one: &Capability| Held {
+        name: one.name.to_owned(),
+        held: has(effective, one),
+        purpose: one.purpose.to_owned(),
+    };
+    Process {
+        uid: field(status, "Uid").and_then(|ids| ids.split_ascii_whitespace().nth(1)?.parse().ok()).unwrap_or(0),
+        capabilities: CAPABILITIES.iter().filter(|one| one.number <= last).map(row).collect(),
+        no_new_privs: field(status, "NoNewPrivs") == Some("1"),
+        effective,
+        bounding: set(status, "CapBnd"),
+        ..Process::default()
+    }
+}
+
 fn parse_effective(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+    set(status, "CapEff")
+}
+
+fn set(status: &str, name: &str) -> u64 {
+    field(status, name).and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0)
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// Whether a namespace is another than the initial one. Not, where it cannot be read.
+fn elsewhere(link: &str, initial: &str) -> bool {
+    fs::read_link(link).is_ok_and(|target| target != Path::new(initial))
+}
+
+/// The files and the variable by which container engines mark their containers.
+fn container(exists: impl Fn(&str) -> bool, variable: Option<String>) -> Option<String> {
+    let kinds =
+        [("/.dockerenv", "docker"), ("/run/.containerenv", "podman"), ("/var/run/secrets/kubernetes.io", "kubernetes")];
+    let kind = kinds.iter().find(|(file, _)| exists(file)).map(|(_, kind)| (*kind).to_owned());
+    let named = |name: &String| {
+        !name.is_empty()
+            && name.len() <= 32
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-')
+    };
+    kind.or_else(|| variable.filter(named))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+".contains(letter);
+    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALL: u64 = 0x1ff_ffff_ffff;
 
     #[test]
     fn the_effective_set_is_read_from_the_status_file() {
@@ -76,5 +225,40 @@ mod tests {
         assert_eq!(missing_of(0), ["CAP_BPF", "CAP_PERFMON"]);
         assert_eq!(missing_of(1 << 39), ["CAP_PERFMON"]);
         assert!(missing_of(1 << 21).is_empty());
+    }
+
+    #[test]
+    fn the_status_file_tells_user_sets_and_flags() {
+        let status =
+            "Uid:\t1000\t1001\t1000\t1000\nNoNewPrivs:\t1\nCapEff:\t0000008000000000\nCapBnd:\t000001ffffffffff\n";
+        let process = parse(status, 40);
+        assert_eq!((process.uid, process.no_new_privs, process.bounding), (1001, true, ALL));
+        assert!(process.holds("CAP_BPF") && !process.holds("CAP_PERFMON") && !process.holds("CAP_UNKNOWN"));
+        assert_eq!(process.capabilities.len(), CAPABILITIES.len());
+        assert!(parse(status, 37).capabilities.iter().all(|one| one.name != "CAP_BPF"), "before 5.8 there was none");
+    }
+
+    #[test]
+    fn the_remedy_is_one_that_works_here() {
+        let process = Process { bounding: ALL, program: "/opt/it's".into(), ..Process::default() };
+        assert!(
+            process
+                .grant(&["CAP_BPF", "CAP_PERFMON"])
+                .starts_with(r"sudo setcap cap_bpf,cap_perfmon+ep '/opt/it'\''s'")
+        );
+        let stuck = Process { no_new_privs: true, ..process.clone() };
+        assert!(stuck.grant(&["CAP_BPF"]).contains("NoNewPrivileges=no"));
+        let bound = Process { bounding: 1, ..process.clone() };
+        assert!(bound.grant(&["CAP_BPF"]).contains("bounding set"));
+        let boxed = Process { container: Some("docker".into()), ..process };
+        assert!(boxed.grant(&["CAP_BPF", "CAP_SYS_ADMIN"]).contains("--cap-add BPF --cap-add SYS_ADMIN"));
+    }
+
+    #[test]
+    fn containers_are_known_by_their_marks() {
+        assert_eq!(container(|path| path == "/.dockerenv", None).as_deref(), Some("docker"));
+        assert_eq!(container(|_| false, Some("systemd-nspawn".into())).as_deref(), Some("systemd-nspawn"));
+        assert_eq!(container(|_| false, Some("a b; rm".into())), None);
+        assert_eq!(container(|_| false, None), None);
     }
 }
