@@ -179,7 +179,7 @@ fn ids_pass(filters: u32, pid: u32, tid: u32) -> bool {
         return false;
     }
     // SAFETY: the map's values are never freed while the program runs; only presence matters.
-    filters & BY_FOLLOWED == 0 || unsafe { FOLLOWED.get(&pid) }.is_some()
+    filters & BY_FOLLOWED == 0 || unsafe { FOLLOWED.get(pid) }.is_some()
 }
 
 #[inline(always)]
@@ -230,10 +230,10 @@ pub unsafe fn follow_fork(parent: *const u8, child: *const u8) {
     // SAFETY: the caller's promise.
     let (parent, child): (u32, u32) = unsafe { (load(parent, TASK_TGID.load()), load(child, TASK_TGID.load())) };
     // SAFETY: only presence matters.
-    if parent == child || unsafe { FOLLOWED.get(&parent) }.is_none() {
+    if parent == child || unsafe { FOLLOWED.get(parent) }.is_none() {
         return;
     }
-    if FOLLOWED.insert(&child, &1, 0).is_err() {
+    if FOLLOWED.insert(child, 1, 0).is_err() {
         count(Counter::FollowFull);
     }
 }
@@ -457,6 +457,16 @@ pub unsafe fn send<C: EbpfContext>(
         let ring = ptr::from_ref(ring).cast_mut().cast::<c_void>();
         bpf_ringbuf_output(ring, record, u64::from(size), u64::from(BPF_RB_NO_WAKEUP)) == 0
     }
+}
+
+/// Says something to the server's log, in objects built with `cargo xtask build-ebpf --log`; nothing at all in the committed ones.
+/// Only where an event is lost or odd: it is for those who write probes, and costs more than most probes do.
+#[macro_export]
+macro_rules! diagnose {
+    ($context:expr, $($message:tt)*) => {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!($context, $($message)*);
+    };
 }
 
 /// Makes a file of `src/bin` an eBPF object: licence and panic handler on BPF, an empty `main` elsewhere, so that every file

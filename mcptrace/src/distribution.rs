@@ -103,7 +103,7 @@ fn extremes(kept: &Histogram) -> (u64, u64) {
     let last = kept.buckets.iter().rposition(|count| *count > 0).unwrap_or(0);
     let min = kept.min_plus_1.wrapping_sub(1).min(bucket_high(first) - 1).max(bucket_low(first));
     let max = kept.max.max(bucket_low(last)).min(bucket_high(last) - 1);
-    (min, max)
+    (min.min(max), max)
 }
 
 #[cfg(test)]

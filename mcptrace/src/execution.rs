@@ -1,6 +1,7 @@
 //! One running trace, whatever runs it: a probe or a script. It has a deadline, can be stopped, and ends with nothing attached.
 
 pub mod probe;
+pub mod script;
 
 use std::{
     any::Any,
@@ -32,6 +33,9 @@ pub trait Source: Send + Sync {
 
     /// Memory that it holds, in bytes.
     fn bytes(&self) -> usize;
+
+    /// Detaches and ends everything, after `run` has panicked.
+    fn release(&self);
 
     /// The source as what it is, for what only one kind has.
     fn as_any(&self) -> &dyn Any;
@@ -297,9 +301,12 @@ impl Execution {
     }
 
     fn run(&self) {
-        // A bug in one probe must not take the server down, nor leave its programs attached: the source detaches in its drop glue.
+        // A bug in one probe must not take the server down, nor leave its programs attached.
         let result = catch_unwind(AssertUnwindSafe(|| self.source.run(&self.control)));
-        let result = result.unwrap_or_else(|panic| Err(format!("internal error: {}", panic_text(&*panic))));
+        let result = result.unwrap_or_else(|panic| {
+            self.source.release();
+            Err(format!("internal error: {}", panic_text(&*panic)))
+        });
         let status = match &result {
             Err(_) => Status::Failed,
             Ok(()) if self.control.is_stopped() => Status::Stopped,

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    execution::{Execution, Identity, probe::ProbeSource},
+    bpftrace::{Bpftrace, Category, ScriptError},
+    execution::{Execution, Identity, probe::ProbeSource, script::ScriptSource},
     kernel::{
         attached::{Attached, Transport, possible_cpus},
         filter::{Filter, FilterError},
@@ -39,13 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            running: 8,
-            kept: 64,
-            keep: Duration::from_secs(3600),
-            bytes: 64 << 20,
-            longest: Duration::from_secs(24 * 3600),
-        }
+        Self { running: 8, kept: 64, keep: Duration::from_hours(1), bytes: 64 << 20, longest: Duration::from_hours(24) }
     }
 }
 
@@ -59,6 +54,17 @@ pub struct ProbeRequest {
     /// Which threads it looks at.
     pub filter: Filter,
     /// How long, in seconds.
+    pub seconds: f64,
+    /// Who asks.
+    pub owner: String,
+}
+
+/// What is to be run by bpftrace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ScriptRequest {
+    /// The program text.
+    pub program: String,
+    /// How long, in seconds, from when it has attached.
     pub seconds: f64,
     /// Who asks.
     pub owner: String,
@@ -118,6 +124,9 @@ pub enum Refusal {
     /// It could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The script does not do, or bpftrace does not.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
     /// No thread for it.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -137,6 +146,7 @@ impl Refusal {
                 did_you_mean.as_deref()
             }
             Self::Option(error) => error.did_you_mean.as_deref(),
+            Self::Script(error) => error.did_you_mean.first().map(String::as_str),
             _ => None,
         }
     }
@@ -150,9 +160,9 @@ impl Refusal {
             Self::Filter(_) => "invalid_filter",
             Self::Seconds { .. } => "invalid_seconds",
             Self::Busy { .. } => "busy",
-            Self::Unsupported { .. } => "unsupported",
+            Self::Unsupported { .. } | Self::Load(LoadError::Btf(_)) => "unsupported",
             Self::Load(LoadError::Permission { .. }) => "permission",
-            Self::Load(LoadError::Btf(_)) => "unsupported",
+            Self::Script(error) => script_category(error.category),
             Self::Load(_) | Self::Thread(_) => "internal",
             Self::UnknownId(_) => "unknown_execution",
             Self::Expired(_) => "expired_execution",
@@ -235,19 +245,25 @@ impl Executions {
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
         let source = Box::new(ProbeSource::new(attached, prepared, filtered, entry.cost_ns));
-        place.fill(Execution::spawn(identity, source, length)?)
+        Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 
-    /// Registers an execution that something else makes, within the bounds.
-    pub fn start_with(
-        &self,
-        seconds: f64,
-        make: impl FnOnce(String, Duration) -> Result<Arc<Execution>, Refusal>,
-    ) -> Result<Arc<Execution>, Refusal> {
-        let length = self.length(seconds)?;
+    /// Compiles a script and starts it; returns when bpftrace has been started, which attaches a moment later.
+    pub fn start_script(&self, request: &ScriptRequest) -> Result<Arc<Execution>, Refusal> {
+        let length = self.length(request.seconds)?;
         let place = self.take_place()?;
-        let execution = make(new_id(), length)?;
-        place.fill(execution)
+        let bpftrace = Bpftrace::find(None)?;
+        bpftrace.compile(&request.program)?;
+        let identity = Identity {
+            id: new_id(),
+            kind: Kind::Script,
+            probe: String::new(),
+            filter: Row::new(),
+            options: Row::new(),
+            owner: request.owner.clone(),
+        };
+        let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
+        Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 
     /// The execution of an id.
@@ -300,6 +316,12 @@ impl Executions {
     }
 }
 
+impl Drop for Executions {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
 impl fmt::Debug for Executions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Executions").field("limits", &self.limits).finish_non_exhaustive()
@@ -312,19 +334,39 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn fill(self, execution: Arc<Execution>) -> Result<Arc<Execution>, Refusal> {
+    fn fill(self, execution: Arc<Execution>) -> Arc<Execution> {
         let mut all = self.executions.all();
         all.order.push_back(execution.identity.id.clone());
         all.by_id.insert(execution.identity.id.clone(), Arc::clone(&execution));
+        // From here on it counts as one that runs, so its place is given back under the same lock.
+        all.starting -= 1;
         expire(&mut all, &self.executions.limits);
         drop(all);
-        Ok(execution)
+        std::mem::forget(self);
+        execution
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.executions.all().starting -= 1;
+    }
+}
+
+fn script_category(category: Category) -> &'static str {
+    match category {
+        Category::Syntax => "syntax",
+        Category::UnknownProbe => "unknown_probe",
+        Category::UnknownFunction => "unknown_function",
+        Category::UnknownName => "unknown_name",
+        Category::Type => "type",
+        Category::UnsupportedProbeType => "unsupported",
+        Category::Permission => "permission",
+        Category::Unsafe => "refused",
+        Category::BadInput => "invalid_program",
+        Category::Missing => "missing_bpftrace",
+        Category::Timeout => "timeout",
+        Category::Other => "script",
     }
 }
 

@@ -3,6 +3,7 @@
 //! `docs/architecture.md` has the map and the invariants. In short: [`probes`] say what to trace, [`kernel`] loads and attaches it,
 //! [`distribution`] and [`report`] shape what was found.
 
+pub mod bpftrace;
 pub mod clock;
 pub mod distribution;
 pub mod errno;
@@ -10,7 +11,6 @@ pub mod execution;
 pub mod executions;
 pub mod kernel;
 pub mod probes;
-pub mod bpftrace;
 pub mod report;
 pub mod store;
 pub mod suggest;

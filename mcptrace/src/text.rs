@@ -15,7 +15,7 @@ pub fn untrusted(bytes: &[u8], longest: usize) -> String {
             push_safe(&mut text, letter);
         }
         for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02x}"));
+            text.extend(std::ascii::escape_default(*byte).map(char::from));
         }
         if text.len() > longest {
             let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);

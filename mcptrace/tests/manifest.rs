@@ -14,7 +14,7 @@ fn folder() -> PathBuf {
 }
 
 fn object(name: &str) -> Vec<u8> {
-    fs::read(folder().join(name).with_extension("o")).unwrap()
+    fs::read(folder().join(name).with_extension("o")).expect("an object for every program")
 }
 
 #[test]

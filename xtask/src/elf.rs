@@ -1,10 +1,10 @@
 //! What an eBPF object needs for loading, and nothing else.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use object::build::elf::{Builder, Dynamic, SectionData};
 use object::elf::{DT_NEEDED, SHT_STRTAB};
 use object::read::elf::ElfFile64;
-use object::{Object as _, ObjectSection as _};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 /// Where a path in an object may start: what paths are remapped to, and where distributors build the standard library.
 const KNOWN_ROOTS: &[&str] = &["/mcptrace", "/cargo", "/rust", "/usr/src/rustc"];
@@ -41,7 +41,7 @@ pub fn needed_libraries(elf: &[u8]) -> Result<Vec<String>> {
     Ok(builder.dynamic_data().unwrap_or_default().iter().filter_map(library).collect())
 }
 
-/// Checks that an object is stripped, has BTF and a licence, and says nothing about the machine that built it.
+/// Checks that an object is stripped, has BTF and a licence, cannot panic, and says nothing about the machine that built it.
 pub fn check(elf: &[u8]) -> Result<()> {
     let file = ElfFile64::<object::Endianness>::parse(elf).context("not an ELF object")?;
     for section in file.sections() {
@@ -51,7 +51,12 @@ pub fn check(elf: &[u8]) -> Result<()> {
     for name in [".BTF", ".BTF.ext", "license"] {
         ensure!(file.section_by_name(name).is_some_and(|section| section.size() > 0), "has no section {name}");
     }
-    foreign_path(elf).map_or(Ok(()), |path| anyhow::bail!("names a path of the machine that built it: {path}"))
+    // The verifier refuses a function that never returns: "last insn is not an exit or jmp".
+    if let Some(panic) = file.symbols().filter_map(|symbol| symbol.name().ok()).find(|name| name.contains("panicking"))
+    {
+        bail!("can panic, which no kernel loads: {panic}");
+    }
+    foreign_path(elf).map_or(Ok(()), |path| bail!("names a path of the machine that built it: {path}"))
 }
 
 fn is_debug(section: &[u8]) -> bool {

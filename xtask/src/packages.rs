@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::process;
 
-/// InstallOptions of every task that may install packages.
+/// Options of every task that may install packages.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InstallOptions {
     /// Install nothing: only say which packages are missing and how to get them
@@ -144,7 +144,7 @@ pub(crate) fn ensure_installed(needs: &[&Need], options: &InstallOptions) -> Res
         return Ok(());
     }
     for Need { what, why, required, .. } in &missing {
-        eprintln!("xtask: {what} is missing ({}: {why})", if *required { "required" } else { "optional" });
+        eprintln!("xtask: missing: {what} ({}: {why})", if *required { "required" } else { "optional" });
     }
     match PackageManager::find() {
         Some(manager) if !options.no_install => install(manager, &missing)?,
@@ -249,7 +249,7 @@ impl PackageManager {
     /// The program and the arguments that make it install without a question.
     fn install_command(self) -> &'static [&'static str] {
         match self {
-            Self::Apt => &["apt-get", "install", "-y", "--no-install-recommends"],
+            Self::Apt => &["apt-get", "install", "-y", "-q", "--no-install-recommends"],
             Self::Dnf => &["dnf", "install", "-y"],
             Self::Pacman => &["pacman", "-S", "--needed", "--noconfirm"],
             Self::Zypper => &["zypper", "--non-interactive", "install"],
@@ -362,7 +362,7 @@ mod tests {
         let line = |manager: PackageManager| manager.command_line(&[&need]);
         let apt = line(PackageManager::Apt);
         assert!(
-            apt.ends_with("DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends a b"),
+            apt.ends_with("DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends a b"),
             "{apt}"
         );
         assert!(line(PackageManager::Pacman).ends_with("pacman -S --needed --noconfirm d"));

@@ -71,7 +71,7 @@ fn empty_lsm(_: LsmContext) -> i32 {
 /// Where the program of an iterator starts; aya-ebpf has no macro for it.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-fn empty_iter(_: *mut core::ffi::c_void) -> i32 {
+extern "C" fn empty_iter(_: *mut core::ffi::c_void) -> i32 {
     0
 }
 

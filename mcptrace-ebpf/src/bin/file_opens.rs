@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Header, Open, PATH_MAX, PATH_UNREADABLE, Record, START_SLOTS, WIRE_VERSION,
+    Counter, Header, Open, PATH_MAX, PATH_UNREADABLE, Record, START_SLOTS, WIRE_VERSION, diagnose,
     kernel::{count, current_passes, duration_passes, now, send, since, start, take_start},
     syscall::{OpenCall, OpenSyscalls, entered, open_call, returning},
 };
@@ -55,7 +55,8 @@ static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
 #[repr(C)]
 struct Scratch {
     open: Open,
-    path: [u8; PATH_MAX],
+    /// Words, because the prefix is compared by words.
+    path: [u64; PATH_MAX / 8],
 }
 
 #[btf_tracepoint(function = "sys_enter")]
@@ -89,6 +90,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let Some(begin) = begin else {
+        diagnose!(&ctx, "open of thread {} has no start", pid_tgid as u32);
         count(Counter::Seen);
         count(Counter::StartMissing);
         return 0;
@@ -122,6 +124,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         send(&ctx, &EVENTS, &EVENTS_PERF, scratch.cast_const().cast(), size)
     };
     if !sent {
+        diagnose!(&ctx, "no room for {} bytes", size);
         count(Counter::BufferFull);
     }
     0
@@ -144,7 +147,7 @@ unsafe fn prefix_passes(scratch: *mut Scratch, path_len: u32) -> bool {
         return false;
     }
     let (prefix, mask) = (PREFIX.load(), PREFIX_MASK.load());
-    // SAFETY: the path starts at a multiple of 8 and is longer than the prefix can be.
+    // SAFETY: a pointer into the map's value, whose path is longer than the prefix can be.
     let path = unsafe { (&raw const (*scratch).path).cast::<u64>() };
     for word in 0..PREFIX_WORDS {
         // SAFETY: as above.

@@ -116,10 +116,12 @@ unsafe fn switched_in(next: *const u8, now: u64) {
 #[inline(always)]
 unsafe fn recorded_in_group(task: *const u8, waited: u64) -> bool {
     // SAFETY: the caller passes a BTF pointer to task_struct.
-    let key = if GROUP_BY.load() == RunqBy::Comm as u32 {
-        RunqKey { pid: 0, zero: 0, comm: unsafe { task_comm(task) } }
-    } else {
-        RunqKey { pid: unsafe { task_tgid(task) }, zero: 0, comm: [0; 16] }
+    let key = unsafe {
+        if GROUP_BY.load() == RunqBy::Comm as u32 {
+            RunqKey { pid: 0, zero: 0, comm: task_comm(task) }
+        } else {
+            RunqKey { pid: task_tgid(task), zero: 0, comm: [0; 16] }
+        }
     };
     // SAFETY: as above.
     let Some(group) = (unsafe { group(&key, task) }) else { return false };
@@ -138,7 +140,8 @@ unsafe fn group(key: &RunqKey, task: *const u8) -> Option<*mut NamedHistogram> {
     unsafe {
         (*empty).comm = task_comm(task);
         // Another CPU may have been first (BPF_NOEXIST is 1): then its group is used.
-        let _ = GROUPS.insert(key, &*empty, 1);
+        let empty: &NamedHistogram = &*empty;
+        let _ = GROUPS.insert(key, empty, 1);
     }
     GROUPS.get_ptr_mut(key)
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, SYSCALLS, SyscallCell, SyscallKey,
+    Counter, SYSCALLS, SyscallCell, SyscallKey, diagnose,
     kernel::{add, count, current_passes},
     syscall::{Return, entered, returned},
 };
@@ -41,6 +41,7 @@ fn enter(ctx: BtfTracePointContext) -> i32 {
     if BY_PROCESS.load() == 0 {
         increment(&CALLS, index);
     } else if !count_call(key(index)) {
+        diagnose!(&ctx, "no room for another process: call {}", index);
         count(Counter::MapFull);
     }
     0
@@ -82,7 +83,7 @@ fn key(syscall: u32) -> SyscallKey {
 /// Counts a call of a process; false if the map has no room for it.
 #[inline(always)]
 fn count_call(key: SyscallKey) -> bool {
-    if let Some(cell) = CELLS.get_ptr_mut(&key) {
+    if let Some(cell) = CELLS.get_ptr_mut(key) {
         // SAFETY: a pointer into the map's value.
         unsafe { add(&raw mut (*cell).calls, 1) };
         return true;
@@ -90,8 +91,8 @@ fn count_call(key: SyscallKey) -> bool {
     let comm = bpf_get_current_comm().unwrap_or_default();
     let cell = SyscallCell { comm, ..SyscallCell::default() };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
-    let _ = CELLS.insert(&key, &cell, 1);
-    CELLS.get_ptr_mut(&key).is_some_and(|cell| {
+    let _ = CELLS.insert(key, cell, 1);
+    CELLS.get_ptr_mut(key).is_some_and(|cell| {
         // SAFETY: a pointer into the map's value.
         unsafe { add(&raw mut (*cell).calls, 1) };
         true
@@ -100,7 +101,7 @@ fn count_call(key: SyscallKey) -> bool {
 
 #[inline(always)]
 fn in_cell(key: SyscallKey, field: impl Fn(&mut SyscallCell) -> *mut u64) {
-    if let Some(cell) = CELLS.get_ptr_mut(&key) {
+    if let Some(cell) = CELLS.get_ptr_mut(key) {
         // SAFETY: a pointer into the map's value.
         unsafe { add(field(&mut *cell), 1) };
     }

@@ -32,7 +32,7 @@ pub const STORE_BYTES: usize = 8 << 20;
 const SAMPLE: Duration = Duration::from_millis(50);
 const SHORTEST_SAMPLED: Duration = Duration::from_millis(300);
 /// How often a long run is sampled again.
-const RESAMPLE: Duration = Duration::from_secs(60);
+const RESAMPLE: Duration = Duration::from_mins(1);
 
 /// A native probe at work.
 pub struct ProbeSource {
@@ -100,9 +100,7 @@ impl ProbeSource {
         loop {
             let wait = if self.sends_events { pause } else { Duration::from_millis(100) };
             let end = control.wait(sampler.limit(wait));
-            if self.sends_events {
-                pause = if self.drain() { BUSY } else { (pause * 2).min(IDLE) };
-            }
+            pause = if self.drain() { BUSY } else { (pause * 2).min(IDLE) };
             sampler.step(self);
             if end {
                 return;
@@ -116,15 +114,16 @@ impl ProbeSource {
             attached.detach();
         }
         while self.drain() {}
-        let Some(attached) = lock(&self.live).take() else { return Ok(()) };
-        let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
+        // Whoever asks meanwhile waits for this lock, and then finds the last word.
+        let mut live = lock(&self.live);
+        let Some(attached) = live.as_ref() else { return Ok(()) };
         let counters = attached.counters().map_err(|error| chain(&error))?;
-        let missed = attached.missed();
-        drop(attached);
+        let last = self.read_from(attached, counters, seconds);
+        let result = last.found.as_ref().map(|_| ()).map_err(Clone::clone);
+        lock(&self.state).last = Some(last);
+        live.take();
+        drop(live);
         crate::kernel::loader::release_free_memory();
-        let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
-        let result = found.as_ref().map(|_| ()).map_err(Clone::clone);
-        lock(&self.state).last = Some(Last { found, counters, missed });
         result
     }
 
@@ -138,9 +137,13 @@ impl ProbeSource {
         let live = lock(&self.live);
         let attached = live.as_ref()?;
         let counters = attached.counters().ok()?;
+        Some(self.read_from(attached, counters, seconds))
+    }
+
+    fn read_from(&self, attached: &Attached, counters: Counters, seconds: f64) -> Last {
         let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
         let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
-        Some(Last { found, counters, missed: attached.missed() })
+        Last { found, counters, missed: attached.missed() }
     }
 
     fn loss_of(&self, counters: &Counters, missed: Option<(u64, u64)>, delivered: u64) -> Loss {
@@ -212,20 +215,16 @@ impl ProbeSource {
         notes
     }
 
-    fn overhead(&self, seen: u64, seconds: f64) -> Option<Overhead> {
+    fn overhead(&self, seen: u64, seconds: f64) -> Overhead {
         let round = |value: f64| (value * 1000.0).round() / 1000.0;
         let measured = lock(&self.state).cost;
         let Some((cost, seen_in_window)) = measured else {
             let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
-            return Some(Overhead {
-                ns_per_event: self.cost_ns,
-                cpu_percent: round(percent),
-                method: "estimated".into(),
-            });
+            return Overhead { ns_per_event: self.cost_ns, cpu_percent: round(percent), method: "estimated".into() };
         };
         let per_event = if seen_in_window > 0 { cost.ns / seen_in_window as f64 } else { 0.0 };
         let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
-        Some(Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() })
+        Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() }
     }
 }
 
@@ -252,6 +251,10 @@ impl Source for ProbeSource {
 
     fn bytes(&self) -> usize {
         lock(&self.store).bytes()
+    }
+
+    fn release(&self) {
+        lock(&self.live).take();
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -282,7 +285,7 @@ impl ProbeSource {
             snapshot.events = Some(events);
         }
         snapshot.loss = self.loss_of(&last.counters, last.missed, delivered);
-        snapshot.overhead = self.overhead(last.counters.get(Counter::Seen), seconds);
+        snapshot.overhead = Some(self.overhead(last.counters.get(Counter::Seen), seconds));
         snapshot.notes = notes;
         snapshot
     }

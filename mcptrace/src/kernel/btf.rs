@@ -3,6 +3,7 @@
 //! libbpf parses the BTF; this module finds names quickly and renders types as C. [`KernelBtf`] maps or holds about
 //! 6 MB: load it, ask everything, drop it.
 
+use std::cell::OnceCell;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
@@ -14,10 +15,10 @@ use serde::{Deserialize, Serialize};
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF=y` (5.4 and up) shows its types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// The typedef of a raw tracepoint's prototype (include/trace/bpf_probe.h, Linux 5.5).
+/// The typedef of a raw tracepoint's prototype (`include/trace/bpf_probe.h`, Linux 5.5).
 const TRACEPOINT_PREFIX: &str = "btf_trace_";
 /// The function that calls a tracepoint's probes. Unlike the typedef, it names its parameters
-/// (include/linux/tracepoint.h, Linux 5.10).
+/// (`include/linux/tracepoint.h`, Linux 5.10).
 const ITERATOR_PREFIX: &str = "__traceiter_";
 /// How deep types and anonymous members may nest. The kernel's own stay below 16.
 const MAX_DEPTH: u32 = 32;
@@ -116,7 +117,7 @@ pub struct KernelBtf {
     btf: Btf<'static>,
     /// Hash of the name and type id of everything that is looked up by name, sorted. libbpf's own look-up walks all types
     /// (1 to 2 ms each in a kernel of 120,000).
-    index: Vec<(u64, u32)>,
+    index: OnceCell<Vec<(u64, u32)>>,
 }
 
 impl KernelBtf {
@@ -126,8 +127,7 @@ impl KernelBtf {
             return Err(BtfError::Missing);
         }
         let btf = Btf::from_vmlinux().map_err(|error| BtfError::Unreadable(error.to_string()))?;
-        let index = index(&btf);
-        Ok(Self { btf, index })
+        Ok(Self { btf, index: OnceCell::new() })
     }
 
     /// Whether there is a struct or union of that name.
@@ -203,8 +203,9 @@ impl KernelBtf {
     /// Everything of that name which is a `K`.
     fn find<'s, K: TryFrom<BtfType<'s>>>(&'s self, name: &str) -> impl Iterator<Item = K> {
         let hash = hash(name.as_bytes());
-        let first = self.index.partition_point(|(each, _)| *each < hash);
-        let same_hash = self.index[first..].iter().take_while(move |(each, _)| *each == hash);
+        let index = self.index.get_or_init(|| index(&self.btf));
+        let first = index.partition_point(|(each, _)| *each < hash);
+        let same_hash = index[first..].iter().take_while(move |(each, _)| *each == hash);
         same_hash
             .filter_map(|(_, id)| self.btf.type_by_id::<BtfType<'_>>(TypeId::from(*id)))
             .filter(move |found| found.name().is_some_and(|found| found.as_encoded_bytes() == name.as_bytes()))
@@ -269,7 +270,7 @@ impl KernelBtf {
     }
 
     fn byte_member(&self, structure: &str, path: &str, place: &Place) -> Result<Member, BtfError> {
-        if place.bit_field || place.bits % 8 != 0 {
+        if place.bit_field || !place.bits.is_multiple_of(8) {
             return Err(BtfError::BitField { structure: structure.to_owned(), member: path.to_owned() });
         }
         Ok(Member { offset: place.bits / 8, size: self.size_of(place.ty, 0), type_name: self.type_name(place.ty) })
@@ -280,7 +281,7 @@ impl KernelBtf {
         let Some(found) = self.btf.type_by_id::<BtfType<'_>>(id).filter(|_| depth < MAX_DEPTH) else { return 0 };
         let plain = found.skip_mods_and_typedefs();
         match plain.kind() {
-            BtfKind::Ptr => self.btf.ptr_size().map_or(0, |size| size.get() as u32),
+            BtfKind::Ptr => size_of::<usize>() as u32,
             BtfKind::Int => Int::try_from(plain).map_or(0, |plain| plain.size() as u32),
             BtfKind::Float => Float::try_from(plain).map_or(0, |plain| plain.size() as u32),
             BtfKind::Enum => Enum::try_from(plain).map_or(0, |plain| plain.size() as u32),
@@ -416,11 +417,10 @@ fn plain_name(found: &BtfType<'_>) -> String {
     let name = found.name().map_or_else(|| "{…}".into(), |name| name.to_string_lossy().into_owned());
     match found.kind() {
         BtfKind::Void => "void".into(),
-        BtfKind::Struct => format!("struct {name}"),
+        // A declaration without a body is almost always of a struct.
+        BtfKind::Struct | BtfKind::Fwd => format!("struct {name}"),
         BtfKind::Union => format!("union {name}"),
         BtfKind::Enum | BtfKind::Enum64 => format!("enum {name}"),
-        // A declaration without a body is almost always of a struct.
-        BtfKind::Fwd => format!("struct {name}"),
         _ => name,
     }
 }
@@ -437,60 +437,197 @@ fn join(left: &str, right: &str) -> String {
 mod tests {
     use super::*;
 
-    fn kernel() -> KernelBtf {
-        KernelBtf::load().unwrap()
+    use std::ffi::{CString, c_int};
+    use std::io::Write as _;
+    use std::ptr;
+
+    use libbpf_rs::libbpf_sys as sys;
+
+    /// Writes types as a kernel would show them, so that the reader can be tested without one.
+    struct Types(*mut sys::btf);
+
+    impl Types {
+        fn new() -> Self {
+            // SAFETY: takes nothing and gives an object of its own.
+            Self(unsafe { sys::btf__new_empty() })
+        }
+
+        fn add(&self, name: &str, add: impl Fn(*mut sys::btf, *const std::ffi::c_char) -> c_int) -> c_int {
+            let name = CString::new(name).unwrap();
+            let id = add(self.0, name.as_ptr());
+            assert!(id >= 0, "{name:?}: {id}");
+            id
+        }
+
+        fn int(&self) -> c_int {
+            // SAFETY: `self.0` lives and the name ends with a NUL; the same holds below.
+            self.add("int", |btf, name| unsafe { sys::btf__add_int(btf, name, 4, sys::BTF_INT_SIGNED as c_int) })
+        }
+
+        fn pointer(&self, to: c_int) -> c_int {
+            // SAFETY: as above.
+            self.add("", |btf, _| unsafe { sys::btf__add_ptr(btf, to) })
+        }
+
+        fn constant(&self, of: c_int) -> c_int {
+            // SAFETY: as above.
+            self.add("", |btf, _| unsafe { sys::btf__add_const(btf, of) })
+        }
+
+        fn array(&self, of: c_int, length: u32) -> c_int {
+            // SAFETY: as above.
+            self.add("", |btf, _| unsafe { sys::btf__add_array(btf, of, of, length) })
+        }
+
+        /// Members are name, type, offset in bits and size in bits, 0 for one that is no bit field.
+        fn structure(&self, name: &str, size: u32, members: &[(&str, c_int, u32, u32)]) -> c_int {
+            // SAFETY: as above.
+            let id = self.add(name, |btf, name| unsafe { sys::btf__add_struct(btf, name, size) });
+            for (member, kind, offset, bits) in members {
+                // SAFETY: as above.
+                self.add(member, |btf, name| unsafe { sys::btf__add_field(btf, name, *kind, *offset, *bits) });
+            }
+            id
+        }
+
+        fn prototype(&self, returns: c_int, parameters: &[(&str, c_int)]) -> c_int {
+            // SAFETY: as above.
+            let id = self.add("", |btf, _| unsafe { sys::btf__add_func_proto(btf, returns) });
+            for (parameter, kind) in parameters {
+                // SAFETY: as above.
+                self.add(parameter, |btf, name| unsafe { sys::btf__add_func_param(btf, name, *kind) });
+            }
+            id
+        }
+
+        fn typedef(&self, name: &str, of: c_int) -> c_int {
+            // SAFETY: as above.
+            self.add(name, |btf, name| unsafe { sys::btf__add_typedef(btf, name, of) })
+        }
+
+        fn function(&self, name: &str, prototype: c_int) -> c_int {
+            // SAFETY: as above.
+            self.add(name, |btf, name| unsafe { sys::btf__add_func(btf, name, sys::BTF_FUNC_GLOBAL, prototype) })
+        }
+
+        fn read(self) -> KernelBtf {
+            let mut size = 0;
+            // SAFETY: the data belongs to the object and is copied before that goes.
+            let data = unsafe {
+                let data = sys::btf__raw_data(self.0, ptr::from_mut(&mut size));
+                std::slice::from_raw_parts(data.cast::<u8>(), size as usize).to_vec()
+            };
+            // SAFETY: nothing uses the object after this.
+            unsafe { sys::btf__free(self.0) };
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(&data).unwrap();
+            KernelBtf { btf: Btf::from_path(file.path()).unwrap(), index: OnceCell::new() }
+        }
     }
 
     fn text(parameters: &[Parameter]) -> Vec<String> {
-        parameters.iter().map(|each| format!("{} {}", each.type_name, each.name)).collect()
+        parameters.iter().map(|each| format!("{}|{}", each.type_name, each.name)).collect()
     }
 
     #[test]
-    fn a_tracepoint_has_names_and_types() {
-        let parameters = kernel().tracepoint("sched_switch").unwrap();
+    fn a_path_crosses_structs_and_anonymous_ones() {
+        let types = Types::new();
+        let int = types.int();
+        let nameless = types.structure("", 8, &[("a", int, 0, 0), ("b", int, 32, 0)]);
+        let inner = types.structure("inner", 12, &[("first", int, 0, 0), ("", nameless, 32, 0)]);
+        let alias = types.typedef("inner_t", inner);
+        types.structure("outer", 20, &[("head", int, 0, 0), ("in", alias, 64, 0)]);
+        let btf = types.read();
+        assert_eq!(btf.offset("outer", "in.b"), Ok(8 + 4 + 4));
+        assert_eq!(btf.member("outer", "in"), Ok(Member { offset: 8, size: 12, type_name: "inner_t".into() }));
+        assert_eq!(btf.size("outer"), Ok(20));
+        let missing = BtfError::NoMember { structure: "outer".into(), member: "in.c".into() };
+        assert_eq!(btf.offset("outer", "in.c.d"), Err(missing));
+        assert!(matches!(btf.offset("outer", "head.a"), Err(BtfError::NotAStruct { .. })));
+        assert!(matches!(btf.offset("outer", ""), Err(BtfError::NoMember { .. })));
+    }
+
+    #[test]
+    fn a_bit_field_has_no_offset() {
+        let types = Types::new();
+        let int = types.int();
+        types.structure("flags", 8, &[("bit", int, 0, 1), ("wide", int, 32, 0)]);
+        let btf = types.read();
         assert_eq!(
-            text(&parameters),
-            ["bool preempt", "struct task_struct * prev", "struct task_struct * next", "unsigned int prev_state"]
+            btf.offset("flags", "bit").unwrap_err(),
+            BtfError::BitField { structure: "flags".into(), member: "bit".into() }
         );
+        assert_eq!(btf.offset("flags", "wide"), Ok(4));
+    }
+
+    #[test]
+    fn structs_of_one_name_that_disagree_are_refused() {
+        let types = Types::new();
+        let int = types.int();
+        types.structure("twin", 8, &[("same", int, 0, 0), ("moved", int, 32, 0)]);
+        types.structure("twin", 12, &[("same", int, 0, 0), ("moved", int, 64, 0), ("own", int, 32, 0)]);
+        let btf = types.read();
+        assert_eq!(btf.offset("twin", "same"), Ok(0));
+        assert_eq!(btf.offset("twin", "own"), Ok(4));
+        assert!(matches!(btf.offset("twin", "moved"), Err(BtfError::Ambiguous { .. })));
     }
 
     #[test]
     fn types_read_as_c_writes_them() {
-        let kernel = kernel();
-        let read = kernel.function("vfs_read").unwrap();
-        assert_eq!(text(&read.parameters), ["struct file * file", "char * buf", "size_t count", "loff_t * pos"]);
-        assert_eq!(read.returns, "ssize_t");
-        assert_eq!(kernel.member("task_struct", "comm").unwrap().type_name, "char[16]");
-        assert_eq!(kernel.member("task_struct", "cpus_ptr").unwrap().type_name, "const cpumask_t *");
-        assert_eq!(kernel.member("work_struct", "func").unwrap().type_name, "work_func_t");
+        let types = Types::new();
+        let int = types.int();
+        let thing = types.structure("thing", 4, &[("x", int, 0, 0)]);
+        let pointer = types.pointer(thing);
+        let constant = types.constant(thing);
+        let to_constant = types.pointer(constant);
+        let handler = types.prototype(int, &[("", pointer), ("", int)]);
+        let members = [
+            ("fixed", types.constant(pointer)),
+            ("view", to_constant),
+            ("list", types.array(pointer, 3)),
+            ("grid", types.pointer(types.array(int, 2))),
+            ("call", types.pointer(handler)),
+            ("calls", types.array(types.pointer(handler), 5)),
+            ("any", types.pointer(0)),
+            ("run", types.pointer(types.prototype(0, &[]))),
+        ];
+        types.structure("all", 8, &members.map(|(name, kind)| (name, kind, 0, 0)));
+        let btf = types.read();
+        let rendered = members.map(|(name, _)| btf.member("all", name).unwrap().type_name);
         assert_eq!(
-            kernel.member("hrtimer", "function").unwrap().type_name,
-            "enum hrtimer_restart (*)(struct hrtimer *)"
+            rendered,
+            [
+                "struct thing *const",
+                "const struct thing *",
+                "struct thing *[3]",
+                "int (*)[2]",
+                "int (*)(struct thing *, int)",
+                "int (*[5])(struct thing *, int)",
+                "void *",
+                "void (*)(void)",
+            ]
         );
+        assert_eq!(btf.member("all", "list").unwrap().size, 24);
     }
 
     #[test]
-    fn a_path_crosses_structs_and_anonymous_unions() {
-        let kernel = kernel();
-        let outer = kernel.offset("task_struct", "se").unwrap();
-        let inner = kernel.offset("sched_entity", "vruntime").unwrap();
-        assert_eq!(kernel.offset("task_struct", "se.vruntime"), Ok(outer + inner));
-        assert_eq!(kernel.offset("list_head", "prev"), Ok(8));
-        assert!(kernel.offset("sk_buff", "dev").unwrap() > 0);
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let kernel = kernel();
-        assert_eq!(kernel.offset("no_such", "a"), Err(BtfError::NoStruct("no_such".into())));
-        assert_eq!(
-            kernel.offset("task_struct", "se.no_such").unwrap_err().to_string(),
-            "this kernel's struct `task_struct` has no member `se.no_such`"
-        );
-        assert!(matches!(kernel.offset("task_struct", "pid.x"), Err(BtfError::NotAStruct { .. })));
-        assert!(matches!(kernel.offset("task_struct", ""), Err(BtfError::NoMember { .. })));
-        assert!(matches!(kernel.offset("task_struct", "in_execve"), Err(BtfError::BitField { .. })));
-        assert_eq!(kernel.tracepoint("no_such"), Err(BtfError::NoTracepoint("no_such".into())));
-        assert_eq!(kernel.function("no_such"), Err(BtfError::NoFunction("no_such".into())));
+    fn a_tracepoint_takes_its_names_from_the_function_that_calls_it() {
+        let types = Types::new();
+        let (int, data) = (types.int(), types.pointer(0));
+        for name in ["named", "nameless"] {
+            let prototype = types.prototype(0, &[("", data), ("", int), ("", data)]);
+            types.typedef(&format!("btf_trace_{name}"), types.pointer(prototype));
+        }
+        let iterator = types.prototype(int, &[("__data", data), ("count", int), ("where", data)]);
+        types.function("__traceiter_named", iterator);
+        types.function("plain", types.prototype(int, &[("n", int), ("", 0)]));
+        let btf = types.read();
+        assert_eq!(text(&btf.tracepoint("named").unwrap()), ["int|count", "void *|where"]);
+        assert_eq!(text(&btf.tracepoint("nameless").unwrap()), ["int|arg0", "void *|arg1"]);
+        assert_eq!(btf.tracepoints().collect::<Vec<_>>(), ["named", "nameless"]);
+        assert_eq!(btf.functions().collect::<Vec<_>>(), ["__traceiter_named", "plain"]);
+        let plain = btf.function("plain").unwrap();
+        assert_eq!((text(&plain.parameters), plain.returns.as_str()), (vec!["int|n".into(), "...|arg1".into()], "int"));
+        assert_eq!(btf.tracepoint("other"), Err(BtfError::NoTracepoint("other".into())));
     }
 }

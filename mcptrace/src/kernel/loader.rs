@@ -126,6 +126,8 @@ impl Kernel {
     }
 
     fn read() -> Result<Self, LoadError> {
+        // What fails comes back as an error; libbpf would write it to standard error as well.
+        libbpf_rs::set_print(None);
         let layout = Layout::read(&KernelBtf::load()?, &crate::probes::tracepoints());
         let btf = Btf::from_sys_fs().map_err(LoadError::ParseBtf)?;
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use rustix::thread::CapabilitySet;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -38,6 +39,13 @@ pub const CAPABILITIES: &[Capability] = &[
 /// The inode numbers of the initial namespaces (include/linux/proc_ns.h, the same since 3.8).
 const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+/// Namespaces of which a container has at least one of its own.
+const NAMESPACES: &[(&str, &str)] = &[
+    ("/proc/self/ns/pid", INITIAL_PID_NAMESPACE),
+    ("/proc/self/ns/uts", "uts:[4026531838]"),
+    ("/proc/self/ns/ipc", "ipc:[4026531839]"),
+    ("/proc/self/ns/cgroup", "cgroup:[4026531835]"),
+];
 
 /// What this process may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -96,7 +104,7 @@ impl Process {
         if let Some(container) = &self.container {
             return format!("start the {container} container with {} (or --privileged)", short.join(" "));
         }
-        if names.iter().any(bound) && self.bounding != 0 {
+        if names.iter().any(bound) {
             return format!(
                 "start it where its bounding set has {lower} (a systemd unit's CapabilityBoundingSet=, or another login): \
                  neither setcap nor sudo can add to it here"
@@ -112,24 +120,39 @@ impl Process {
     }
 }
 
-/// This process.
+/// The calling thread, which is what the kernel looks at. Asked by system calls, so that it is known without /proc as well.
 pub fn process() -> Process {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let program = std::env::current_exe().map_or_else(|_| "mcptrace".to_owned(), |path| path.display().to_string());
-    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|last| last.trim().parse().ok());
+    let isolated = NAMESPACES.iter().any(|(link, initial)| elsewhere(link, initial));
+    let marked = || container(|path| Path::new(path).exists(), std::env::var("container").ok());
+    let effective = effective();
     Process {
+        uid: rustix::process::geteuid().as_raw(),
+        capabilities: held(effective, bounding().1),
+        no_new_privs: rustix::thread::no_new_privs().unwrap_or(false),
         in_user_namespace: elsewhere("/proc/self/ns/user", INITIAL_USER_NAMESPACE),
         in_pid_namespace: elsewhere("/proc/self/ns/pid", INITIAL_PID_NAMESPACE),
-        container: container(|path| Path::new(path).exists(), std::env::var("container").ok()),
+        // The marks alone do not tell: images made from containers keep them.
+        container: isolated.then(marked).flatten(),
         program,
-        ..parse(&status, last.unwrap_or(u32::MAX))
+        effective,
+        bounding: bounding().0,
     }
 }
 
-/// The effective capabilities of this process, as a bit set.
+/// The effective capabilities of the calling thread, as a bit set.
 pub fn effective() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    parse_effective(&status)
+    rustix::thread::capabilities(None).map_or(0, |sets| sets.effective.bits())
+}
+
+/// The bounding set, and the set of capabilities that the kernel knows.
+fn bounding() -> (u64, u64) {
+    let asked = CAPABILITIES.iter().map(|capability| CapabilitySet::from_bits_retain(1 << capability.number));
+    asked.fold((0, 0), |(bounding, known), set| match rustix::thread::capability_is_in_bounding_set(set) {
+        Ok(true) => (bounding | set.bits(), known | set.bits()),
+        Ok(false) => (bounding, known | set.bits()),
+        Err(_) => (bounding, known),
+    })
 }
 
 /// Whether a set has a capability.
@@ -154,34 +177,14 @@ fn missing_of(set: u64) -> Vec<&'static str> {
     lacking.map(|capability| capability.name).collect()
 }
 
-/// The part that `/proc/self/status` tells. Capabilities that the kernel does not know yet are left out.
-fn parse(status: &str, last: u32) -> Process {
-    let effective = parse_effective(status);
+/// Capabilities that the kernel does not know yet (`CAP_BPF` before 5.8) are left out.
+fn held(effective: u64, known: u64) -> Vec<Held> {
     let row = |one: &Capability| Held {
         name: one.name.to_owned(),
         held: has(effective, one),
         purpose: one.purpose.to_owned(),
     };
-    Process {
-        uid: field(status, "Uid").and_then(|ids| ids.split_ascii_whitespace().nth(1)?.parse().ok()).unwrap_or(0),
-        capabilities: CAPABILITIES.iter().filter(|one| one.number <= last).map(row).collect(),
-        no_new_privs: field(status, "NoNewPrivs") == Some("1"),
-        effective,
-        bounding: set(status, "CapBnd"),
-        ..Process::default()
-    }
-}
-
-fn parse_effective(status: &str) -> u64 {
-    set(status, "CapEff")
-}
-
-fn set(status: &str, name: &str) -> u64 {
-    field(status, name).and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0)
-}
-
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    CAPABILITIES.iter().filter(|one| has(known, one)).map(row).collect()
 }
 
 /// Whether a namespace is another than the initial one. Not, where it cannot be read.
@@ -215,12 +218,6 @@ mod tests {
     const ALL: u64 = 0x1ff_ffff_ffff;
 
     #[test]
-    fn the_effective_set_is_read_from_the_status_file() {
-        assert_eq!(parse_effective("Name:\tx\nCapEff:\t000001fffffeffff\nCapBnd:\t0\n"), 0x1ff_fffe_ffff);
-        assert_eq!(parse_effective(""), 0);
-    }
-
-    #[test]
     fn sys_admin_stands_in_for_what_native_probes_need() {
         assert_eq!(missing_of(0), ["CAP_BPF", "CAP_PERFMON"]);
         assert_eq!(missing_of(1 << 39), ["CAP_PERFMON"]);
@@ -228,14 +225,24 @@ mod tests {
     }
 
     #[test]
-    fn the_status_file_tells_user_sets_and_flags() {
-        let status =
-            "Uid:\t1000\t1001\t1000\t1000\nNoNewPrivs:\t1\nCapEff:\t0000008000000000\nCapBnd:\t000001ffffffffff\n";
-        let process = parse(status, 40);
-        assert_eq!((process.uid, process.no_new_privs, process.bounding), (1001, true, ALL));
-        assert!(process.holds("CAP_BPF") && !process.holds("CAP_PERFMON") && !process.holds("CAP_UNKNOWN"));
-        assert_eq!(process.capabilities.len(), CAPABILITIES.len());
-        assert!(parse(status, 37).capabilities.iter().all(|one| one.name != "CAP_BPF"), "before 5.8 there was none");
+    fn the_sets_are_those_of_the_status_file() {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        let ours = CAPABILITIES.iter().fold(0, |all, one| all | 1 << one.number);
+        let process = process();
+        assert_eq!(process.effective, set("CapEff:"));
+        assert_eq!(process.bounding, set("CapBnd:") & ours);
+    }
+
+    #[test]
+    fn capabilities_that_the_kernel_does_not_know_are_left_out() {
+        let rows = held(1 << 21, ALL >> 3);
+        assert!(rows.iter().all(|row| row.name != "CAP_BPF" && row.name != "CAP_PERFMON"));
+        assert!(rows.iter().find(|row| row.name == "CAP_SYS_ADMIN").unwrap().held);
+        assert_eq!(held(0, ALL).len(), CAPABILITIES.len());
     }
 
     #[test]

@@ -223,7 +223,7 @@ mod tests {
     fn a_first_page_sums_what_it_does_not_show() {
         let (page, left) = page(&table(100), 0, 7);
         assert_eq!((rows_of(Some(&page)), left), (7, 93));
-        assert_eq!(total(&page), (0..100).sum());
+        assert_eq!(total(&page), (0..100).sum::<u64>());
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
     fn fitting_loses_no_count_and_says_where_to_read_on() {
         let fitted = fit(envelope(table(1000)), 2000, |shown| format!("r{shown}"));
         assert!(size(&fitted) <= 2100, "{}", size(&fitted));
-        assert_eq!(total(fitted.report.as_ref().unwrap()), (0..1000).sum());
+        assert_eq!(total(fitted.report.as_ref().unwrap()), (0..1000).sum::<u64>());
         let shown = rows_of(fitted.report.as_ref());
         let more = fitted.more.unwrap();
         assert_eq!((more.rows_left, more.cursor), (1000 - shown as u64, Some(format!("r{shown}"))));

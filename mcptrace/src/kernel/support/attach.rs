@@ -19,7 +19,7 @@ use super::{
     explain::{Facts, Failure, Needs},
     once, raw,
 };
-use crate::kernel::loader::{Kernel, chain};
+use crate::kernel::loader::Kernel;
 
 /// An empty program for each way.
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/attach_types.o");
@@ -169,16 +169,16 @@ pub(super) fn check(kernel: Option<&Kernel>, facts: &Facts) -> Vec<Check> {
     WAYS.iter().map(|way| try_way(way, &mut object, kernel, facts)).collect()
 }
 
-fn load(kernel: Option<&Kernel>) -> Result<Ebpf, String> {
+fn load(kernel: Option<&Kernel>) -> Result<Ebpf, Failure> {
     match kernel {
         Some(kernel) => kernel.load(OBJECT),
         // Without the kernel's types there is nothing to parse again.
         None => EbpfLoader::new().btf(None).load(OBJECT),
     }
-    .map_err(|error| chain(&error))
+    .map_err(|error| Failure::of(&error))
 }
 
-fn try_way(way: &Way, object: &mut Result<Ebpf, String>, kernel: Option<&Kernel>, facts: &Facts) -> Check {
+fn try_way(way: &Way, object: &mut Result<Ebpf, Failure>, kernel: Option<&Kernel>, facts: &Facts) -> Check {
     // aya remembers for good that there is no tracefs, so it is not asked before there is one.
     let hopeless = way.needs.tracefs && !facts.tracefs.readable;
     let outcome = if hopeless { Err(Failure::default()) } else { once(way.name, || run(way, object, kernel)) };
@@ -188,7 +188,7 @@ fn try_way(way: &Way, object: &mut Result<Ebpf, String>, kernel: Option<&Kernel>
     }
 }
 
-fn run(way: &Way, object: &mut Result<Ebpf, String>, kernel: Option<&Kernel>) -> Result<(), Failure> {
+fn run(way: &Way, object: &mut Result<Ebpf, Failure>, kernel: Option<&Kernel>) -> Result<(), Failure> {
     let outcome = match way.try_it {
         Try::Raw(test) => return test(),
         Try::Plain(name, attach) => attach(program(object, name)?),
@@ -197,8 +197,8 @@ fn run(way: &Way, object: &mut Result<Ebpf, String>, kernel: Option<&Kernel>) ->
     outcome.map_err(|error| Failure::of(&error))
 }
 
-fn program<'a>(object: &'a mut Result<Ebpf, String>, name: &str) -> Result<&'a mut Program, Failure> {
-    let ebpf = object.as_mut().map_err(|reason| Failure::said(reason.clone()))?;
+fn program<'a>(object: &'a mut Result<Ebpf, Failure>, name: &str) -> Result<&'a mut Program, Failure> {
+    let ebpf = object.as_mut().map_err(|failure| failure.clone())?;
     ebpf.program_mut(name).ok_or_else(|| Failure::said("the object has no such program"))
 }
 
@@ -300,8 +300,9 @@ fn iter(program: &mut Program, btf: &Btf) -> Result<(), ProgramError> {
 
 /// At a function of this program that nobody calls, for this thread only.
 fn uprobe(program: &mut Program) -> Result<(), ProgramError> {
-    let offset =
-        own_offset().ok_or(ProgramError::IOError(io::Error::other("this program's code is not in its file")))?;
+    let offset = own_offset().ok_or(ProgramError::IOError(io::Error::other(
+        "where this program's code is in its file cannot be read from /proc/self/maps",
+    )))?;
     let program: &mut UProbe = program.try_into()?;
     program.load()?;
     program.attach(UProbeAttachLocation::AbsoluteOffset(offset), OWN_FILE, UProbeScope::CallingProcess)?;
@@ -310,7 +311,8 @@ fn uprobe(program: &mut Program) -> Result<(), ProgramError> {
 
 fn uprobe_multi() -> Result<(), Failure> {
     let program = load_raw(sys::BPF_TRACE_UPROBE_MULTI)?;
-    let offset = own_offset().ok_or_else(|| Failure::said("this program's code is not in its file"))?;
+    let offset = own_offset()
+        .ok_or_else(|| Failure::said("where this program's code is in its file cannot be read from /proc/self/maps"))?;
     raw::link_uprobe_multi(&program, OWN_FILE, offset).map(drop).map_err(|error| Failure::of(&error))
 }
 

@@ -5,6 +5,9 @@ use std::{collections::BTreeMap, fs::File, io::Read as _};
 /// The longest configuration that is read, in bytes; a distribution's has 300 KB.
 const LONGEST: u64 = 4 << 20;
 
+/// The kernel's own copy (`CONFIG_IKCONFIG_PROC`).
+const COMPRESSED: &str = "/proc/config.gz";
+
 /// The options that decide what can be traced.
 const MATTER: &[&str] = &[
     "BPF_SYSCALL",
@@ -46,7 +49,7 @@ impl Config {
     /// Reads it from where kernels and distributions put it.
     pub(super) fn read(release: &str) -> Self {
         let files = [
-            "/proc/config.gz".to_owned(),
+            COMPRESSED.to_owned(),
             format!("/boot/config-{release}"),
             format!("/lib/modules/{release}/config"),
             format!("/usr/lib/modules/{release}/config"),
@@ -81,7 +84,7 @@ impl Config {
 fn text(path: &str) -> Option<String> {
     let file = File::open(path).ok()?;
     let mut bytes = Vec::new();
-    if path.ends_with(".gz") {
+    if path == COMPRESSED {
         flate2::read::GzDecoder::new(file).take(LONGEST).read_to_end(&mut bytes).ok()?;
     } else {
         file.take(LONGEST).read_to_end(&mut bytes).ok()?;

@@ -54,14 +54,22 @@ impl Failure {
         Self { errno, text: crate::kernel::loader::chain(error), no_types: false }
     }
 
-    /// Words without an error number.
+    /// Words; the error number is taken from them where the standard library put it (`… (os error 1)`).
     pub(super) fn said(text: impl Into<String>) -> Self {
-        Self { text: text.into(), ..Self::default() }
+        let text = text.into();
+        let number = text.rsplit_once("(os error ").and_then(|(_, rest)| rest.split_once(')')?.0.parse().ok());
+        Self { errno: number, text, no_types: false }
+    }
+
+    /// Whether it is a matter of privilege. The verifier says `EACCES` of programs that it does not like, but gives its reasons.
+    fn is_permission(&self) -> bool {
+        let verifier = self.text.split_once("Verifier output:").is_some_and(|(_, words)| !words.trim().is_empty());
+        self.is(&[libc::EPERM, libc::EACCES]) && !verifier
     }
 
     /// Not permitted.
     pub(super) fn permission() -> Self {
-        Self { errno: Some(libc::EPERM), ..Self::said("not permitted") }
+        Self { errno: Some(libc::EPERM), text: "not permitted".to_owned(), no_types: false }
     }
 
     /// Typed programs without the kernel's types; [`Facts`] knows why there are none.
@@ -101,7 +109,7 @@ impl Facts {
     }
 
     fn permission(&self, failure: &Failure) -> Option<Why> {
-        if !failure.is(&[libc::EPERM, libc::EACCES]) {
+        if !failure.is_permission() {
             return None;
         }
         let missing = self.process.missing_for_native();
@@ -155,7 +163,7 @@ impl Facts {
     }
 
     fn policy(&self, failure: &Failure) -> Option<Why> {
-        if !failure.is(&[libc::EPERM, libc::EACCES]) {
+        if !failure.is_permission() {
             return None;
         }
         let lockdown = match self.lockdown.as_str() {
@@ -186,10 +194,20 @@ mod tests {
 
     #[test]
     fn a_capability_that_is_lacking_is_named() {
-        let facts = Facts { process: Process { effective: 1 << 39, ..Process::default() }, ..facts() };
+        let facts = Facts { process: Process { effective: 1 << 39, bounding: !0, ..Process::default() }, ..facts() };
         let why = facts.explain(&failure(libc::EPERM), &KPROBE);
         assert_eq!(why.reason, "not permitted: this process lacks CAP_PERFMON");
         assert!(why.remedy.unwrap().contains("cap_perfmon"));
+    }
+
+    #[test]
+    fn what_the_verifier_refuses_is_not_a_matter_of_privilege() {
+        let text = "the BPF_PROG_LOAD syscall returned Permission denied (os error 13). Verifier output: R1 invalid mem access";
+        assert_eq!(Failure::said(text).errno, Some(libc::EACCES));
+        assert_eq!(facts().explain(&Failure::said(text), &Needs::default()), Why::new(text));
+        let silent =
+            Failure::said("the BPF_PROG_LOAD syscall returned Permission denied (os error 13). Verifier output: ");
+        assert!(facts().explain(&silent, &Needs::default()).reason.contains("policy"));
     }
 
     #[test]

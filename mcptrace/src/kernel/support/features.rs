@@ -13,16 +13,30 @@ use super::{
     once, raw,
 };
 
-const MAPS: &[(MapType, &str, &str, (u32, u32))] = &[
-    (MapType::RingBuf, "ringbuf", "events through one buffer for all CPUs; without it perf buffers are used", (5, 8)),
-    (MapType::PerfEventArray, "perf_event_array", "events through a buffer per CPU", (4, 3)),
-    (MapType::Array, "array", "counts by number", (3, 19)),
-    (MapType::PerCpuArray, "percpu_array", "counts by number without contention", (4, 6)),
-    (MapType::Hash, "hash", "counts by any key", (3, 19)),
-    (MapType::PerCpuHash, "percpu_hash", "counts by any key without contention", (4, 6)),
-    (MapType::LruHash, "lru_hash", "counts by any key, the oldest forgotten", (4, 10)),
-    (MapType::StackTrace, "stack_trace", "stacks by number", (4, 6)),
-    (MapType::TaskStorage, "task_storage", "memory that belongs to a thread", (5, 11)),
+use Caller::{Probe, Sleeper, Tracepoint};
+
+/// Something to be tried: what it is, its name, what it is good for, and the kernel version that brought it.
+struct Row<T> {
+    what: T,
+    name: &'static str,
+    purpose: &'static str,
+    since: (u32, u32),
+}
+
+const fn row<T: Copy>(what: T, name: &'static str, purpose: &'static str, since: (u32, u32)) -> Row<T> {
+    Row { what, name, purpose, since }
+}
+
+const MAPS: &[Row<MapType>] = &[
+    row(MapType::RingBuf, "ringbuf", "events through one buffer for all CPUs; else perf buffers are used", (5, 8)),
+    row(MapType::PerfEventArray, "perf_event_array", "events through a buffer per CPU", (4, 3)),
+    row(MapType::Array, "array", "counts by number", (3, 19)),
+    row(MapType::PerCpuArray, "percpu_array", "counts by number without contention", (4, 6)),
+    row(MapType::Hash, "hash", "counts by any key", (3, 19)),
+    row(MapType::PerCpuHash, "percpu_hash", "counts by any key without contention", (4, 6)),
+    row(MapType::LruHash, "lru_hash", "counts by any key, the oldest forgotten", (4, 10)),
+    row(MapType::StackTrace, "stack_trace", "stacks by number", (4, 6)),
+    row(MapType::TaskStorage, "task_storage", "memory that belongs to a thread", (5, 11)),
 ];
 
 /// How a helper is tried.
@@ -36,112 +50,36 @@ enum Caller {
     Sleeper,
 }
 
-const HELPERS: &[(BpfHelper, &str, Caller, &str, (u32, u32))] = &[
-    (BpfHelper::BPF_FUNC_ktime_get_ns, "ktime_get_ns", Caller::Tracepoint, "latencies", (4, 1)),
-    (
-        BpfHelper::BPF_FUNC_ktime_get_boot_ns,
-        "ktime_get_boot_ns",
-        Caller::Tracepoint,
-        "times that go on in suspend",
-        (5, 8),
-    ),
-    (
-        BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
-        "ktime_get_coarse_ns",
-        Caller::Tracepoint,
-        "cheap times; not for tracing in most kernels",
-        (5, 11),
-    ),
-    (BpfHelper::BPF_FUNC_get_current_task, "get_current_task", Caller::Tracepoint, "who runs", (4, 8)),
-    (
-        BpfHelper::BPF_FUNC_get_current_task_btf,
-        "get_current_task_btf",
-        Caller::Tracepoint,
-        "who runs, with types: cheaper filters",
-        (5, 11),
-    ),
-    (BpfHelper::BPF_FUNC_get_current_comm, "get_current_comm", Caller::Tracepoint, "command names", (4, 2)),
-    (BpfHelper::BPF_FUNC_get_current_cgroup_id, "get_current_cgroup_id", Caller::Tracepoint, "control groups", (4, 18)),
-    (
-        BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id,
-        "get_current_ancestor_cgroup_id",
-        Caller::Tracepoint,
-        "filters by control group with all below it",
-        (5, 6),
-    ),
-    (
-        BpfHelper::BPF_FUNC_probe_read_kernel,
-        "probe_read_kernel",
-        Caller::Tracepoint,
-        "kernel memory; refused by lockdown confidentiality",
-        (5, 5),
-    ),
-    (
-        BpfHelper::BPF_FUNC_probe_read_user_str,
-        "probe_read_user_str",
-        Caller::Tracepoint,
-        "paths and arguments of programs",
-        (5, 5),
-    ),
-    (
-        BpfHelper::BPF_FUNC_ringbuf_output,
-        "ringbuf_output",
-        Caller::Tracepoint,
-        "events through the ring buffer",
-        (5, 8),
-    ),
-    (
-        BpfHelper::BPF_FUNC_perf_event_output,
-        "perf_event_output",
-        Caller::Tracepoint,
-        "events through perf buffers",
-        (4, 4),
-    ),
-    (BpfHelper::BPF_FUNC_get_stackid, "get_stackid", Caller::Tracepoint, "stacks", (4, 6)),
-    (
-        BpfHelper::BPF_FUNC_task_storage_get,
-        "task_storage_get",
-        Caller::Tracepoint,
-        "memory that belongs to a thread",
-        (5, 11),
-    ),
-    (BpfHelper::BPF_FUNC_loop, "loop", Caller::Tracepoint, "long loops", (5, 17)),
-    (
-        BpfHelper::BPF_FUNC_get_attach_cookie,
-        "get_attach_cookie",
-        Caller::Probe,
-        "which of many places a program runs at",
-        (5, 15),
-    ),
-    (BpfHelper::BPF_FUNC_get_func_ip, "get_func_ip", Caller::Probe, "the function that a program runs at", (5, 15)),
-    (
-        BpfHelper::BPF_FUNC_copy_from_user,
-        "copy_from_user",
-        Caller::Sleeper,
-        "memory of programs that is swapped out",
-        (5, 10),
-    ),
+#[rustfmt::skip] // A table.
+const HELPERS: &[Row<(BpfHelper, Caller)>] = &[
+    row((BpfHelper::BPF_FUNC_ktime_get_ns, Tracepoint), "ktime_get_ns", "latencies", (4, 1)),
+    row((BpfHelper::BPF_FUNC_ktime_get_boot_ns, Tracepoint), "ktime_get_boot_ns", "times that go on in suspend", (5, 8)),
+    row((BpfHelper::BPF_FUNC_ktime_get_coarse_ns, Tracepoint), "ktime_get_coarse_ns", "cheap times; most kernels keep it from tracing programs", (5, 11)),
+    row((BpfHelper::BPF_FUNC_get_current_task, Tracepoint), "get_current_task", "who runs", (4, 8)),
+    row((BpfHelper::BPF_FUNC_get_current_task_btf, Tracepoint), "get_current_task_btf", "who runs, with types: cheaper filters", (5, 11)),
+    row((BpfHelper::BPF_FUNC_get_current_comm, Tracepoint), "get_current_comm", "command names", (4, 2)),
+    row((BpfHelper::BPF_FUNC_get_current_cgroup_id, Tracepoint), "get_current_cgroup_id", "control groups", (4, 18)),
+    row((BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id, Tracepoint), "get_current_ancestor_cgroup_id", "filters by control group with all below it", (5, 6)),
+    row((BpfHelper::BPF_FUNC_probe_read_kernel, Tracepoint), "probe_read_kernel", "kernel memory; refused by lockdown confidentiality", (5, 5)),
+    row((BpfHelper::BPF_FUNC_probe_read_user_str, Tracepoint), "probe_read_user_str", "paths and arguments of programs", (5, 5)),
+    row((BpfHelper::BPF_FUNC_ringbuf_output, Tracepoint), "ringbuf_output", "events through the ring buffer", (5, 8)),
+    row((BpfHelper::BPF_FUNC_perf_event_output, Tracepoint), "perf_event_output", "events through perf buffers", (4, 4)),
+    row((BpfHelper::BPF_FUNC_get_stackid, Tracepoint), "get_stackid", "stacks", (4, 6)),
+    row((BpfHelper::BPF_FUNC_task_storage_get, Tracepoint), "task_storage_get", "memory that belongs to a thread", (5, 11)),
+    row((BpfHelper::BPF_FUNC_loop, Tracepoint), "loop", "long loops", (5, 17)),
+    row((BpfHelper::BPF_FUNC_get_attach_cookie, Probe), "get_attach_cookie", "which of many places a program runs at", (5, 15)),
+    row((BpfHelper::BPF_FUNC_get_func_ip, Probe), "get_func_ip", "the function that a program runs at", (5, 15)),
+    row((BpfHelper::BPF_FUNC_copy_from_user, Sleeper), "copy_from_user", "memory of programs that is swapped out", (5, 10)),
 ];
 
 /// Kinds of maps.
 pub(super) fn maps(facts: &Facts) -> Vec<Check> {
-    let check = |(kind, name, purpose, since): &(MapType, &str, &str, (u32, u32))| {
-        let test = || match is_map_supported(*kind) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(None),
-            Err(error) => Err(Some(Failure::of(&error))),
-        };
-        check(name, "map", purpose, *since, facts, test)
-    };
-    MAPS.iter().map(check).collect()
+    MAPS.iter().map(|row| check(row, "map", facts, || has_map(row.what))).collect()
 }
 
 /// Functions that programs call.
 pub(super) fn helpers(facts: &Facts) -> Vec<Check> {
-    let check = |(helper, name, caller, purpose, since): &(BpfHelper, &str, Caller, &str, (u32, u32))| {
-        check(name, "helper", purpose, *since, facts, || has_helper(*helper, *caller))
-    };
-    HELPERS.iter().map(check).collect()
+    HELPERS.iter().map(|row| check(row, "helper", facts, || has_helper(row.what.0, row.what.1))).collect()
 }
 
 /// Run-time statistics, switched on for an instant.
@@ -161,14 +99,8 @@ pub(super) fn run_time_statistics(facts: &Facts) -> Check {
 }
 
 /// `Err(None)`: the kernel has none. `Err(Some(…))`: it could not be asked, so nothing is known.
-fn check(
-    name: &str,
-    kind: &str,
-    purpose: &str,
-    since: (u32, u32),
-    facts: &Facts,
-    test: impl FnOnce() -> Result<(), Option<Failure>>,
-) -> Check {
+fn check<T>(row: &Row<T>, kind: &str, facts: &Facts, test: impl FnOnce() -> Result<(), Option<Failure>>) -> Check {
+    let Row { name, purpose, since, .. } = *row;
     match once(&format!("{kind} {name}"), test) {
         Ok(()) => Check::works(name, purpose),
         Err(None) => Check::fails(name, purpose, lacking(since, facts)),
@@ -188,13 +120,21 @@ fn lacking(since: (u32, u32), facts: &Facts) -> Why {
     Why::new("this kernel does not offer it to tracing programs")
 }
 
+fn has_map(kind: MapType) -> Result<(), Option<Failure>> {
+    answer(is_map_supported(kind))
+}
+
 fn has_helper(helper: BpfHelper, caller: Caller) -> Result<(), Option<Failure>> {
     let kind = match caller {
-        Caller::Tracepoint => ProgramType::RawTracePoint,
-        Caller::Probe => ProgramType::KProbe,
-        Caller::Sleeper => return has_sleeping_helper(helper),
+        Tracepoint => ProgramType::RawTracePoint,
+        Probe => ProgramType::KProbe,
+        Sleeper => return has_sleeping_helper(helper),
     };
-    match is_helper_supported(kind, helper) {
+    answer(is_helper_supported(kind, helper))
+}
+
+fn answer<E: std::error::Error + 'static>(supported: Result<bool, E>) -> Result<(), Option<Failure>> {
+    match supported {
         Ok(true) => Ok(()),
         Ok(false) => Err(None),
         Err(error) => Err(Some(Failure::of(&error))),

@@ -2,14 +2,14 @@
 
 use std::{
     fs::{self, File},
-    io::Read as _,
-    path::Path,
+    io::{self, Read as _},
 };
 
 use super::{Btf, Cpus, Place, Security, config::Config, explain::Facts};
 use crate::kernel::{
     btf::VMLINUX,
     privilege::{self, Process},
+    tracefs::{self, MOUNT_COMMAND, Tracefs},
 };
 
 /// The longest file that is read whole, in bytes: a mount table of a host with thousands of containers.
@@ -37,7 +37,7 @@ impl Machine {
         Self {
             btf: btf(),
             security: security(&config),
-            tracefs: tracefs(&mounts, &process),
+            tracefs: tracefs(tracefs::state(), &process),
             cgroup2: cgroup2(&mounts),
             release,
             config,
@@ -75,6 +75,7 @@ fn btf() -> Btf {
     let reason = match read {
         Ok(()) if u16::from_ne_bytes(magic) == 0xeb9f => None,
         Ok(()) => Some(format!("{VMLINUX} is not BTF")),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(format!("{VMLINUX} is empty")),
         Err(error) => Some(format!("{VMLINUX}: {error}")),
     };
     Btf { present: reason.is_none(), path: VMLINUX.to_owned(), size_bytes, reason }
@@ -111,21 +112,21 @@ fn lockdown(text: Option<&str>, config: &Config) -> (String, String) {
     ("unknown".to_owned(), format!("{unmounted} (mount -t securityfs securityfs /sys/kernel/security)"))
 }
 
-fn tracefs(mounts: &str, process: &Process) -> Place {
-    const REMEDY: &str = "mount -t tracefs tracefs /sys/kernel/tracing";
-    // Reading debugfs's own copy mounts it, which is how kernels before 4.1 did it.
-    let mount = mount_of(mounts, "tracefs");
-    let Some(mount) = mount else {
-        let reason = "it is not mounted: classic tracepoints cannot be listed or attached".to_owned();
-        return Place { reason: Some(reason), remedy: Some(format!("sudo {REMEDY}")), ..Place::default() };
-    };
-    match fs::read_dir(Path::new(&mount).join("events")) {
-        Ok(_) => Place { mounted_at: Some(mount), readable: true, ..Place::default() },
-        Err(error) => Place {
-            reason: Some(format!("{mount}/events cannot be read: {error}")),
+fn tracefs(state: Tracefs, process: &Process) -> Place {
+    match state {
+        Tracefs::MountedAt(at) => {
+            Place { mounted_at: Some(at.display().to_string()), readable: true, ..Place::default() }
+        }
+        Tracefs::NotReadable { at, reason } => Place {
+            reason: Some(format!("tracefs at {} cannot be read: {reason}", at.display())),
             remedy: Some(process.grant(&["CAP_DAC_READ_SEARCH"])),
-            mounted_at: Some(mount),
+            mounted_at: Some(at.display().to_string()),
             readable: false,
+        },
+        Tracefs::NotMounted => Place {
+            reason: Some("tracefs is not mounted: classic tracepoints cannot be listed or attached".to_owned()),
+            remedy: Some(format!("sudo {MOUNT_COMMAND}")),
+            ..Place::default()
         },
     }
 }
@@ -134,7 +135,7 @@ fn cgroup2(mounts: &str) -> Place {
     match mount_of(mounts, "cgroup2") {
         Some(mount) => Place { readable: fs::read_dir(&mount).is_ok(), mounted_at: Some(mount), ..Place::default() },
         None => Place {
-            reason: Some("it is not mounted: filters by control group or container do not work".to_owned()),
+            reason: Some("cgroup2 is not mounted: filters by control group or container do not work".to_owned()),
             remedy: Some("sudo mount -t cgroup2 none /sys/fs/cgroup".to_owned()),
             ..Place::default()
         },
@@ -182,16 +183,16 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_type() {
-        let mounts = "proc /proc proc rw 0 0\ntracefs /a\\040b tracefs rw 0 0\nx /y cgroup2 rw 0 0\n";
-        assert_eq!(mount_of(mounts, "tracefs").as_deref(), Some("/a b"));
-        assert_eq!(mount_of(mounts, "cgroup2").as_deref(), Some("/y"));
+        let mounts = "proc /proc proc rw 0 0\ncgroup2 /a\\040b cgroup2 rw 0 0\nx /y securityfs rw 0 0\n";
+        assert_eq!(mount_of(mounts, "cgroup2").as_deref(), Some("/a b"));
+        assert_eq!(mount_of(mounts, "securityfs").as_deref(), Some("/y"));
         assert_eq!(mount_of(mounts, "bpf"), None);
         assert_eq!(mount_of("broken\n\n", "bpf"), None);
     }
 
     #[test]
     fn an_unmounted_tracefs_has_a_remedy() {
-        let place = tracefs("", &Process::default());
+        let place = tracefs(Tracefs::NotMounted, &Process::default());
         assert!(!place.readable && place.mounted_at.is_none());
         assert!(place.remedy.unwrap().contains("mount -t tracefs tracefs /sys/kernel/tracing"));
     }

@@ -2,7 +2,7 @@
 
 use super::{
     ProbeSupport, Why,
-    explain::{Facts, Failure},
+    explain::{Facts, Failure, Needs},
     once,
 };
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     kernel::{
         attached::{self, Transport, possible_cpus},
         filter::Filter,
-        loader::{Kernel, LoadError},
+        loader::{Kernel, LoadError, chain},
     },
     probes::{Context, Entry, PROBES},
 };
@@ -55,10 +55,8 @@ fn load(entry: &Entry, kernel: &Kernel) -> Result<(), Result<LoadError, String>>
 
 fn why(error: &LoadError, facts: &Facts) -> Why {
     match error {
-        LoadError::Permission { .. } => facts.explain(&Failure::permission(), &super::explain::Needs::default()),
-        LoadError::Btf(_) | LoadError::ParseBtf(_) => {
-            facts.explain(&Failure::no_types(), &super::explain::Needs::default())
-        }
-        _ => Why::new(crate::kernel::loader::chain(error)),
+        LoadError::Permission { .. } => facts.explain(&Failure::permission(), &Needs::default()),
+        LoadError::Btf(_) | LoadError::ParseBtf(_) => facts.explain(&Failure::no_types(), &Needs::default()),
+        _ => facts.explain(&Failure::said(chain(error)), &Needs::default()),
     }
 }

@@ -1,26 +1,25 @@
 //! What is missing or in the way, the worst first. Pure.
 
-use super::{Check, Info, Problem, explain::Facts};
+use super::{Info, Problem, explain::Facts};
 
 /// Finds what a person would want to change.
 pub(super) fn find(info: &Info, facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for found in [permission(info, facts), btf(info), probes(info), namespaces(facts)].into_iter().flatten() {
+    let blocking = namespaces(facts).into_iter().chain(permission(info, facts)).chain(btf(info)).chain(probes(info));
+    for found in blocking {
         push(&mut problems, found);
     }
     problems.extend(
         [tracefs(info), cgroup2(info), statistics(info), symbols(info, facts), bpftrace(info)].into_iter().flatten(),
     );
-    problems.extend(checks(info));
     problems.sort_by_key(|problem| !problem.blocking);
     problems
 }
 
-fn push(problems: &mut Vec<Problem>, found: Vec<Problem>) {
-    for problem in found {
-        if !problems.iter().any(|known: &Problem| known.remedy == problem.remedy) {
-            problems.push(problem);
-        }
+/// One remedy is told once.
+fn push(problems: &mut Vec<Problem>, found: Problem) {
+    if !problems.iter().any(|known| known.remedy == found.remedy) {
+        problems.push(found);
     }
 }
 
@@ -28,29 +27,29 @@ fn problem(what: impl Into<String>, remedy: impl Into<String>, blocking: bool) -
     Problem { what: what.into(), remedy: remedy.into(), blocking }
 }
 
-fn permission(info: &Info, facts: &Facts) -> Option<Vec<Problem>> {
+fn permission(info: &Info, facts: &Facts) -> Option<Problem> {
     let missing = facts.process.missing_for_native();
     let what = format!("this process lacks {}, which native probes need", missing.join(" and "));
-    (!missing.is_empty()).then(|| vec![problem(what, facts.process.grant(&missing), !info.native_works)])
+    (!missing.is_empty()).then(|| problem(what, facts.process.grant(&missing), !info.native_works))
 }
 
-fn btf(info: &Info) -> Option<Vec<Problem>> {
+fn btf(info: &Info) -> Option<Problem> {
     let reason = info.btf.reason.as_ref()?;
     let what = format!("the kernel does not describe its types ({reason}), which native probes need");
-    Some(vec![problem(what, "use a kernel with CONFIG_DEBUG_INFO_BTF; most distributions' have it", true)])
+    Some(problem(what, "use a kernel with CONFIG_DEBUG_INFO_BTF; most distributions' have it", true))
 }
 
 /// Probes that do not run for a reason that was not told yet.
-fn probes(info: &Info) -> Option<Vec<Problem>> {
+fn probes(info: &Info) -> Vec<Problem> {
     let failing = info.probes.iter().filter(|probe| !probe.available && info.btf.present && probe.remedy.is_none());
     let of = |probe: &super::ProbeSupport| {
         let what = format!("probe {} does not run here: {}", probe.name, probe.reason.as_deref().unwrap_or_default());
         problem(what, format!("use another probe, or another kernel, for {}", probe.name), !info.native_works)
     };
-    Some(failing.map(of).collect())
+    failing.map(of).collect()
 }
 
-fn namespaces(facts: &Facts) -> Option<Vec<Problem>> {
+fn namespaces(facts: &Facts) -> Vec<Problem> {
     let process = &facts.process;
     let mut found = Vec::new();
     if process.in_user_namespace {
@@ -61,18 +60,18 @@ fn namespaces(facts: &Facts) -> Option<Vec<Problem>> {
         let what = "this process is in a pid namespace of its own: pids in results and filters are the host's, not those seen here";
         found.push(problem(what, "docker run --pid=host, or hostPID: true in Kubernetes", false));
     }
-    Some(found)
+    found
 }
 
 fn tracefs(info: &Info) -> Option<Problem> {
     let reason = info.tracefs.reason.as_ref()?;
     let remedy = info.tracefs.remedy.clone().unwrap_or_default();
-    Some(problem(format!("tracefs: {reason}; native probes work without it"), remedy, false))
+    Some(problem(format!("{reason}; native probes work without it"), remedy, false))
 }
 
 fn cgroup2(info: &Info) -> Option<Problem> {
     let reason = info.cgroup2.reason.as_ref()?;
-    Some(problem(format!("cgroup2: {reason}"), info.cgroup2.remedy.clone().unwrap_or_default(), false))
+    Some(problem(reason.clone(), info.cgroup2.remedy.clone().unwrap_or_default(), false))
 }
 
 fn statistics(info: &Info) -> Option<Problem> {
@@ -94,15 +93,6 @@ fn bpftrace(info: &Info) -> Option<Problem> {
     let bpftrace = info.bpftrace.as_ref().filter(|bpftrace| !bpftrace.works)?;
     let reason = bpftrace.reason.as_deref().unwrap_or("it does not answer");
     let what = format!("scripts cannot run: {reason}; native probes work without bpftrace");
-    Some(problem(what, bpftrace.remedy.clone().unwrap_or_else(|| "see its message".to_owned()), false))
-}
-
-/// Ways to attach and helpers that fail for a reason which is not one of those above.
-fn checks(info: &Info) -> Vec<Problem> {
-    let attach = info.attach_types.iter().filter(|check| check.name == "tp_btf" && info.btf.present);
-    let of = |check: &Check| {
-        let what = format!("{} does not work: {}", check.name, check.reason.as_ref()?);
-        (!info.native_works).then(|| problem(what, check.remedy.clone().unwrap_or_default(), true))
-    };
-    attach.filter(|check| check.works == Some(false)).filter_map(of).collect()
+    let root = "run as root, or give a command that does, such as sudo -n bpftrace";
+    Some(problem(what, bpftrace.remedy.clone().unwrap_or_else(|| root.to_owned()), false))
 }

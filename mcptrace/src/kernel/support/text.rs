@@ -10,15 +10,26 @@ pub fn text(info: &Info, most_bytes: usize) -> String {
     lines.extend(info.problems.iter().flat_map(problem));
     lines.push(String::new());
     lines.push("Native probes".to_owned());
-    lines.extend(info.probes.iter().map(|probe| match &probe.reason {
-        None => format!("  yes  {:16} {}", probe.name, probe.hooks.join(", ")),
-        Some(reason) => format!("  no   {:16} {reason}", probe.name),
-    }));
+    lines.extend(probes(info));
     lines.extend(section("Ways to attach", &info.attach_types));
     lines.extend(section("Maps", &info.map_types));
     lines.extend(section("Helpers", &info.helpers));
     lines.extend(bpftrace(info));
     bounded(&lines, most_bytes)
+}
+
+fn probes(info: &Info) -> Vec<String> {
+    let (run, fail): (Vec<_>, Vec<_>) = info.probes.iter().partition(|probe| probe.available);
+    let mut lines: Vec<_> = run.iter().map(|one| format!("  yes  {:16} {}", one.name, one.hooks.join(", "))).collect();
+    let check = |probe: &&super::ProbeSupport| Check {
+        name: probe.name.clone(),
+        reason: probe.reason.clone(),
+        remedy: probe.remedy.clone(),
+        ..Check::default()
+    };
+    let failing: Vec<_> = fail.iter().map(check).collect();
+    lines.extend(reasons("no", failing.iter()));
+    lines
 }
 
 fn head(info: &Info) -> Vec<String> {

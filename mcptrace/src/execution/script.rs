@@ -1,0 +1,133 @@
+//! An execution of a bpftrace script.
+
+use std::{
+    any::Any,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{Control, Page, Snapshot, Source};
+use crate::{
+    bpftrace::{Bpftrace, Cut, Limits, Session, Snapshot as Found, View},
+    report::Loss,
+};
+
+/// How long bpftrace may take from its start until it has attached.
+const ATTACH_TIME: Duration = Duration::from_secs(20);
+/// How often it is asked whether it has attached.
+const LOOK: Duration = Duration::from_millis(50);
+/// Lines of output and bytes of maps that an execution keeps.
+const LIMITS: Limits = Limits {
+    seconds: 60,
+    lines: 10_000,
+    line_bytes: 4096,
+    bytes: 2 << 20,
+    record_bytes: 4 << 20,
+    map_bytes: 4 << 20,
+    grace: Duration::from_secs(5),
+};
+
+/// A script at work.
+pub struct ScriptSource {
+    bpftrace: Bpftrace,
+    program: String,
+    view: Mutex<Option<View>>,
+    last: Mutex<Option<Found>>,
+}
+
+impl ScriptSource {
+    /// A script that has been compiled once, to be spawned on the execution's thread.
+    pub fn new(bpftrace: Bpftrace, program: String) -> Self {
+        Self { bpftrace, program, view: Mutex::new(None), last: Mutex::new(None) }
+    }
+
+    /// What bpftrace printed, as text: lines from one on, how many there are, and whether it has failed.
+    pub fn found(&self) -> Option<Found> {
+        let last = lock(&self.last).clone();
+        last.or_else(|| lock(&self.view).as_ref().map(View::snapshot))
+    }
+
+    /// Runs until the time is up, counted from when bpftrace has attached.
+    fn collect(session: &mut Session, control: &Control) {
+        let stop = || control.is_stopped();
+        let attach_until = Instant::now() + ATTACH_TIME;
+        loop {
+            let end = session.wait(Instant::now() + LOOK, &stop);
+            let attached = session.view().progress().attached.is_some();
+            if end != crate::bpftrace::End::Deadline || Instant::now() > attach_until {
+                return;
+            }
+            if attached {
+                break;
+            }
+        }
+        session.wait(Instant::now() + control.length(), &stop);
+    }
+}
+
+impl Source for ScriptSource {
+    fn run(&self, control: &Control) -> Result<(), String> {
+        let limits = Limits { seconds: control.length().as_secs().max(1), ..LIMITS };
+        let mut session = self.bpftrace.spawn(&self.program, limits).map_err(|error| error.to_string())?;
+        *lock(&self.view) = Some(session.view());
+        Self::collect(&mut session, control);
+        let found = session.end();
+        let outcome = found.error.as_ref().map_or(Ok(()), |error| Err(error.to_string()));
+        *lock(&self.last) = Some(found);
+        *lock(&self.view) = None;
+        outcome
+    }
+
+    fn snapshot(&self, _seconds: f64, _page: &Page) -> Snapshot {
+        let Some(found) = self.found() else { return Snapshot::default() };
+        let loss = loss(&found);
+        let Found { reports, cut, warnings, mut notes, .. } = found;
+        notes.extend(warnings.into_iter().map(|warning| format!("bpftrace: {warning}")));
+        notes.extend(cut_note(cut));
+        Snapshot { reports, loss, notes, ..Snapshot::default() }
+    }
+
+    fn loss(&self) -> Loss {
+        self.found().map(|found| loss(&found)).unwrap_or_default()
+    }
+
+    fn bytes(&self) -> usize {
+        let last = lock(&self.last);
+        last.as_ref().map_or(0, |found| found.lines.iter().map(String::len).sum())
+    }
+
+    /// The session is on the thread's stack: unwinding has killed and reaped it.
+    fn release(&self) {
+        *lock(&self.view) = None;
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A script's events cannot be counted from outside; what bpftrace says it lost can.
+fn loss(found: &Found) -> Loss {
+    let mut loss = Loss::default();
+    if found.lost_events > 0 {
+        loss.dropped.insert("buffer_full".into(), found.lost_events);
+    }
+    loss
+}
+
+fn cut_note(cut: Cut) -> Option<String> {
+    let Cut { lines, long_lines, long_records, events, prints } = cut;
+    let parts = [
+        (lines, "lines after the limit"),
+        (long_lines, "lines cut short"),
+        (long_records, "records too long to read"),
+        (events, "events after the limit"),
+        (prints, "earlier prints of maps"),
+    ];
+    let said: Vec<_> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    (!said.is_empty()).then(|| format!("left out to keep the result bounded: {}", said.join(", ")))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
