@@ -44,8 +44,10 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "file_opens",
         workload: Workload::OpenClose,
-        script: "tracepoint:syscalls:sys_enter_open, tracepoint:syscalls:sys_enter_creat { @path[tid] = args->filename; @start[tid] = nsecs; }
-            tracepoint:syscalls:sys_enter_openat, tracepoint:syscalls:sys_enter_openat2 { @path[tid] = args->filename; @start[tid] = nsecs; }
+        script: "tracepoint:syscalls:sys_enter_creat { @path[tid] = args->pathname; @start[tid] = nsecs; }
+            tracepoint:syscalls:sys_enter_open, tracepoint:syscalls:sys_enter_openat, tracepoint:syscalls:sys_enter_openat2 {
+                @path[tid] = args->filename; @start[tid] = nsecs;
+            }
             tracepoint:syscalls:sys_exit_open, tracepoint:syscalls:sys_exit_creat, tracepoint:syscalls:sys_exit_openat,
             tracepoint:syscalls:sys_exit_openat2 /@start[tid]/ {
                 printf(\"%d %d %s %d %d %d %s\\n\", pid, tid, comm, uid, args->ret, nsecs - @start[tid], str(@path[tid]));

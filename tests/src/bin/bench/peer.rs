@@ -31,7 +31,7 @@ impl Peer {
     pub(crate) fn start(words: &[&str]) -> Result<Self> {
         let started = Instant::now();
         let mut peer = Self { child: spawn(words)?, took: Duration::ZERO };
-        peer.wait_until_attached(started).with_context(|| words.join(" "))?;
+        peer.wait_until_attached(started).with_context(|| words[0].to_owned())?;
         Ok(peer)
     }
 
