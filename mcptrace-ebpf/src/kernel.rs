@@ -459,6 +459,16 @@ pub unsafe fn send<C: EbpfContext>(
     }
 }
 
+/// Says something to the server's log, in objects built with `cargo xtask build-ebpf --log`; nothing at all in the committed ones.
+/// Only where an event is lost or odd: it is for those who write probes, and costs more than most probes do.
+#[macro_export]
+macro_rules! diagnose {
+    ($context:expr, $($message:tt)*) => {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!($context, $($message)*);
+    };
+}
+
 /// Makes a file of `src/bin` an eBPF object: licence and panic handler on BPF, an empty `main` elsewhere, so that every file
 /// compiles on the host with the stable toolchain.
 #[macro_export]

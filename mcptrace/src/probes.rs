@@ -4,6 +4,7 @@
 //! A probe is one file here, one file of the same name in `mcptrace-ebpf/src/bin`, and a row in [`PROBES`].
 
 pub mod block_latency;
+pub mod catalogue;
 pub mod file_opens;
 pub mod options;
 pub mod runq_latency;

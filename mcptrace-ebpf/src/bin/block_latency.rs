@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    BlockKey, BlockStats, Counter,
+    BlockKey, BlockStats, Counter, diagnose,
     kernel::{add, count, current_passes, duration_passes, load, now, record_shared},
 };
 
@@ -96,6 +96,7 @@ fn completed(ctx: BtfTracePointContext) -> i32 {
     match issue {
         Some(issue) if issue != 0 => finish(rq, issue, now, error, bytes),
         _ => {
+            diagnose!(&ctx, "request {:x} has no start", key);
             count(Counter::Seen);
             count(Counter::StartMissing);
         }
@@ -112,7 +113,11 @@ fn request(ctx: &BtfTracePointContext) -> *const u8 {
 
 #[inline(always)]
 fn remember_if_passes(request: *const u8) {
-    if current_passes() && ISSUED.insert(request as u64, 0, 0).is_err() {
+    let request = request as u64;
+    if !current_passes() {
+        // What an earlier request left behind that was merged into another and never completed.
+        let _ = ISSUED.remove(request);
+    } else if ISSUED.insert(request, 0, 0).is_err() {
         count(Counter::FollowFull);
     }
 }
@@ -152,7 +157,8 @@ fn stats(rq: *const u8) -> Option<*mut BlockStats> {
     let empty = EMPTY.get_ptr_mut(0)?;
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
     // SAFETY: a pointer into the map's value, which nobody writes.
-    let _ = STATS.insert(key, unsafe { *empty }, 1);
+    let empty: &BlockStats = unsafe { &*empty };
+    let _ = STATS.insert(key, empty, 1);
     STATS.get_ptr_mut(key)
 }
 

@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Header, Open, PATH_MAX, PATH_UNREADABLE, Record, START_SLOTS, WIRE_VERSION,
+    Counter, Header, Open, PATH_MAX, PATH_UNREADABLE, Record, START_SLOTS, WIRE_VERSION, diagnose,
     kernel::{count, current_passes, duration_passes, now, send, since, start, take_start},
     syscall::{OpenCall, OpenSyscalls, entered, open_call, returning},
 };
@@ -90,6 +90,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let Some(begin) = begin else {
+        diagnose!(&ctx, "open of thread {} has no start", pid_tgid as u32);
         count(Counter::Seen);
         count(Counter::StartMissing);
         return 0;
@@ -123,6 +124,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         send(&ctx, &EVENTS, &EVENTS_PERF, scratch.cast_const().cast(), size)
     };
     if !sent {
+        diagnose!(&ctx, "no room for {} bytes", size);
         count(Counter::BufferFull);
     }
     0

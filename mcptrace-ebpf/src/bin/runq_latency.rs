@@ -140,7 +140,8 @@ unsafe fn group(key: &RunqKey, task: *const u8) -> Option<*mut NamedHistogram> {
     unsafe {
         (*empty).comm = task_comm(task);
         // Another CPU may have been first (BPF_NOEXIST is 1): then its group is used.
-        let _ = GROUPS.insert(key, *empty, 1);
+        let empty: &NamedHistogram = &*empty;
+        let _ = GROUPS.insert(key, empty, 1);
     }
     GROUPS.get_ptr_mut(key)
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, SYSCALLS, SyscallCell, SyscallKey,
+    Counter, SYSCALLS, SyscallCell, SyscallKey, diagnose,
     kernel::{add, count, current_passes},
     syscall::{Return, entered, returned},
 };
@@ -41,6 +41,7 @@ fn enter(ctx: BtfTracePointContext) -> i32 {
     if BY_PROCESS.load() == 0 {
         increment(&CALLS, index);
     } else if !count_call(key(index)) {
+        diagnose!(&ctx, "no room for another process: call {}", index);
         count(Counter::MapFull);
     }
     0

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Header, Histogram, Record, START_SLOTS, SYSCALLS, SlowSyscall, WIRE_VERSION,
+    Counter, Header, Histogram, Record, START_SLOTS, SYSCALLS, SlowSyscall, WIRE_VERSION, diagnose,
     kernel::{count, current_passes, duration_passes, now, record, record_shared, send, since, start, take_start},
     syscall::{entered, is_childs_return, returning},
 };
@@ -62,6 +62,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
     let now = now();
     let Some(begin) = take_start(&STARTS, pid_tgid as u32) else {
         if current_passes() && !is_childs_return(&ctx) {
+            diagnose!(&ctx, "call {} of thread {} has no start", index, pid_tgid as u32);
             count(Counter::Seen);
             count(Counter::StartMissing);
         }

@@ -1,12 +1,17 @@
 //! A probe at work in the kernel: its programs, what they count, their maps, and the events they send.
 
-use std::{borrow::BorrowMut, collections::BTreeMap, hash::Hash};
+use std::{
+    borrow::{BorrowMut, Cow},
+    collections::BTreeMap,
+    hash::Hash,
+};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerfEventArray, RingBuf, perf::PerfEvent},
     util::{nr_cpus, online_cpus},
 };
+use aya_log::EbpfLogger;
 use bytes::{Bytes, BytesMut};
 use mcptrace_ebpf::Counter;
 
@@ -57,8 +62,12 @@ pub struct Attached {
     programs: Vec<AttachedProgram>,
     counts: &'static str,
     events: Events,
+    diagnostics: Option<Diagnostics>,
     ebpf: Ebpf,
 }
+
+/// Passes on what an object built with diagnostics has said.
+type Diagnostics = Box<dyn FnMut() + Send>;
 
 enum Events {
     None,
@@ -75,7 +84,8 @@ impl Attached {
             follow(&mut ebpf, pid)?;
         }
         let events = open_events(&mut ebpf, plan)?;
-        Ok(Self { programs, counts: plan.counts, events, ebpf })
+        let diagnostics = diagnostics(&mut ebpf);
+        Ok(Self { programs, counts: plan.counts, events, diagnostics, ebpf })
     }
 
     /// The programs.
@@ -93,6 +103,9 @@ impl Attached {
 
     /// Takes the events that are there, in one block of memory that all of them share.
     pub fn drain(&mut self, most_bytes: usize) -> Vec<Bytes> {
+        if let Some(pass_on) = &mut self.diagnostics {
+            pass_on();
+        }
         let mut batch = Batch::default();
         match &mut self.events {
             Events::None => {}
@@ -203,7 +216,7 @@ impl Batch {
 }
 
 fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {
-    let mut image = Image::new(plan.object)?;
+    let mut image = Image::new(&object(plan))?;
     for (name, value) in kernel.layout.globals() {
         image.set_global(name, &value.to_ne_bytes())?;
     }
@@ -217,6 +230,39 @@ fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {
         set_transport(&mut image, plan)?;
     }
     Ok(image)
+}
+
+/// The committed object, or one of the same name in the folder `MCPTRACE_OBJECTS`: those built with diagnostics. The variable is not
+/// looked at where the program has more privilege than its caller (file capabilities).
+fn object(plan: &Plan) -> Cow<'static, [u8]> {
+    let Some(folder) = std::env::var_os("MCPTRACE_OBJECTS").filter(|_| !is_privileged_by_file()) else {
+        return Cow::Borrowed(plan.object);
+    };
+    let path = std::path::Path::new(&folder).join(plan.probe).with_extension("o");
+    match std::fs::read(&path) {
+        Ok(object) => Cow::Owned(object),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read the object; using the built-in one");
+            Cow::Borrowed(plan.object)
+        }
+    }
+}
+
+fn is_privileged_by_file() -> bool {
+    // SAFETY: getauxval reads a table that the kernel gave to the process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// What an object built with `cargo xtask build-ebpf --log` says goes to the log.
+fn diagnostics(ebpf: &mut Ebpf) -> Option<Diagnostics> {
+    ebpf.map("AYA_LOGS")?;
+    match EbpfLogger::init(ebpf) {
+        Ok(mut logger) => Some(Box::new(move || logger.flush())),
+        Err(error) => {
+            tracing::warn!(%error, "no diagnostics from the kernel side");
+            None
+        }
+    }
 }
 
 fn set_transport(image: &mut Image, plan: &Plan) -> Result<(), LoadError> {
