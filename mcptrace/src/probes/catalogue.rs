@@ -46,7 +46,8 @@ fn section(entry: &Entry) -> String {
     }
     let hooks: Vec<_> = entry.hooks.iter().map(|hook| format!("`tp_btf/{}`", hook.tracepoint)).collect();
     let _ = writeln!(text, "- hooks: {}", hooks.join(", "));
-    let _ = writeln!(text, "- cost: about {} ns an event on the reference machine (docs/performance.md)", entry.cost_ns);
+    let _ =
+        writeln!(text, "- cost: about {} ns an event on the reference machine (docs/performance.md)", entry.cost_ns);
     let _ = writeln!(text, "- example: `run_probe {}`", entry.example);
     for next in entry.next {
         let _ = writeln!(text, "- next: {next}");
