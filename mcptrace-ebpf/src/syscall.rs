@@ -19,7 +19,8 @@ static REGS_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
 /// The same for a 32-bit call.
 #[unsafe(no_mangle)]
 static REGS_COMPAT_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
-/// The number that the registers hold when `rt_sigreturn` has replaced them.
+/// The number that the registers hold when `rt_sigreturn` has replaced them. A program that calls number -1 itself cannot be told
+/// apart when it returns: its ENOSYS is not counted as an error.
 const REPLACED: u32 = u32::MAX;
 /// Native number of `rt_sigreturn`.
 #[unsafe(no_mangle)]

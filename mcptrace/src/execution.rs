@@ -34,6 +34,9 @@ pub trait Source: Send + Sync {
     /// Memory that it holds, in bytes.
     fn bytes(&self) -> usize;
 
+    /// Detaches and ends everything, after `run` has panicked.
+    fn release(&self);
+
     /// The source as what it is, for what only one kind has.
     fn as_any(&self) -> &dyn Any;
 }
@@ -298,9 +301,12 @@ impl Execution {
     }
 
     fn run(&self) {
-        // A bug in one probe must not take the server down, nor leave its programs attached: the source detaches in its drop glue.
+        // A bug in one probe must not take the server down, nor leave its programs attached.
         let result = catch_unwind(AssertUnwindSafe(|| self.source.run(&self.control)));
-        let result = result.unwrap_or_else(|panic| Err(format!("internal error: {}", panic_text(&*panic))));
+        let result = result.unwrap_or_else(|panic| {
+            self.source.release();
+            Err(format!("internal error: {}", panic_text(&*panic)))
+        });
         let status = match &result {
             Err(_) => Status::Failed,
             Ok(()) if self.control.is_stopped() => Status::Stopped,

@@ -316,6 +316,12 @@ impl Executions {
     }
 }
 
+impl Drop for Executions {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
 impl fmt::Debug for Executions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Executions").field("limits", &self.limits).finish_non_exhaustive()
@@ -332,8 +338,11 @@ impl Place<'_> {
         let mut all = self.executions.all();
         all.order.push_back(execution.identity.id.clone());
         all.by_id.insert(execution.identity.id.clone(), Arc::clone(&execution));
+        // From here on it counts as one that runs, so its place is given back under the same lock.
+        all.starting -= 1;
         expire(&mut all, &self.executions.limits);
         drop(all);
+        std::mem::forget(self);
         execution
     }
 }

@@ -113,7 +113,11 @@ fn request(ctx: &BtfTracePointContext) -> *const u8 {
 
 #[inline(always)]
 fn remember_if_passes(request: *const u8) {
-    if current_passes() && ISSUED.insert(request as u64, 0, 0).is_err() {
+    let request = request as u64;
+    if !current_passes() {
+        // What an earlier request left behind that was merged into another and never completed.
+        let _ = ISSUED.remove(request);
+    } else if ISSUED.insert(request, 0, 0).is_err() {
         count(Counter::FollowFull);
     }
 }

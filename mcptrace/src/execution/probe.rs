@@ -114,15 +114,16 @@ impl ProbeSource {
             attached.detach();
         }
         while self.drain() {}
-        let Some(attached) = lock(&self.live).take() else { return Ok(()) };
-        let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
+        // Whoever asks meanwhile waits for this lock, and then finds the last word.
+        let mut live = lock(&self.live);
+        let Some(attached) = live.as_ref() else { return Ok(()) };
         let counters = attached.counters().map_err(|error| chain(&error))?;
-        let missed = attached.missed();
-        drop(attached);
+        let last = self.read_from(attached, counters, seconds);
+        let result = last.found.as_ref().map(|_| ()).map_err(Clone::clone);
+        lock(&self.state).last = Some(last);
+        live.take();
+        drop(live);
         crate::kernel::loader::release_free_memory();
-        let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
-        let result = found.as_ref().map(|_| ()).map_err(Clone::clone);
-        lock(&self.state).last = Some(Last { found, counters, missed });
         result
     }
 
@@ -136,9 +137,13 @@ impl ProbeSource {
         let live = lock(&self.live);
         let attached = live.as_ref()?;
         let counters = attached.counters().ok()?;
+        Some(self.read_from(attached, counters, seconds))
+    }
+
+    fn read_from(&self, attached: &Attached, counters: Counters, seconds: f64) -> Last {
         let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
         let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
-        Some(Last { found, counters, missed: attached.missed() })
+        Last { found, counters, missed: attached.missed() }
     }
 
     fn loss_of(&self, counters: &Counters, missed: Option<(u64, u64)>, delivered: u64) -> Loss {
@@ -246,6 +251,10 @@ impl Source for ProbeSource {
 
     fn bytes(&self) -> usize {
         lock(&self.store).bytes()
+    }
+
+    fn release(&self) {
+        lock(&self.live).take();
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -96,6 +96,11 @@ impl Source for ScriptSource {
         last.as_ref().map_or(0, |found| found.lines.iter().map(String::len).sum())
     }
 
+    /// The session is on the thread's stack: unwinding has killed and reaped it.
+    fn release(&self) {
+        *lock(&self.view) = None;
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

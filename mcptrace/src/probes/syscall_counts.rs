@@ -53,7 +53,8 @@ impl Probe for SyscallCounts {
     const DETAILS: &'static str = "calls are counted when they are entered, errors when they return with an errno, so a call that never \
         returns (exit) counts. interrupted: a signal came while the call waited; the kernel then restarts it or gives EINTR, which it \
         decides after this count. 32-bit calls have rows of their own (i386:NAME). A call under way when tracing ends has been counted \
-        and its error not. Not seen: what io_uring does without system calls, and vDSO calls (clock_gettime).";
+        and its error not. A call that seccomp refuses \
+        has an error and was never entered. Not seen: what io_uring does without system calls, and vDSO calls (clock_gettime).";
     const NEXT: &'static [&'static str] = &[
         "one call stands out: syscall_latency with options.syscall",
         "many errors of open, openat: file_opens with options.failed_only",

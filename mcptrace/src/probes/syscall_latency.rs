@@ -58,7 +58,7 @@ impl Probe for SyscallLatency {
     const CATEGORY: &'static str = "syscalls";
     const DETAILS: &'static str = "Time from entry to return as the thread sees it: waiting included, so poll, futex and nanosleep are \
         long by design. Calls are counted when they return; one still under way at the end is not in the histogram, and one that began \
-        before is dropped as start_missing. A new process's return from the clone of its parent is no call of its own. With \
+        before is dropped as start_missing, and so is one that seccomp refused. A new process's return from the clone of its parent is no call of its own. With \
         slower_than_us the slow calls are events as well.";
     const NEXT: &'static [&'static str] = &[
         "read, write or fsync slow: block_latency",
