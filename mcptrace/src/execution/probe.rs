@@ -247,10 +247,10 @@ impl Source for ProbeSource {
     }
 
     fn loss(&self) -> Loss {
-        let ended = self.last().map(|last| (last.counters, last.missed));
-        let now =
-            || lock(&self.live).as_ref().and_then(|attached| Some((attached.counters().ok()?, attached.missed())));
-        let (counters, missed) = ended.or_else(now).unwrap_or_default();
+        let ended = || self.last().map(|last| (last.counters, last.missed));
+        let now = || lock(&self.live).as_ref().and_then(|live| Some((live.counters().ok()?, live.missed())));
+        // The second look is for a run that ended between the first one and the reading of its counters.
+        let (counters, missed) = ended().or_else(now).or_else(ended).unwrap_or_default();
         let delivered = lock(&self.store).total();
         self.loss_of(&counters, missed, delivered)
     }
