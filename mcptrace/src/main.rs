@@ -31,6 +31,6 @@ fn main() -> ExitCode {
 
 /// Standard output is the protocol.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("MCPTRACE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("MCPTRACE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,rmcp=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }

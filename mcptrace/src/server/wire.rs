@@ -12,8 +12,7 @@ use std::{
 };
 
 use rmcp::{
-    ErrorData,
-    model::{ClientJsonRpcMessage, ClientNotification, RequestId, ServerJsonRpcMessage},
+    model::{ClientJsonRpcMessage, ClientNotification, ErrorCode, RequestId, ServerJsonRpcMessage},
     service::RoleServer,
     transport::Transport,
 };
@@ -83,7 +82,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
         for parsed in message::parse_line(line) {
             match parsed.and_then(|message| message.map_or(Ok(None), |message| self.admit(message))) {
                 Ok(message) => self.messages.extend(message),
-                Err(malformed) => self.refusals.push_back(answer(malformed)),
+                Err(malformed) => self.refusals.push_back(malformed.answer()),
             }
         }
     }
@@ -144,7 +143,7 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
             }
             match self.lines.next().await {
                 Line::Whole(line) => self.take_in(&line),
-                Line::TooLong => self.refusals.push_back(answer(message::too_long(MOST_LINE_BYTES))),
+                Line::TooLong => self.refusals.push_back(message::too_long(MOST_LINE_BYTES).answer()),
                 Line::End => {
                     self.gone.cancel();
                     return None;
@@ -160,10 +159,6 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
         self.writer.abort();
         Ok(())
     }
-}
-
-fn answer(malformed: Malformed) -> ServerJsonRpcMessage {
-    ServerJsonRpcMessage::error(malformed.error, malformed.id)
 }
 
 fn close_call(open: &Mutex<HashSet<RequestId>>, id: &RequestId) {
