@@ -123,9 +123,7 @@ mod tests {
         (code.0, id, message)
     }
 
-    fn number(id: i64) -> Option<RequestId> {
-        Some(RequestId::Number(id))
-    }
+    const SEVEN: Option<RequestId> = Some(RequestId::Number(7));
 
     #[test]
     fn what_is_not_json_is_a_parse_error() {
@@ -138,9 +136,9 @@ mod tests {
     #[test]
     fn what_is_not_json_rpc_is_answered_with_its_id() {
         assert_eq!(refused("5").0, -32600);
-        assert_eq!(refused(r#"{"id":7,"method":"ping"}"#), (-32600, number(7), "`jsonrpc` must be \"2.0\"".into()));
-        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7}"#), (-32600, number(7), "`method` is missing".into()));
-        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":4}"#).1, number(7));
+        assert_eq!(refused(r#"{"id":7,"method":"ping"}"#), (-32600, SEVEN, "`jsonrpc` must be \"2.0\"".into()));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7}"#), (-32600, SEVEN, "`method` is missing".into()));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":4}"#).1, SEVEN);
         assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[1]}"#).0, -32602);
     }
 

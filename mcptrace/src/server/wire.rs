@@ -107,8 +107,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
 
     fn open_call(&self, id: &RequestId) -> Result<(), Malformed> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let refuse =
-            |why: String| Err(Malformed { id: Some(id.clone()), error: ErrorData::invalid_request(why, None) });
+        let refuse = |why: String| Err(Malformed::new(Some(id.clone()), ErrorCode::INVALID_REQUEST, why));
         if open.len() >= MOST_CALLS {
             return refuse(format!("{MOST_CALLS} calls are under way, which is the limit: wait for answers"));
         }
