@@ -59,6 +59,17 @@ pub(super) fn output(schema: Schema) -> JsonObject {
     value
 }
 
+/// A schema that says no more than what fields there are: for results that are rarely read by programs and have many.
+pub(super) fn outline(schema: Schema) -> Schema {
+    let mut value = schema.to_value();
+    inline(&mut value);
+    let mut value = object(value);
+    for property in properties(&mut value).filter_map(Value::as_object_mut) {
+        property.retain(|key, _| matches!(key.as_str(), "type" | "description"));
+    }
+    value.into()
+}
+
 fn object(schema: Value) -> JsonObject {
     match schema {
         Value::Object(schema) => schema,

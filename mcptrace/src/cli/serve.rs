@@ -1,0 +1,21 @@
+//! `mcptrace serve`: the MCP server on stdio.
+
+use clap::{ArgMatches, Command};
+
+use super::Failure;
+use crate::{executions::Limits, server::stdio};
+
+pub(super) fn define() -> Command {
+    Command::new("serve")
+        .about("Serve MCP on stdin and stdout (what `mcptrace` without a command does)")
+        .after_help("An MCP client starts it. It ends when stdin closes; nothing stays attached. Logs go to stderr.")
+}
+
+pub(super) fn run(_matches: &ArgMatches) -> Result<(), Failure> {
+    stdio::run(Limits::default()).map_err(|error| Failure::failed(chain(&error)))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
