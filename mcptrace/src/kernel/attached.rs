@@ -215,6 +215,15 @@ impl Batch {
     }
 }
 
+/// Whether this kernel takes a plan's programs: loads them, with the smallest buffers, and attaches nothing.
+pub fn check(kernel: &Kernel, plan: &Plan) -> Result<(), LoadError> {
+    let mut image = image(kernel, plan)?;
+    if image.has_map("EVENTS") && plan.transport == Transport::Ring {
+        image.set_map_entries("EVENTS", rustix::param::page_size() as u32)?;
+    }
+    kernel.check(plan.probe, &image, &plan.attach)
+}
+
 fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {
     let mut image = Image::new(&object(plan))?;
     for (name, value) in kernel.layout.globals() {
