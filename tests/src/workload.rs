@@ -7,6 +7,8 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
+use mcptrace::report::Envelope;
+
 /// Starts the workload program of this package.
 #[macro_export]
 macro_rules! workload {
@@ -79,5 +81,68 @@ impl Drop for Workload {
 
 /// Bytes as the workload program takes them in a command.
 pub fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    // The x keeps an empty string a word.
+    "x".chars()
+        .chain(bytes.as_ref().iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).map(char::from))
+        .collect()
+}
+
+/// Starts the program of this package that runs a probe.
+#[macro_export]
+macro_rules! prober {
+    ($probe:expr, $seconds:expr, $options:expr, $filter:expr) => {
+        $crate::workload::Prober::start(
+            env!("CARGO_BIN_EXE_run_probe"),
+            &[$probe.to_owned(), $seconds.to_string(), $options.to_string(), serde_json::to_string($filter).unwrap()],
+        )
+    };
+}
+
+/// Another process that runs a probe.
+#[derive(Debug)]
+pub struct Prober {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Prober {
+    /// Starts the program and waits until its probe is attached.
+    pub fn start(program: &str, arguments: &[String]) -> Self {
+        let mut child =
+            Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut prober = Self { child, stdout };
+        assert_eq!(prober.line(), "running\n");
+        prober
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: the child has not been waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+
+    /// Ends the probe and gives the envelope.
+    pub fn end(&mut self) -> Envelope {
+        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+        serde_json::from_str(&self.line()).unwrap()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -239,8 +239,9 @@ fn refuse_by_seccomp(number: i64) {
     }
 }
 
-/// Bytes written in hexadecimal, with a NUL, in the first 4 GB so that 32-bit calls reach them.
+/// Bytes written in hexadecimal after an x, with a NUL, in the first 4 GB so that 32-bit calls reach them.
 fn path(hex: &str) -> &'static [u8] {
+    let hex = hex.strip_prefix('x').unwrap();
     let digit = |place: usize| u8::from_str_radix(&hex[place..place + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(digit).chain([0]).collect();
     // SAFETY: a new mapping, long enough.
