@@ -63,7 +63,9 @@ impl Failure {
 
     /// Whether it is a matter of privilege. The verifier says `EACCES` of programs that it does not like, but gives its reasons.
     fn is_permission(&self) -> bool {
-        let verifier = self.text.split_once("Verifier output:").is_some_and(|(_, words)| !words.trim().is_empty());
+        // Where it said nothing, the next cause in the chain follows, after a colon.
+        let words = self.text.split_once("Verifier output:").map_or("", |(_, words)| words.trim_start());
+        let verifier = !words.is_empty() && !words.starts_with(':');
         self.is(&[libc::EPERM, libc::EACCES]) && !verifier
     }
 
@@ -205,9 +207,10 @@ mod tests {
         let text = "the BPF_PROG_LOAD syscall returned Permission denied (os error 13). Verifier output: R1 invalid mem access";
         assert_eq!(Failure::said(text).errno, Some(libc::EACCES));
         assert_eq!(facts().explain(&Failure::said(text), &Needs::default()), Why::new(text));
-        let silent =
-            Failure::said("the BPF_PROG_LOAD syscall returned Permission denied (os error 13). Verifier output: ");
-        assert!(facts().explain(&silent, &Needs::default()).reason.contains("policy"));
+        let silent = "the BPF_PROG_LOAD syscall returned Operation not permitted (os error 1). Verifier output: ";
+        for silent in [silent.to_owned(), format!("{silent}: Operation not permitted (os error 1)")] {
+            assert!(facts().explain(&Failure::said(silent), &Needs::default()).reason.contains("policy"));
+        }
     }
 
     #[test]
