@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for a terminal")]
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod mcp_client;
@@ -18,6 +19,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    /// Measure what tracing costs, beside other tools, and write docs/performance.md
+    Bench(bench::Options),
     /// Compile the kernel programs of mcptrace-ebpf into mcptrace/bpf
     BuildEbpf(build_ebpf::Options),
     /// Install what is missing, then drive the MCP server through native probes on this kernel
@@ -28,6 +31,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Task::parse() {
+        Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),

@@ -135,6 +135,39 @@ pub(crate) const TO_TEST: &[Need] = &[
             apk: "libbpf-tools",
         },
     },
+    Need {
+        what: "bpftool",
+        why: "an independent look at programs, maps and types of the kernel",
+        found_by: FoundBy::Program("bpftool"),
+        required: true,
+        packages: Packages { apt: "bpftool", dnf: "bpftool", pacman: "bpf", zypper: "bpftool", apk: "bpftool" },
+    },
+    Need {
+        what: "sys/sdt.h",
+        why: "puts static probes into a test program",
+        found_by: FoundBy::Header("sys/sdt.h"),
+        required: true,
+        packages: Packages {
+            apt: "systemtap-sdt-dev",
+            dnf: "systemtap-sdt-devel",
+            pacman: "systemtap",
+            zypper: "systemtap-sdt-devel",
+            apk: "systemtap-dev",
+        },
+    },
+    Need {
+        what: "binutils",
+        why: "readelf and objdump, which symbols are compared with",
+        found_by: FoundBy::Program("readelf"),
+        required: true,
+        packages: Packages {
+            apt: "binutils",
+            dnf: "binutils",
+            pacman: "binutils",
+            zypper: "binutils",
+            apk: "binutils",
+        },
+    },
 ];
 
 /// Installs what is missing. An error if something required is missing afterwards.

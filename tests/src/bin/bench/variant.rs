@@ -1,0 +1,123 @@
+//! What a workload runs under.
+
+use std::{any::Any, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use aya::{Ebpf, EbpfLoader, programs::BtfTracePoint};
+use mcptrace::{
+    execution::Execution,
+    executions::{Executions, Limits, ProbeRequest},
+    kernel::loader::Kernel,
+};
+
+use crate::{cases::Case, peer::Peer};
+
+/// Programs that do nothing, as the catalogue's own check loads them.
+const EMPTY: &[u8] = aya::include_bytes_aligned!("../../../../mcptrace/bpf/attach_types.o");
+
+/// Who traces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Variant {
+    /// Nobody.
+    None,
+    /// Programs that do nothing, on the hooks of the probe: what nobody can go below.
+    Empty,
+    /// The probe.
+    Mcptrace,
+    /// bpftrace with a script.
+    Bpftrace,
+    /// A program of libbpf-tools.
+    Tool,
+}
+
+impl Variant {
+    /// In the order of the table.
+    pub(crate) const ALL: [Self; 5] = [Self::None, Self::Empty, Self::Mcptrace, Self::Bpftrace, Self::Tool];
+
+    /// What it is called for a case.
+    pub(crate) fn name(self, case: &Case) -> String {
+        match self {
+            Self::None => "no tracing".to_owned(),
+            Self::Empty => "empty programs".to_owned(),
+            Self::Mcptrace => "mcptrace".to_owned(),
+            Self::Bpftrace => "bpftrace".to_owned(),
+            Self::Tool => case.tool.join(" "),
+        }
+    }
+
+    /// Starts it; everything is attached when this returns, and until what it gives is dropped.
+    pub(crate) fn start(self, case: &Case) -> Result<Running> {
+        Ok(match self {
+            Self::None => Running::Nothing,
+            Self::Empty => Running::other(attach_empty(case.probe)?),
+            Self::Mcptrace => Running::Probe(start_probe(case.probe, LONGEST_SECONDS)?),
+            Self::Bpftrace => Running::other(Peer::start(&["bpftrace", "-q", "-e", case.script])?),
+            Self::Tool => Running::other(Peer::start(case.tool)?),
+        })
+    }
+}
+
+/// No measurement lasts so long.
+const LONGEST_SECONDS: f64 = 60.0;
+
+/// What is attached while a workload runs.
+pub(crate) enum Running {
+    Nothing,
+    Probe(Probe),
+    /// What detaches when it is dropped, and does not tell what it saw.
+    Other {
+        _guard: Box<dyn Any>,
+    },
+}
+
+/// A probe with the collection that it stands in.
+pub(crate) struct Probe {
+    pub(crate) execution: Arc<Execution>,
+    _executions: Executions,
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.execution.stop_and_wait();
+    }
+}
+
+impl Running {
+    fn other(guard: impl Any) -> Self {
+        Self::Other { _guard: Box::new(guard) }
+    }
+
+    /// How many events the probe has seen; `None` if this is not the probe.
+    pub(crate) fn seen(&self) -> Option<u64> {
+        match self {
+            Self::Probe(probe) => probe.execution.loss().seen,
+            Self::Nothing | Self::Other { .. } => None,
+        }
+    }
+}
+
+/// Starts a probe with its default options and no filter, as the server would.
+pub(crate) fn start_probe(probe: &str, seconds: f64) -> Result<Probe> {
+    start(&ProbeRequest { probe: probe.to_owned(), seconds, ..ProbeRequest::default() })
+}
+
+/// Starts a probe as the server would.
+pub(crate) fn start(request: &ProbeRequest) -> Result<Probe> {
+    let executions = Executions::new(Limits::default());
+    let execution = executions.start_probe(request).with_context(|| request.probe.clone())?;
+    Ok(Probe { execution, _executions: executions })
+}
+
+fn attach_empty(probe: &str) -> Result<Vec<Ebpf>> {
+    let entry = mcptrace::probes::find(probe).context("no such probe")?;
+    entry.hooks.iter().map(|hook| attach_empty_to(hook.tracepoint)).collect()
+}
+
+/// Each in an object of its own: a program is loaded for one tracepoint.
+fn attach_empty_to(tracepoint: &str) -> Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().btf(None).load(EMPTY)?;
+    let program: &mut BtfTracePoint = ebpf.program_mut("empty_tp_btf").context("no empty_tp_btf")?.try_into()?;
+    program.load(tracepoint, Kernel::get()?.btf())?;
+    program.attach()?;
+    Ok(ebpf)
+}

@@ -1,0 +1,213 @@
+//! Loops that give probes their events, timed.
+
+use std::{
+    fs::File,
+    io::{PipeReader, PipeWriter, Read as _, Write as _, pipe},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::PathBuf,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::{WORKLOAD_CPU, machine};
+
+/// What a thread does over and over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Workload {
+    /// The cheapest system call.
+    Getppid,
+    /// Opens and closes a file that exists.
+    OpenClose,
+    /// Two threads of one CPU hand a byte to and fro through pipes.
+    PingPong,
+    /// Reads 4 KB from the disk, past the page cache.
+    DirectRead,
+}
+
+/// The nanoseconds per event of one measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Timing {
+    /// Of the fastest slice.
+    pub(crate) min: f64,
+    /// Of the middle slice.
+    pub(crate) median: f64,
+    /// How many events there were.
+    pub(crate) events: u64,
+}
+
+impl Workload {
+    /// What one event is.
+    pub(crate) fn event(self) -> &'static str {
+        match self {
+            Self::Getppid => "getppid call",
+            Self::OpenClose => "open and close of a file",
+            Self::PingPong => "switch to another thread of the same CPU and back, through pipes",
+            Self::DirectRead => "read of 4 KB with O_DIRECT",
+        }
+    }
+
+    /// Runs for some time on a CPU of its own, in slices that are timed apart: one in which another task had the CPU stands out.
+    pub(crate) fn run(self, length: Duration) -> Result<Timing> {
+        let thread = thread::spawn(move || {
+            machine::keep_to_cpu(WORKLOAD_CPU).context("cannot keep the workload to one CPU")?;
+            let mut body = self.prepare()?;
+            let slice = self.events_of_slice();
+            time_slice(&mut body, slice)?;
+            let end = Instant::now() + length;
+            let mut slices = Vec::new();
+            while Instant::now() < end || slices.is_empty() {
+                slices.push(time_slice(&mut body, slice)?);
+            }
+            Ok(Timing::of(slices, u64::from(slice)))
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("the workload {self:?} panicked"))?
+    }
+
+    /// A slice takes about a millisecond: many to an interval of the scheduler, and many events to each.
+    fn events_of_slice(self) -> u32 {
+        match self {
+            Self::Getppid => 4000,
+            Self::OpenClose => 500,
+            Self::PingPong => 250,
+            Self::DirectRead => 16,
+        }
+    }
+
+    fn prepare(self) -> Result<Box<dyn FnMut() -> Result<()>>> {
+        Ok(match self {
+            Self::Getppid => Box::new(|| {
+                std::hint::black_box(rustix::process::getppid());
+                Ok(())
+            }),
+            Self::OpenClose => {
+                let path = std::env::current_exe()?;
+                Box::new(move || {
+                    drop(rustix::fs::openat(CWD, &path, OFlags::RDONLY, Mode::empty())?);
+                    Ok(())
+                })
+            }
+            Self::PingPong => {
+                let mut pingpong = PingPong::start()?;
+                Box::new(move || pingpong.once())
+            }
+            Self::DirectRead => {
+                let mut file = DirectFile::create()?;
+                Box::new(move || file.read())
+            }
+        })
+    }
+}
+
+impl Timing {
+    fn of(mut slices: Vec<f64>, events_of_slice: u64) -> Self {
+        slices.sort_by(f64::total_cmp);
+        // The slice that warmed up is not among them, but its events were seen.
+        let events = (slices.len() as u64 + 1) * events_of_slice;
+        Self { min: slices[0], median: slices[slices.len() / 2], events }
+    }
+}
+
+fn time_slice(body: &mut dyn FnMut() -> Result<()>, events: u32) -> Result<f64> {
+    let start = Instant::now();
+    for _ in 0..events {
+        body()?;
+    }
+    Ok(start.elapsed().as_nanos() as f64 / f64::from(events))
+}
+
+/// One end of a game of two threads.
+struct PingPong {
+    to: Option<PipeWriter>,
+    from: PipeReader,
+    other: Option<JoinHandle<()>>,
+}
+
+impl PingPong {
+    /// The other thread inherits our CPU.
+    fn start() -> Result<Self> {
+        let (mut theirs, to) = pipe()?;
+        let (from, mut back) = pipe()?;
+        let echo = move || {
+            let mut byte = [0];
+            while theirs.read_exact(&mut byte).and_then(|()| back.write_all(&byte)).is_ok() {}
+        };
+        Ok(Self { to: Some(to), from, other: Some(thread::spawn(echo)) })
+    }
+
+    fn once(&mut self) -> Result<()> {
+        let mut byte = [7];
+        self.to.as_mut().context("the game is over")?.write_all(&byte)?;
+        Ok(self.from.read_exact(&mut byte)?)
+    }
+}
+
+impl Drop for PingPong {
+    fn drop(&mut self) {
+        self.to = None;
+        if let Some(other) = self.other.take() {
+            let _ = other.join();
+        }
+    }
+}
+
+/// A file beside this program, which is read at one place after the other.
+struct DirectFile {
+    file: File,
+    path: PathBuf,
+    buffer: Box<Page>,
+    next: u64,
+}
+
+/// `O_DIRECT` wants memory and offsets aligned to the device's blocks.
+#[repr(align(4096))]
+struct Page([u8; PAGE as usize]);
+
+const PAGE: u64 = 4096;
+const PAGES: u64 = 256;
+
+impl DirectFile {
+    fn create() -> Result<Self> {
+        let path = std::env::current_exe()?.with_extension("data");
+        let mut writer = File::create(&path)?;
+        writer.write_all(&vec![7; (PAGE * PAGES) as usize])?;
+        writer.sync_all()?;
+        let direct = OFlags::DIRECT.bits() as i32;
+        let file = File::options().read(true).custom_flags(direct).open(&path);
+        let file = file.with_context(|| format!("{}: its file system does not take O_DIRECT", path.display()))?;
+        Ok(Self { file, path, buffer: Box::new(Page([0; PAGE as usize])), next: 0 })
+    }
+
+    fn read(&mut self) -> Result<()> {
+        self.next = (self.next + 1) % PAGES;
+        let read = self.file.read_at(&mut self.buffer.0, self.next * PAGE)?;
+        ensure!(read as u64 == PAGE, "short read of {}", self.path.display());
+        Ok(())
+    }
+}
+
+impl Drop for DirectFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_slice_is_not_moved_by_one_that_was_disturbed() {
+        let timing = Timing::of(vec![1000.0, 11.0, 10.0], 5);
+        assert_eq!(timing, Timing { min: 10.0, median: 11.0, events: 20 });
+    }
+
+    #[test]
+    fn a_byte_comes_back() {
+        let mut game = PingPong::start().unwrap();
+        game.once().unwrap();
+        game.once().unwrap();
+    }
+}

@@ -1,0 +1,115 @@
+//! `cargo xtask bench`: what tracing costs, beside other tools, written to docs/performance.md.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result};
+use xtask::workspace_root;
+
+use crate::packages::{self, TO_BUILD, TO_TEST};
+use crate::process::{self, cargo};
+
+/// What this writes, seen from the workspace.
+const DOCUMENT: &str = "docs/performance.md";
+/// The part of the document that people write stands between these.
+const NOTES_BEGIN: &str = "<!-- notes: written by hand, kept by `cargo xtask bench` -->";
+const NOTES_END: &str = "<!-- end of notes -->";
+
+/// Options of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    packages: packages::InstallOptions,
+    /// Only these probes, and only what they add to an event; prints and writes nothing
+    probes: Vec<String>,
+    /// How often everything is measured in turn
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// A few short rounds that show that it works; prints and writes nothing
+    #[arg(long)]
+    quick: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let needs: Vec<_> = TO_BUILD.iter().chain(TO_TEST).collect();
+    packages::ensure_installed(&needs, &options.packages)?;
+    let programs = build()?;
+    packages::become_able("attaching programs needs root")?;
+    let measured = measure(&programs, options)?;
+    println!("{measured}");
+    if options.quick || !options.probes.is_empty() {
+        eprintln!("xtask: {DOCUMENT} is left as it is: this was not the whole benchmark");
+        return Ok(());
+    }
+    write(&workspace_root().join(DOCUMENT), &measured)
+}
+
+/// The folder of the release programs, which are built as the user who runs this.
+fn build() -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--release",
+        "--target-dir",
+        "target",
+        "--package",
+        "mcptrace",
+        "--package",
+        "mcptrace-tests",
+    ]);
+    process::run(build.args(["--bin", "mcptrace", "--bin", "bench"]))?;
+    Ok(workspace_root().join("target/release"))
+}
+
+fn measure(programs: &Path, options: &Options) -> Result<String> {
+    let mut bench = packages::as_root(&programs.join("bench").to_string_lossy());
+    bench.arg("--server").arg(programs.join("mcptrace")).args(&options.probes);
+    if options.quick {
+        bench.arg("--quick");
+    }
+    if let Some(rounds) = options.rounds {
+        bench.args(["--rounds", &rounds.to_string()]);
+    }
+    process::output(bench.stderr(Stdio::inherit()))
+}
+
+fn write(path: &Path, measured: &str) -> Result<()> {
+    let old = fs::read_to_string(path).unwrap_or_default();
+    fs::write(path, document(measured, &old)).with_context(|| format!("cannot write {}", path.display()))?;
+    eprintln!("xtask: wrote {}", path.display());
+    Ok(())
+}
+
+/// The new document, with what people have written into the old one.
+fn document(measured: &str, old: &str) -> String {
+    format!("{HEAD}\n{}\n\n{NOTES_BEGIN}\n{}\n{NOTES_END}\n", measured.trim(), notes(old))
+}
+
+fn notes(old: &str) -> &str {
+    let notes = old.split_once(NOTES_BEGIN).and_then(|(_, rest)| rest.split_once(NOTES_END));
+    notes.map_or("## What was tried\n", |(notes, _)| notes).trim()
+}
+
+const HEAD: &str = "\
+# What tracing costs
+
+`cargo xtask bench` measures this and writes this page; only the notes at its end are written by hand. Absolute numbers belong to the
+machine named below, and other load on it moves them; all variants are measured in turn within one run, so their ratios hold better.
+To reproduce: `cargo xtask bench` (root, about ten minutes), or `cargo xtask bench PROBE` for one probe without writing this page.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_outlive_a_new_run() {
+        let first = document("## Numbers\n\n1\n", "");
+        let written = first.replace("## What was tried", "## What was tried\n\nAll sorts.");
+        let second = document("## Numbers\n\n2\n", &written);
+        assert!(second.contains("2\n") && !second.contains("1\n"), "{second}");
+        assert_eq!(second.matches("All sorts.").count(), 1);
+        assert_eq!(document("## Numbers\n\n2\n", &second), second);
+    }
+}
