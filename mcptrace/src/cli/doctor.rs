@@ -2,7 +2,11 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::Failure;
+use super::{Failure, output};
+use crate::kernel::support::{self, Options};
+
+/// Bound of the text, in bytes.
+const MOST_TEXT: usize = 64 << 10;
 
 pub(super) fn define() -> Command {
     Command::new("doctor")
@@ -11,6 +15,13 @@ pub(super) fn define() -> Command {
         .after_help("Exit status 3 when native probes cannot run here.")
 }
 
-pub(super) fn run(_matches: &ArgMatches) -> Result<(), Failure> {
-    Err(Failure::failed("doctor is not in this build"))
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let info = support::info(&Options::default());
+    if matches.get_flag("json") {
+        output::json(&info)?;
+    } else {
+        output::text(&support::text(&info, MOST_TEXT))?;
+    }
+    // What is missing stands in the text already.
+    if info.native_works() { Ok(()) } else { Err(Failure::cannot_run("")) }
 }
