@@ -13,6 +13,7 @@ pub mod executions;
 pub mod kernel;
 pub mod probes;
 pub mod report;
+pub mod server;
 pub mod store;
 pub mod suggest;
 pub mod text;

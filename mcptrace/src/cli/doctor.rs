@@ -5,8 +5,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::{Failure, output};
 use crate::kernel::support::{self, Options};
 
-/// Bound of the text, in bytes.
-const MOST_TEXT: usize = 64 << 10;
+/// A person reads it all; this only keeps a broken system from flooding the terminal.
+const MOST_BYTES: usize = 64 << 10;
 
 pub(super) fn define() -> Command {
     Command::new("doctor")
@@ -20,8 +20,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     if matches.get_flag("json") {
         output::json(&info)?;
     } else {
-        output::text(&support::text(&info, MOST_TEXT))?;
+        output::text(&support::text(&info, MOST_BYTES))?;
     }
-    // What is missing stands in the text already.
-    if info.native_works() { Ok(()) } else { Err(Failure::cannot_run("")) }
+    if info.native_works() {
+        Ok(())
+    } else {
+        Err(Failure::cannot_run("no native probe runs here; the problems above say why"))
+    }
 }

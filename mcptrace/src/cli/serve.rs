@@ -1,8 +1,15 @@
 //! `mcptrace serve`: the MCP server on stdio.
 
+use std::sync::Arc;
+
 use clap::{ArgMatches, Command};
+use tokio::runtime;
 
 use super::Failure;
+use crate::{
+    executions::{Executions, Limits},
+    server::stdio,
+};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
@@ -11,5 +18,11 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(_matches: &ArgMatches) -> Result<(), Failure> {
-    Err(Failure::failed("the MCP server is not in this build"))
+    // Two threads: the protocol is light work, and every execution has a thread of its own.
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let served = runtime.block_on(stdio::run(Arc::new(Executions::new(Limits::default()))));
+    // A thread may wait for standard input for ever.
+    runtime.shutdown_background();
+    served.map_err(|error| Failure::failed(error.to_string()))
 }
