@@ -36,7 +36,7 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability { name: "CAP_SYS_RESOURCE", number: 24, purpose: "lock memory for eBPF maps before kernel 5.11" },
 ];
 
-/// The inode numbers of the initial namespaces (include/linux/proc_ns.h, the same since 3.8).
+/// The inode numbers of the initial namespaces (`PROC_USER_INIT_INO` and others, include/linux/proc_ns.h).
 const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Namespaces of which a container has at least one of its own.
