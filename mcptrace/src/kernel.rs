@@ -10,4 +10,5 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod support;
 pub mod tracefs;

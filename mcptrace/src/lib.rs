@@ -4,6 +4,7 @@
 //! [`distribution`] and [`report`] shape what was found.
 
 pub mod bpftrace;
+pub mod cli;
 pub mod clock;
 pub mod distribution;
 pub mod errno;
@@ -12,6 +13,7 @@ pub mod executions;
 pub mod kernel;
 pub mod probes;
 pub mod report;
+pub mod server;
 pub mod store;
 pub mod suggest;
 pub mod text;

@@ -1,3 +1,16 @@
-//! The mcptrace program.
+//! The mcptrace program. What it can do stands in [`mcptrace::cli::VERBS`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    log_to_stderr();
+    mcptrace::cli::run(std::env::args_os())
+}
+
+/// stdout is the protocol's or the report's; whatever else there is to say goes to stderr.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("MCPTRACE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}

@@ -123,6 +123,10 @@ impl Attached {
                         }
                     });
                 }
+                // Each CPU's buffer is in order; together they are not.
+                let mut records = batch.records();
+                records.sort_by_key(|record| mcptrace_ebpf::time_of(record));
+                return records;
             }
         }
         batch.records()
@@ -213,6 +217,15 @@ impl Batch {
         };
         self.ends.into_iter().map(slice).collect()
     }
+}
+
+/// Whether this kernel takes a plan's programs: loads them, with the smallest buffers, and attaches nothing.
+pub fn check(kernel: &Kernel, plan: &Plan) -> Result<(), LoadError> {
+    let mut image = image(kernel, plan)?;
+    if image.has_map("EVENTS") && plan.transport == Transport::Ring {
+        image.set_map_entries("EVENTS", rustix::param::page_size() as u32)?;
+    }
+    kernel.check(plan.probe, &image, &plan.attach)
 }
 
 fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {

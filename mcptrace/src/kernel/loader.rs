@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{BtfTracePoint, Program, ProgramFd, links::FdLink},
 };
 
@@ -69,6 +69,9 @@ pub enum LoadError {
     },
 }
 
+/// An empty program for every way to attach.
+const ATTACH_TYPES: &[u8] = aya::include_bytes_aligned!("../../bpf/attach_types.o");
+
 /// A program of an object and the BTF tracepoint that it attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attach {
@@ -126,6 +129,8 @@ impl Kernel {
     }
 
     fn read() -> Result<Self, LoadError> {
+        // What fails comes back as an error; libbpf would write it to standard error as well.
+        libbpf_rs::set_print(None);
         let layout = Layout::read(&KernelBtf::load()?, &crate::probes::tracepoints());
         let btf = Btf::from_sys_fs().map_err(LoadError::ParseBtf)?;
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.
@@ -142,10 +147,29 @@ impl Kernel {
         image: &Image,
         attach: &[Attach],
     ) -> Result<(Ebpf, Vec<AttachedProgram>), LoadError> {
-        let loaded = self.loader.lock().unwrap_or_else(PoisonError::into_inner).load(image.bytes());
+        let loaded = self.load(image.bytes());
         let mut ebpf = loaded.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
         let programs = attach.iter().map(|one| self.attach_one(&mut ebpf, probe, *one)).collect::<Result<_, _>>()?;
         Ok((ebpf, programs))
+    }
+
+    /// Loads an object and nothing else: its maps exist, its programs are not loaded yet.
+    pub fn load(&self, object: &[u8]) -> Result<Ebpf, EbpfError> {
+        self.loader.lock().unwrap_or_else(PoisonError::into_inner).load(object)
+    }
+
+    /// Loads an object and its programs without attaching them: whether this kernel takes them.
+    pub fn check(&self, probe: &'static str, image: &Image, attach: &[Attach]) -> Result<(), LoadError> {
+        let loaded = self.load(image.bytes());
+        let mut ebpf = loaded.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
+        attach.iter().try_for_each(|one| self.load_one(&mut ebpf, probe, *one).map(drop))
+    }
+
+    /// Attaches a program that does nothing.
+    pub fn attach_empty(&self, tracepoint: &'static str) -> Result<AttachedProgram, LoadError> {
+        let image = Image::new(ATTACH_TYPES)?;
+        let (_, programs) = self.attach("attach_types", &image, &[Attach { program: "empty_tp_btf", tracepoint }])?;
+        programs.into_iter().next().ok_or(LoadError::Btf(BtfError::Missing))
     }
 
     /// The kernel's types as aya has them, for programs that are loaded one by one.
@@ -153,7 +177,12 @@ impl Kernel {
         &self.btf
     }
 
-    fn attach_one(&self, ebpf: &mut Ebpf, probe: &'static str, attach: Attach) -> Result<AttachedProgram, LoadError> {
+    fn load_one<'a>(
+        &self,
+        ebpf: &'a mut Ebpf,
+        probe: &'static str,
+        attach: Attach,
+    ) -> Result<&'a mut BtfTracePoint, LoadError> {
         let Attach { program, tracepoint } = attach;
         let failed = |reason| LoadError::Program { probe, program, hook: tracepoint, reason };
         let handle: &mut BtfTracePoint = ebpf
@@ -161,6 +190,13 @@ impl Kernel {
             .ok_or_else(|| failed("the object has no such program".to_owned()))
             .and_then(|found: &mut Program| found.try_into().map_err(|error| refused(&error, failed)))?;
         handle.load(tracepoint, &self.btf).map_err(|error| refused(&error, failed))?;
+        Ok(handle)
+    }
+
+    fn attach_one(&self, ebpf: &mut Ebpf, probe: &'static str, attach: Attach) -> Result<AttachedProgram, LoadError> {
+        let Attach { program, tracepoint } = attach;
+        let failed = |reason| LoadError::Program { probe, program, hook: tracepoint, reason };
+        let handle = self.load_one(ebpf, probe, attach)?;
         let id = handle.attach().map_err(|error| refused(&error, failed))?;
         let link: FdLink = handle.take_link(id).map_err(|error| refused(&error, failed))?.into();
         let fd = handle.fd().and_then(ProgramFd::try_clone_fd).map_err(|error| refused(&error, failed))?;

@@ -163,9 +163,11 @@ fn loss(loss: &Loss) -> Option<String> {
     }
 }
 
+/// Without the cost of an event where the sampled window had none.
 fn overhead(cost: &Overhead) -> String {
-    let each = units::duration(cost.ns_per_event);
-    format!("overhead: {each} an event, {} % of one CPU ({})", decimal(cost.cpu_percent), plain(&cost.method, 32))
+    let each = (cost.ns_per_event > 0.0).then(|| format!("{} an event, ", units::duration(cost.ns_per_event)));
+    let percent = decimal(cost.cpu_percent);
+    format!("overhead: {}{percent} % of one CPU ({})", each.unwrap_or_default(), plain(&cost.method, 32))
 }
 
 /// What is not shown and the next step that shows it.
@@ -177,7 +179,7 @@ fn more(reader: Reader, envelope: &Envelope, cut: &Cut) -> Option<String> {
     }
     let what = if left > 0 { format!("{} more rows", count(left)) } else { format!("{} lines cut", count(cut.lines)) };
     Some(match reader {
-        Reader::Shell => format!("{what}: --top N shows more rows, --json the whole page"),
+        Reader::Shell => format!("{what}: --top N shows more rows, --json all of them"),
         Reader::Client => format!("{what}: {}", call(envelope, cursor(envelope, cut).as_deref())),
     })
 }

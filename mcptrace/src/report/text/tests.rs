@@ -236,5 +236,5 @@ fn a_person_at_a_shell_is_told_of_flags_and_not_of_tools() {
     let all = with(json!({"report": table(3), "more": {"rows_left": 6, "cursor": "r3"}}));
     let text = envelope_for(Reader::Shell, &all, 4096);
     assert!(text.starts_with("p completed · 5.0 s\n"), "{text}");
-    assert!(text.ends_with("6 more rows: --top N shows more rows, --json the whole page\n"), "{text}");
+    assert!(text.ends_with("6 more rows: --top N shows more rows, --json all of them\n"), "{text}");
 }

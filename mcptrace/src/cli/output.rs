@@ -1,0 +1,23 @@
+//! What goes to stdout.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+use super::Failure;
+
+/// Writes text; a reader that has gone away (`| head`) ends it quietly.
+pub(super) fn text(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|error| Failure::failed(format!("cannot write to stdout: {error}"))),
+    }
+}
+
+/// Writes JSON: indented for a terminal, on one line for a program.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let pretty = io::stdout().is_terminal();
+    let json = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    text(&(json.map_err(|error| Failure::failed(error.to_string()))? + "\n"))
+}

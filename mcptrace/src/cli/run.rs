@@ -1,0 +1,303 @@
+//! `mcptrace run PROBE`: traces for a while and shows what was found.
+
+use std::{ffi::OsString, sync::Arc, time::Duration};
+
+use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
+use tokio::{
+    runtime, select,
+    signal::unix::{SignalKind, signal},
+    task::spawn_blocking,
+    time::interval,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Failure, failure, options, output, probe_help,
+    progress::Progress,
+    workload::{self, Workload},
+};
+use crate::{
+    execution::{Execution, Page},
+    executions::{self, Executions, Limits, ProbeRequest},
+    kernel::filter::Filter,
+    probes::{Entry, PROBES},
+    report::{
+        Envelope, Status,
+        text::{Reader, envelope_for},
+    },
+};
+
+/// How long a run is if nobody says.
+const DEFAULT_SECONDS: f64 = 5.0;
+/// The longest run, in seconds: a day, as for the server.
+const LONGEST_SECONDS: f64 = 86_400.0;
+/// How many rows are shown if nobody says.
+const DEFAULT_ROWS: usize = 20;
+/// How many rows there may be; an execution keeps some 60,000 events.
+const MOST_ROWS: u32 = 100_000;
+/// Bounds of what is printed, in bytes.
+const MOST_TEXT: usize = 16 << 20;
+const MOST_JSON: usize = 64 << 20;
+/// How often the line on the terminal is redrawn.
+const TICK: Duration = Duration::from_millis(200);
+
+const AFTER_HELP: &str = "\
+Examples:
+  mcptrace run file_opens --failed-only
+  mcptrace run runq_latency -d 10 --by comm
+  mcptrace run syscall_counts --json -- ls /etc
+
+mcptrace run PROBE --help shows the options of a probe.
+Ctrl-C ends tracing and shows the result so far; a second one quits at once.
+With -- COMMAND, tracing ends with the command, and a note says how that ended.
+If tracing ends first (-d, Ctrl-C), the command gets SIGTERM.";
+
+/// Flags that all probes take.
+#[derive(Debug, clap::Args)]
+struct Flags {
+    /// How long to trace, in seconds [default: 5, or until COMMAND ends]
+    #[arg(short = 'd', long, value_name = "N", global = true, allow_negative_numbers = true, value_parser = length)]
+    seconds: Option<f64>,
+    /// Rows or series to show at most [default: 20, with --json all]
+    #[arg(long, value_name = "N", global = true, value_parser = value_parser!(u32).range(1..=i64::from(MOST_ROWS)))]
+    top: Option<u32>,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    filter: FilterFlags,
+}
+
+/// Which threads a probe looks at.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Filters, applied in the kernel; all that are given must match")]
+struct FilterFlags {
+    /// Process id (initial pid namespace)
+    #[arg(long, value_name = "PID", global = true)]
+    pid: Option<u32>,
+    /// Thread id
+    #[arg(long, value_name = "TID", global = true)]
+    tid: Option<u32>,
+    /// Command name, exact, at most 15 bytes
+    #[arg(long, value_name = "NAME", global = true)]
+    comm: Option<String>,
+    /// User id
+    #[arg(long, value_name = "UID", global = true)]
+    uid: Option<u32>,
+    /// Control group: path below the cgroup2 mount, with all below it
+    #[arg(long, value_name = "PATH", global = true)]
+    cgroup: Option<String>,
+    /// Container id or the start of one
+    #[arg(long, value_name = "ID", global = true)]
+    container: Option<String>,
+    /// With --pid: also its children from now on
+    #[arg(long, global = true)]
+    descendants: bool,
+    /// Only what took at least this long, in microseconds
+    #[arg(long, value_name = "N", global = true, alias = "min_duration_us")]
+    min_duration_us: Option<u64>,
+}
+
+pub(super) fn define() -> Command {
+    // The flags first: their own description would stand for the command's.
+    Flags::augment_args(Command::new("run"))
+        .about("Trace with a native probe and show what it found")
+        .after_help(AFTER_HELP)
+        .subcommand_value_name("PROBE")
+        .subcommand_help_heading("Probes")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        // So that the error about an unknown probe is ours: it names the probes that there are.
+        .allow_external_subcommands(true)
+        .subcommands(PROBES.iter().map(probe))
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let (name, matches) = matches.subcommand().ok_or_else(|| Failure::usage("which probe?"))?;
+    let entry = PROBES.iter().find(|entry| entry.name == name).ok_or_else(|| unknown(name))?;
+    let flags = Flags::from_arg_matches(matches).map_err(|error| Failure::usage(error.to_string()))?;
+    let words: Vec<OsString> = matches.get_many("command").into_iter().flatten().cloned().collect();
+    let request = request(entry, matches, &flags, !words.is_empty())?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let envelope = runtime.block_on(trace(request, &words, &flags))?;
+    show(&envelope, flags.json)
+}
+
+fn probe(entry: &Entry) -> Command {
+    let command = Arg::new("command")
+        .value_name("COMMAND")
+        .help("Trace this command and its children, from its first instruction to its end")
+        .num_args(1..)
+        .last(true)
+        .value_parser(value_parser!(OsString));
+    Command::new(entry.name)
+        .alias(entry.name.replace('_', "-"))
+        .about(entry.summary)
+        .after_help(probe_help::after_help(entry))
+        .args(options::arguments(entry))
+        .arg(command)
+}
+
+fn unknown(name: &str) -> Failure {
+    let names: Vec<_> = PROBES.iter().map(|entry| entry.name).collect();
+    let near = executions::find(name).err().and_then(|refusal| refusal.did_you_mean().map(str::to_owned));
+    let near = near.map(|near| format!("\n\n  did you mean `{near}`?")).unwrap_or_default();
+    let name = name.escape_debug();
+    Failure::usage(format!("there is no probe `{name}`{near}\n\nThe probes are: {}", names.join(", ")))
+}
+
+fn length(text: &str) -> Result<f64, String> {
+    let right = format!("takes a number of seconds, more than 0 and at most {LONGEST_SECONDS}");
+    let seconds: f64 = text.parse().map_err(|_| right.clone())?;
+    if seconds > 0.0 && seconds <= LONGEST_SECONDS { Ok(seconds) } else { Err(right) }
+}
+
+fn request(entry: &Entry, matches: &ArgMatches, flags: &Flags, command: bool) -> Result<ProbeRequest, Failure> {
+    if command && (flags.filter.pid.is_some() || flags.filter.descendants) {
+        return Err(Failure::usage(
+            "--pid and --descendants do not go with a command: the command and its children are traced",
+        ));
+    }
+    let default = if command { LONGEST_SECONDS } else { DEFAULT_SECONDS };
+    Ok(ProbeRequest {
+        probe: entry.name.to_owned(),
+        options: options::given(entry, matches),
+        filter: filter(&flags.filter),
+        seconds: flags.seconds.unwrap_or(default),
+        owner: "cli".to_owned(),
+    })
+}
+
+fn filter(flags: &FilterFlags) -> Filter {
+    let FilterFlags { pid, tid, comm, uid, cgroup, container, descendants, min_duration_us } = flags;
+    Filter {
+        pid: *pid,
+        tid: *tid,
+        comm: comm.clone(),
+        uid: *uid,
+        cgroup: cgroup.clone(),
+        container: container.clone(),
+        descendants: *descendants,
+        min_duration_us: *min_duration_us,
+    }
+}
+
+/// Runs the probe, and the command if there is one, to the end.
+async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> Result<Envelope, Failure> {
+    let interrupted = interrupts()?;
+    let mut workload = if words.is_empty() { None } else { Some(Workload::start(words)?) };
+    if let Some(workload) = &workload {
+        request.filter.pid = Some(workload.pid());
+        request.filter.descendants = true;
+    }
+    // Kept to the end: whoever lets go of the executions stops them.
+    let executions = Arc::new(Executions::new(Limits::default()));
+    let starter = Arc::clone(&executions);
+    let execution = blocking(move || starter.start_probe(&request)).await??;
+    let ended = follow(&execution, workload.as_mut(), &interrupted).await?;
+    let page = page(flags);
+    let mut envelope = blocking(move || execution.envelope(&page)).await?;
+    if ended.is_some() && !interrupted.is_cancelled() && envelope.status == Status::Stopped {
+        // It has run for as long as it was meant to.
+        envelope.status = Status::Completed;
+    }
+    if let Some(workload) = &mut workload {
+        envelope.notes.push(match ended {
+            Some(how) => how,
+            None => workload.end().await?,
+        });
+    }
+    Ok(envelope)
+}
+
+/// Waits for the end: of the time, of the command, or by a signal. Says how the command ended, if that came first.
+async fn follow(
+    execution: &Arc<Execution>,
+    mut workload: Option<&mut Workload>,
+    interrupted: &CancellationToken,
+) -> Result<Option<String>, Failure> {
+    let progress = Progress::new(workload.is_none());
+    let mut ticks = interval(TICK);
+    let (mut how, mut stopping) = (None, false);
+    if let Some(workload) = &workload {
+        workload.go()?;
+    }
+    loop {
+        select! {
+            () = execution.ended() => return Ok(how),
+            () = interrupted.cancelled(), if !stopping => {
+                stopping = true;
+                execution.stop();
+            }
+            status = end_of(workload.as_deref_mut()), if how.is_none() => {
+                how = Some(workload::in_words(status?));
+                execution.stop();
+            }
+            _ = ticks.tick() => progress.show(execution),
+        }
+    }
+}
+
+async fn end_of(workload: Option<&mut Workload>) -> Result<std::process::ExitStatus, Failure> {
+    match workload {
+        Some(workload) => workload.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the program, and the kernel then detaches everything.
+fn interrupts() -> Result<CancellationToken, Failure> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let token = CancellationToken::new();
+    let set = token.clone();
+    tokio::spawn(async move {
+        loop {
+            select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            if set.is_cancelled() {
+                std::process::exit(i32::from(failure::INTERRUPTED_TWICE));
+            }
+            set.cancel();
+        }
+    });
+    Ok(token)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    spawn_blocking(work).await.map_err(|error| Failure::failed(format!("internal error: {error}")))
+}
+
+fn page(flags: &Flags) -> Page {
+    let default = if flags.json { MOST_ROWS as usize } else { DEFAULT_ROWS };
+    let limit = flags.top.map_or(default, |top| top as usize);
+    Page { from: 0, limit, max_bytes: MOST_JSON }
+}
+
+fn show(envelope: &Envelope, json: bool) -> Result<(), Failure> {
+    if json {
+        output::json(envelope)?;
+    } else {
+        output::text(&envelope_for(Reader::Shell, envelope, MOST_TEXT))?;
+    }
+    if envelope.status == Status::Failed { Err(Failure::failed("")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_more_than_none_and_at_most_a_day() {
+        assert_eq!(length("0.3"), Ok(0.3));
+        assert_eq!(length("86400"), Ok(86_400.0));
+        for wrong in ["0", "-1", "nan", "inf", "1e9", "5s", "", "five"] {
+            assert!(length(wrong).unwrap_err().contains("more than 0 and at most 86400"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_probe_is_answered_with_the_nearest_and_all() {
+        let text = unknown("file_open").message;
+        assert!(text.contains("did you mean `file_opens`?") && text.contains("runq_latency"), "{text}");
+    }
+}

@@ -1,0 +1,83 @@
+//! How large an answer may be: text and structured content together.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    call::{Call, Reply},
+    error::ToolError,
+};
+use crate::{
+    execution::{Execution, Page},
+    report::{Envelope, text},
+};
+
+/// What an answer has at most unless the call says otherwise, in bytes.
+pub(super) const DEFAULT_BYTES: u64 = 24 * 1024;
+/// What the text of an answer has at most, in bytes.
+const TEXT_BYTES: usize = 4096;
+/// How often an envelope that turned out too large is made anew.
+const TRIES: usize = 3;
+
+/// The rows that a caller wants, and the room for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The first row.
+    pub(super) from: u64,
+    /// Rows at most.
+    pub(super) rows: usize,
+    /// Bytes at most.
+    pub(super) bytes: usize,
+}
+
+/// An execution as a reply that is no larger than wanted.
+pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, wanted: Wanted) -> Result<Reply, ToolError> {
+    let text_bytes = TEXT_BYTES.min(wanted.bytes / 3);
+    let room = wanted.bytes - text_bytes;
+    let mut aim = room;
+    let mut envelope = call.envelope(execution, wanted.page(aim)).await?;
+    for _ in 0..TRIES {
+        let excess = size(&envelope).saturating_sub(room);
+        if excess == 0 {
+            break;
+        }
+        // The fitting stops a little late, because what says that something was left out comes after it.
+        aim = aim.saturating_sub(excess + 64);
+        envelope = call.envelope(execution, wanted.page(aim)).await?;
+    }
+    if size(&envelope) > room {
+        strip(&mut envelope);
+    }
+    Reply::with_text(text::envelope(&envelope, text_bytes), &envelope)
+}
+
+impl Wanted {
+    fn page(self, max_bytes: usize) -> Page {
+        Page { from: self.from, limit: self.rows, max_bytes }
+    }
+}
+
+/// What is left when not even one row has room: what happened, and what was lost.
+fn strip(envelope: &mut Envelope) {
+    envelope.report = None;
+    envelope.events = None;
+    envelope.reports.clear();
+    envelope.overhead = None;
+    envelope.notes = vec!["max_bytes leaves no room for a row: call get_result with more".into()];
+}
+
+/// A text, cut at a line if it is too long for an answer; says so.
+pub(super) fn cut(mut text: String) -> String {
+    if text.len() > TEXT_BYTES {
+        let end = (0..=TEXT_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(text[..end].rfind('\n').unwrap_or(end));
+        text.push_str("\n… the rest is in the structured content");
+    }
+    text
+}
+
+/// The length of something as JSON, in bytes.
+pub(super) fn size(value: &impl Serialize) -> usize {
+    serde_json::to_string(value).map_or(0, |text| text.len())
+}

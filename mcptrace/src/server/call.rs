@@ -1,0 +1,181 @@
+//! One call of a tool: its arguments, what it may use, and how it waits.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rmcp::{
+    model::{ProgressNotificationParam, ProgressToken},
+    service::{RequestContext, RoleServer},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::{Server, error::ToolError};
+use crate::{
+    execution::{Execution, Page},
+    executions::{Executions, Refusal},
+    report::Envelope,
+};
+
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// How long an execution may take to detach after it was told to stop.
+const STOP_TIME: Duration = Duration::from_secs(15);
+
+/// What a tool answers.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Reply {
+    /// For people, or JSON where clients of the original rely on it.
+    pub(super) text: String,
+    /// For programs.
+    pub(super) structured: Value,
+}
+
+impl Reply {
+    /// A reply whose text is its JSON.
+    pub(super) fn json(result: &impl Serialize) -> Result<Self, ToolError> {
+        let structured = to_value(result)?;
+        Ok(Self { text: structured.to_string(), structured })
+    }
+
+    /// A reply with a text of its own.
+    pub(super) fn with_text(text: String, result: &impl Serialize) -> Result<Self, ToolError> {
+        Ok(Self { text, structured: to_value(result)? })
+    }
+}
+
+fn to_value(result: &impl Serialize) -> Result<Value, ToolError> {
+    serde_json::to_value(result).map_err(|error| ToolError::new("internal", error.to_string()))
+}
+
+/// Why waiting for an execution ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// The execution has ended.
+    Ended,
+    /// It has not, and the time was up.
+    TimeUp,
+    /// The call was cancelled, or the client has gone.
+    Cancelled,
+}
+
+/// One call of a tool.
+pub(super) struct Call {
+    server: Server,
+    arguments: Map<String, Value>,
+    context: RequestContext<RoleServer>,
+}
+
+impl Call {
+    pub(super) fn new(server: Server, arguments: Map<String, Value>, context: RequestContext<RoleServer>) -> Self {
+        Self { server, arguments, context }
+    }
+
+    /// The arguments, which have been made to fit the tool's schema.
+    pub(super) fn arguments<T: DeserializeOwned>(&mut self) -> Result<T, ToolError> {
+        let arguments = Value::Object(std::mem::take(&mut self.arguments));
+        serde_json::from_value(arguments).map_err(|error| ToolError::new("invalid_argument", error.to_string()))
+    }
+
+    /// Who calls.
+    pub(super) fn owner(&self) -> &str {
+        self.server.owner()
+    }
+
+    /// All executions of whoever calls, the latest first.
+    pub(super) fn own_executions(&self) -> Vec<Arc<Execution>> {
+        self.server.own_executions()
+    }
+
+    /// What bounds executions.
+    pub(super) fn executions(&self) -> &Executions {
+        self.server.executions()
+    }
+
+    /// The execution of an id, if whoever calls has started it.
+    pub(super) fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
+        self.server.find(id)
+    }
+
+    /// Does work that blocks on a thread for such work; at most a few at a time, whatever the number of calls.
+    pub(super) async fn blocking<T, F>(&self, work: F) -> Result<T, ToolError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Executions) -> T + Send + 'static,
+    {
+        tokio::select! {
+            () = self.context.ct.cancelled() => Err(ToolError::cancelled()),
+            place = self.server.place() => {
+                let done = self.server.blocking(work).await;
+                drop(place);
+                done
+            }
+        }
+    }
+
+    /// What an execution found.
+    pub(super) async fn envelope(&self, execution: &Arc<Execution>, page: Page) -> Result<Envelope, ToolError> {
+        let execution = Arc::clone(execution);
+        self.server.blocking(move |_| execution.envelope(&page)).await
+    }
+
+    /// Waits for the end of an execution and tells the client how far it is, if it asked for that.
+    pub(super) async fn wait(&self, execution: &Execution, most: Duration) -> Waited {
+        let token = self.context.meta.get_progress_token();
+        let until = Instant::now() + most;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            tokio::select! {
+                // In this order: what has ended has ended, even if the time was up at the same moment.
+                biased;
+                () = execution.ended() => return Waited::Ended,
+                () = self.context.ct.cancelled() => return Waited::Cancelled,
+                () = tokio::time::sleep(left.min(PROGRESS)) => {}
+            }
+            if Instant::now() >= until {
+                return Waited::TimeUp;
+            }
+            if let Some(token) = &token {
+                self.tell(execution, token.clone()).await;
+            }
+        }
+    }
+
+    /// Stops an execution and waits until nothing of it is attached.
+    pub(super) async fn stop(&self, execution: &Execution) -> Result<(), ToolError> {
+        execution.stop();
+        let ended = tokio::time::timeout(STOP_TIME, execution.ended()).await;
+        ended.map_err(|_| {
+            let message = format!("{} was told to stop and has not ended after {STOP_TIME:?}", execution.identity.id);
+            ToolError::new("internal", message).remedy("ask get_result whether it has ended by now")
+        })
+    }
+
+    async fn tell(&self, execution: &Execution, token: ProgressToken) {
+        let progress = ProgressNotificationParam::new(token, (execution.seconds() * 10.0).round() / 10.0)
+            .with_total(execution.planned_seconds())
+            .with_message(progress_message(execution));
+        // A client that does not take it any more ends the call by closing the connection.
+        let _ = self.context.peer.notify_progress(progress).await;
+    }
+}
+
+fn progress_message(execution: &Execution) -> String {
+    let loss = execution.loss();
+    let elapsed = format!("{:.0} of {:.0} s", execution.seconds(), execution.planned_seconds());
+    match loss.seen {
+        Some(seen) => format!("{elapsed}, {seen} events seen, {} lost", loss.dropped_total()),
+        None => format!("{elapsed}, {} events lost", loss.dropped_total()),
+    }
+}
+
+/// Stops an execution when the call that waits for it ends in any other way than by waiting to the end.
+pub(super) struct StopOnDrop(pub(super) Arc<Execution>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}

@@ -1,0 +1,180 @@
+//! A line from the client as messages, or as the error that answers it. Pure.
+
+use rmcp::{
+    ErrorData,
+    model::{ClientJsonRpcMessage, ClientRequest, GetMeta as _, ProtocolVersion, RequestId},
+};
+use serde_json::Value;
+
+/// How many messages a batch may have.
+const MOST_IN_BATCH: usize = 256;
+
+/// A line that cannot be passed on, and the error that answers it. `id` is absent where the line has none that can be read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Malformed {
+    pub(super) id: Option<RequestId>,
+    pub(super) error: ErrorData,
+}
+
+/// A message, an error to answer with, or nothing: a notification that says nothing to this server.
+pub(super) type Parsed = Result<Option<ClientJsonRpcMessage>, Malformed>;
+
+/// The messages of a line: one, or those of a batch, which 2025-03-26 and earlier allow.
+pub(super) fn parse_line(line: &[u8]) -> Vec<Parsed> {
+    let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line).trim_ascii();
+    if line.is_empty() {
+        return Vec::new();
+    }
+    match serde_json::from_slice(line) {
+        Err(error) => vec![Err(malformed(None, ErrorData::parse_error(format!("not valid JSON: {error}"), None)))],
+        Ok(Value::Array(batch)) => parse_batch(batch),
+        Ok(message) => vec![parse(message)],
+    }
+}
+
+/// What answers a line that is longer than what is read.
+pub(super) fn too_long(most_bytes: usize) -> Malformed {
+    let message = format!("a message has at most {most_bytes} bytes; this one has more and was not read");
+    malformed(None, ErrorData::invalid_request(message, None))
+}
+
+/// Whether rmcp will take this request as the start of a conversation. Before one, it takes nothing but requests and ends at the
+/// first notification.
+pub(super) fn opens(request: &ClientRequest) -> bool {
+    match request {
+        ClientRequest::InitializeRequest(_) => true,
+        ClientRequest::DiscoverRequest(_) | ClientRequest::PingRequest(_) => false,
+        other => {
+            let meta = other.get_meta();
+            let version = meta.protocol_version();
+            meta.missing_required_keys(&ProtocolVersion::V_2026_07_28).is_empty()
+                && version.is_some_and(|version| ProtocolVersion::KNOWN_VERSIONS.contains(&version))
+        }
+    }
+}
+
+fn parse_batch(batch: Vec<Value>) -> Vec<Parsed> {
+    if batch.is_empty() || batch.len() > MOST_IN_BATCH {
+        let message = format!("a batch has 1 to {MOST_IN_BATCH} messages, not {}", batch.len());
+        return vec![Err(malformed(None, ErrorData::invalid_request(message, None)))];
+    }
+    batch.into_iter().map(parse).collect()
+}
+
+fn parse(message: Value) -> Parsed {
+    let id = read_id(&message);
+    let refuse = |why: &str| Err(malformed(id.clone(), ErrorData::invalid_request(why.to_owned(), None)));
+    let Some(object) = message.as_object() else { return refuse("a message is a JSON object") };
+    if object.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
+        return refuse("`jsonrpc` must be \"2.0\"");
+    }
+    let is_answer = object.contains_key("result") || object.contains_key("error");
+    match object.get("method") {
+        None if is_answer => return Ok(serde_json::from_value(message).ok()),
+        None => return refuse("`method` is missing"),
+        Some(Value::String(_)) => {}
+        Some(_) => return refuse("`method` must be a string"),
+    }
+    let is_request = object.contains_key("id");
+    if is_request && id.is_none() {
+        return refuse("`id` must be a string or an integer");
+    }
+    if object.get("params").is_some_and(|params| !params.is_object()) {
+        return Err(malformed(id, ErrorData::invalid_params("`params` must be an object", None)));
+    }
+    match serde_json::from_value(message) {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if is_request => Err(malformed(id, ErrorData::invalid_params(error.to_string(), None))),
+        Err(_) => Ok(None),
+    }
+}
+
+fn read_id(message: &Value) -> Option<RequestId> {
+    match message.get("id")? {
+        Value::String(id) => Some(RequestId::String(id.as_str().into())),
+        Value::Number(id) => id.as_i64().map(RequestId::Number),
+        _ => None,
+    }
+}
+
+fn malformed(id: Option<RequestId>, error: ErrorData) -> Malformed {
+    Malformed { id, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Code, id and message of the error that answers a line.
+    fn refused(line: &str) -> (i32, Option<RequestId>, String) {
+        let mut parsed = parse_line(line.as_bytes());
+        assert_eq!(parsed.len(), 1, "{line}");
+        let Malformed { id, error } = parsed.remove(0).unwrap_err();
+        (error.code.0, id, error.message.into_owned())
+    }
+
+    fn number(id: i64) -> Option<RequestId> {
+        Some(RequestId::Number(id))
+    }
+
+    #[test]
+    fn what_is_not_json_is_a_parse_error() {
+        for line in ["garbage", "{\"jsonrpc\":", "\u{1b}[31mINFO\u{1b}[0m starting", "{'a':1}"] {
+            assert_eq!(refused(line).0, -32700, "{line}");
+        }
+        assert_eq!(parse_line(b"{\"a\":\"\xff\"}")[0].as_ref().unwrap_err().error.code.0, -32700);
+    }
+
+    #[test]
+    fn what_is_not_json_rpc_is_answered_with_its_id() {
+        assert_eq!(refused("5").0, -32600);
+        assert_eq!(refused(r#"{"id":7,"method":"ping"}"#), (-32600, number(7), "`jsonrpc` must be \"2.0\"".into()));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7}"#), (-32600, number(7), "`method` is missing".into()));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":4}"#).1, number(7));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[1]}"#).0, -32602);
+    }
+
+    #[test]
+    fn ids_are_strings_or_integers() {
+        for id in ["null", "1.5", "true", "[]", "{}"] {
+            let (code, id, message) = refused(&format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#));
+            assert_eq!((code, id, message.contains("`id`")), (-32600, None, true));
+        }
+        assert!(parse_line(br#"{"jsonrpc":"2.0","id":"a","method":"ping"}"#)[0].is_ok());
+    }
+
+    #[test]
+    fn a_batch_is_its_messages_and_bounded() {
+        let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+        let parsed = parse_line(format!("[{ping},5,{ping}]").as_bytes());
+        assert_eq!(parsed.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!(refused("[]").0, -32600);
+        assert_eq!(refused(&format!("[{}5]", "5,".repeat(MOST_IN_BATCH))).0, -32600);
+    }
+
+    #[test]
+    fn empty_lines_and_unreadable_notifications_say_nothing() {
+        assert!(parse_line(b"  \r").is_empty());
+        let odd = br#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":{}}}"#;
+        assert_eq!(parse_line(odd).len(), 1);
+        assert!(parse_line(odd)[0].is_ok());
+    }
+
+    #[test]
+    fn only_a_request_that_rmcp_takes_opens_a_conversation() {
+        let opened = |line: &str| {
+            let message = parse_line(line.as_bytes()).remove(0).unwrap().unwrap();
+            opens(&message.into_request().unwrap().0)
+        };
+        assert!(!opened(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#));
+        assert!(!opened(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#));
+        assert!(opened(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{
+            "io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}"#
+        ));
+        assert!(opened(
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25",
+            "capabilities":{},"clientInfo":{"name":"a","version":"1"}}}"#
+        ));
+    }
+}

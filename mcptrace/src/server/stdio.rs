@@ -1,0 +1,41 @@
+//! The server on the standard streams, as MCP clients start it.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{ServeError, serve};
+use crate::executions::Executions;
+
+/// Who a client on the standard streams is: there is only one.
+const OWNER: &str = "stdio";
+
+/// Serves the client that started this process until it leaves or a signal asks for the end; then stops everything.
+///
+/// When this returns nothing is attached and no process is left. The caller then ends the process: where standard input is no pipe
+/// a thread may still wait for a line that never comes.
+pub async fn run(executions: Arc<Executions>) -> Result<(), ServeError> {
+    let end = CancellationToken::new();
+    tokio::spawn(cancel_on_signal(end.clone()));
+    let served = serve(rmcp::transport::io::stdio_pipes(), Arc::clone(&executions), OWNER, end).await;
+    // Fails only if stopping panics, and then there is nothing more to be done.
+    let _ = tokio::task::spawn_blocking(move || executions.stop_all()).await;
+    served
+}
+
+async fn cancel_on_signal(end: CancellationToken) {
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(error) => {
+            tracing::warn!(%error, "cannot wait for a signal");
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::terminate()) => {}
+        () = wait(SignalKind::interrupt()) => {}
+        () = wait(SignalKind::hangup()) => {}
+    }
+    end.cancel();
+}

@@ -1,0 +1,274 @@
+//! `get_result`: reads any execution. One of the original's four: for scripts its fields and its text are as there.
+
+use std::{sync::Arc, time::Duration};
+
+use schemars::{JsonSchema, schema_for};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Effect, Outcome, Row};
+use crate::{
+    bpftrace::Snapshot,
+    execution::{Execution, Page, script::ScriptSource},
+    report::{Envelope, NamedReport, Report, Status, view},
+    server::{
+        bounds::{self, DEFAULT_BYTES, Wanted, size},
+        call::{Call, Reply, Waited},
+        error::ToolError,
+    },
+};
+
+pub(super) const ROW: Row = Row {
+    name: "get_result",
+    title: "Read an execution",
+    description: "Reads what an execution found so far, running or ended. Use it for background runs, for scripts, and to read on with \
+        the cursor of a reply that had more. wait_seconds waits for the end, which is better than asking again and again. Not for \
+        starting anything.",
+    input: || schema_for!(Arguments),
+    output: || schema_for!(Result_),
+    effect: Effect::Reads,
+    call: |call| Box::pin(run(call)),
+};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Arguments {
+    /// From run_probe or exec_program
+    execution_id: String,
+    /// First row, or first line of a script's output
+    #[serde(default)]
+    offset: u64,
+    /// Rows or lines at most
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 1, max = 10_000))]
+    limit: u64,
+    /// From `more` of the reply before; instead of offset
+    #[serde(default)]
+    cursor: String,
+    /// Wait for the end, at most so long
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 50))]
+    wait_seconds: f64,
+    /// Size of the whole reply at most
+    #[serde(default = "bytes")]
+    #[schemars(range(min = 1024, max = 1_048_576))]
+    max_bytes: u64,
+}
+
+fn thousand() -> u64 {
+    1000
+}
+
+fn bytes() -> u64 {
+    DEFAULT_BYTES
+}
+
+/// The envelope; for scripts with the original's fields first.
+#[derive(Serialize, JsonSchema)]
+struct Result_ {
+    #[serde(flatten)]
+    original: Option<Original>,
+    #[serde(flatten)]
+    envelope: Envelope,
+}
+
+/// The original's fields, exactly; `execution_id` and `status` are the envelope's.
+#[derive(Clone, Serialize, JsonSchema)]
+struct Original {
+    /// Scripts: lines of output so far
+    lines_total: u64,
+    /// Scripts: how many of them are in this reply
+    lines_returned: u64,
+    /// Scripts: the lines
+    output: Vec<String>,
+    /// Scripts: whether there are lines after these
+    has_more: bool,
+    /// Scripts: why it failed, or null
+    error_message: Value,
+    /// Scripts: seconds it ran, or null while it runs
+    duration: Value,
+}
+
+/// The original's answer, whole.
+#[derive(Serialize)]
+struct OriginalAnswer<'a> {
+    execution_id: &'a str,
+    status: &'static str,
+    #[serde(flatten)]
+    original: &'a Original,
+}
+
+async fn run(mut call: Call) -> Outcome {
+    let arguments: Arguments = call.arguments()?;
+    let execution = call.find(&arguments.execution_id)?;
+    let part = Part::of(&arguments)?;
+    if call.wait(&execution, Duration::from_secs_f64(arguments.wait_seconds)).await == Waited::Cancelled {
+        return Err(ToolError::new("cancelled", "the call was cancelled; the execution goes on"));
+    }
+    reply(&call, &execution, part).await
+}
+
+/// Which part of a result is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// `e` or `r` if a cursor says which kind of rows it counts.
+    kind: Option<char>,
+    from: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Part {
+    /// From the beginning.
+    pub(super) fn first(rows: u64, bytes: u64) -> Self {
+        Self { kind: None, from: 0, rows, bytes }
+    }
+
+    fn of(arguments: &Arguments) -> Result<Self, ToolError> {
+        let Arguments { offset, limit, cursor, max_bytes, .. } = arguments;
+        let (kind, from) = match (cursor.as_str(), offset) {
+            ("", offset) => (None, *offset),
+            (cursor, 0) => parse_cursor(cursor)?,
+            _ => return Err(ToolError::new("invalid_cursor", "`cursor` and `offset` exclude each other: give one")),
+        };
+        Ok(Self { kind, from, rows: *limit, bytes: *max_bytes })
+    }
+}
+
+/// `e123` counts events from the first that was seen, `r20` rows of a sorted report.
+fn parse_cursor(cursor: &str) -> Result<(Option<char>, u64), ToolError> {
+    let parsed = cursor.split_at_checked(1).and_then(|(kind, place)| {
+        let digits = place.bytes().all(|byte| byte.is_ascii_digit());
+        Some((kind.chars().next().filter(|kind| matches!(kind, 'e' | 'r'))?, digits.then(|| place.parse().ok())??))
+    });
+    let (kind, place) = parsed.ok_or_else(|| bad_cursor(cursor, "is not one"))?;
+    Ok((Some(kind), place))
+}
+
+fn bad_cursor(cursor: &str, why: &str) -> ToolError {
+    let cursor = crate::text::untrusted(cursor.as_bytes(), 60);
+    ToolError::new("invalid_cursor", format!("`cursor` {why}: `{cursor}`"))
+        .remedy("pass `more.cursor` of the reply before, unchanged, or leave it out to start at the beginning")
+}
+
+/// What an execution found, as its kind of reply.
+pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Outcome {
+    match execution.source().as_any().downcast_ref::<ScriptSource>() {
+        Some(source) => script_reply(call, execution, source.found(), part).await,
+        None => probe_reply(call, execution, part).await,
+    }
+}
+
+async fn probe_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Outcome {
+    if let Some(kind) = part.kind {
+        check_kind(call, execution, kind, part.from).await?;
+    }
+    let wanted = Wanted { from: part.from, rows: part.rows as usize, bytes: part.bytes as usize };
+    bounds::reply(call, execution, wanted).await
+}
+
+/// A cursor of one kind of report must not be taken for a place in another.
+async fn check_kind(call: &Call, execution: &Arc<Execution>, kind: char, from: u64) -> Result<(), ToolError> {
+    let page = Page { from: 0, limit: 1, max_bytes: usize::MAX };
+    let envelope = call.envelope(execution, page).await?;
+    let right = if matches!(envelope.report, Some(Report::Events(_))) { 'e' } else { 'r' };
+    if kind == right {
+        return Ok(());
+    }
+    Err(bad_cursor(&format!("{kind}{from}"), "belongs to another execution"))
+}
+
+async fn script_reply(call: &Call, execution: &Arc<Execution>, found: Option<Snapshot>, part: Part) -> Outcome {
+    if part.kind.is_some_and(|kind| kind != 'r') {
+        return Err(bad_cursor(&format!("e{}", part.from), "belongs to another execution"));
+    }
+    let page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX };
+    let mut envelope = call.envelope(execution, page).await?;
+    let bytes = part.bytes as usize;
+    // Lines are in the text and in the structure: a third each, and a third for what the reports say beyond the lines.
+    let original = original(&envelope, found.as_ref(), part, bytes / 3);
+    let text = original_text(&envelope, &original)?;
+    let room = bytes.saturating_sub(text.len() + size(&original));
+    envelope.reports.retain(|report| report.name != "output");
+    fit_reports(&mut envelope, room);
+    Reply::with_text(text, &Result_ { original: Some(original), envelope })
+}
+
+fn original(envelope: &Envelope, found: Option<&Snapshot>, part: Part, bytes: usize) -> Original {
+    let lines = found.map_or(&[][..], |found| &found.lines);
+    let start = usize::try_from(part.from).unwrap_or(usize::MAX).min(lines.len());
+    let end = start.saturating_add(part.rows as usize).min(lines.len());
+    let output = within(&lines[start..end], bytes);
+    let running = envelope.status == Status::Running;
+    Original {
+        lines_total: lines.len() as u64,
+        lines_returned: output.len() as u64,
+        has_more: start + output.len() < lines.len(),
+        output,
+        error_message: envelope.error.clone().map_or(Value::Null, Value::String),
+        duration: if running { Value::Null } else { envelope.window.seconds.into() },
+    }
+}
+
+/// As many lines as have room as JSON, but at least one: else a reader would never come past it.
+fn within(lines: &[String], bytes: usize) -> Vec<String> {
+    let mut used = 0;
+    let fits = |line: &&String| {
+        let first = used == 0;
+        used += size(line) + 1;
+        first || used <= bytes
+    };
+    lines.iter().take_while(fits).cloned().collect()
+}
+
+fn original_text(envelope: &Envelope, original: &Original) -> Result<String, ToolError> {
+    let answer = OriginalAnswer { execution_id: &envelope.execution_id, status: envelope.status.as_str(), original };
+    serde_json::to_string(&answer).map_err(|error| ToolError::new("internal", error.to_string()))
+}
+
+/// Shortens the longest reports until all have room, and says what was left out.
+fn fit_reports(envelope: &mut Envelope, room: usize) {
+    let before = rows(&envelope.reports);
+    let mut limit = before;
+    while size(envelope) > room && limit > 0 {
+        limit /= 2;
+        for report in &mut envelope.reports {
+            report.report = view::page(&report.report, 0, limit).0;
+        }
+    }
+    let left = before - rows(&envelope.reports);
+    if left > 0 {
+        envelope.notes.push(format!("{left} rows of reports are left out to fit max_bytes: ask with a larger one"));
+    }
+    if size(envelope) > room {
+        envelope.reports.clear();
+    }
+}
+
+fn rows(reports: &[NamedReport]) -> usize {
+    reports.iter().map(|report| view::rows_of(Some(&report.report))).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_are_a_kind_and_a_place() {
+        assert_eq!(parse_cursor("e123").unwrap(), (Some('e'), 123));
+        assert_eq!(parse_cursor("r0").unwrap(), (Some('r'), 0));
+        for bad in ["e", "x5", "5", "e-1", "e+1", "r1.5", "é5", "e99999999999999999999", "r5 "] {
+            let error = parse_cursor(bad).unwrap_err();
+            assert_eq!(error.category, "invalid_cursor", "{bad}");
+            assert!(error.message.contains(bad) && error.remedy.is_some());
+        }
+    }
+
+    #[test]
+    fn lines_fit_but_one_always_comes() {
+        let lines: Vec<String> = (0..10).map(|number| format!("line {number}")).collect();
+        assert_eq!(within(&lines, 22).len(), 2);
+        assert_eq!(within(&lines, 0).len(), 1);
+        assert_eq!(within(&[], 0).len(), 0);
+    }
+}

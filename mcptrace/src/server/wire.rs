@@ -1,0 +1,300 @@
+//! Messages as lines of JSON over a pair of streams.
+//!
+//! rmcp's own transport ignores lines that are no JSON and those that are too long, ends when a notification comes first, and tells
+//! nobody when the client leaves until all calls have been answered. This one answers every line that can be answered, and cancels
+//! everything as soon as the client is gone.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rmcp::{
+    ErrorData,
+    model::{ClientJsonRpcMessage, ClientNotification, RequestId, ServerJsonRpcMessage},
+    service::RoleServer,
+    transport::Transport,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader},
+    sync::mpsc,
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::message::{self, Malformed};
+
+/// The longest line that is read, in bytes: above a 10 MB script, which deserves an answer that knows its id.
+const MOST_LINE_BYTES: usize = 16 << 20;
+/// Calls that may be under way at once; more are refused, each with an answer.
+const MOST_CALLS: usize = 4096;
+/// Messages that wait for a slow client before calls wait too.
+const QUEUE: usize = 64;
+/// How long what is still to be written may take when everything else has ended.
+const CLOSE_TIME: Duration = Duration::from_millis(500);
+
+/// A connection to a client.
+pub(super) struct Wire<R> {
+    lines: Lines<R>,
+    /// Messages of a batch that are still to be handed over.
+    messages: VecDeque<ClientJsonRpcMessage>,
+    /// Answers to malformed lines that are still to be queued.
+    refusals: VecDeque<ServerJsonRpcMessage>,
+    queue: Option<mpsc::Sender<ServerJsonRpcMessage>>,
+    writer: JoinHandle<()>,
+    open: Arc<Mutex<HashSet<RequestId>>>,
+    begun: bool,
+    gone: CancellationToken,
+}
+
+impl<R: AsyncRead + Send + Unpin> Wire<R> {
+    /// Speaks over these streams; cancels `gone` when the client has closed either.
+    pub(super) fn new<W>(read: R, write: W, gone: CancellationToken) -> Self
+    where
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let (queue, queued) = mpsc::channel(QUEUE);
+        Self {
+            lines: Lines::new(read, MOST_LINE_BYTES),
+            messages: VecDeque::new(),
+            refusals: VecDeque::new(),
+            queue: Some(queue),
+            writer: tokio::spawn(write_all(write, queued, gone.clone())),
+            open: Arc::default(),
+            begun: false,
+            gone,
+        }
+    }
+
+    /// Queues what answers malformed lines. May be cancelled at any point without losing one.
+    async fn refuse(&mut self) {
+        while !self.refusals.is_empty() {
+            let Some(queue) = &self.queue else { return };
+            let Ok(place) = queue.reserve().await else { return };
+            if let Some(refusal) = self.refusals.pop_front() {
+                place.send(refusal);
+            }
+        }
+    }
+
+    fn take_in(&mut self, line: &[u8]) {
+        for parsed in message::parse_line(line) {
+            match parsed.and_then(|message| message.map_or(Ok(None), |message| self.admit(message))) {
+                Ok(message) => self.messages.extend(message),
+                Err(malformed) => self.refusals.push_back(answer(malformed)),
+            }
+        }
+    }
+
+    /// Lets a message in, drops it, or refuses it.
+    fn admit(&mut self, message: ClientJsonRpcMessage) -> message::Parsed {
+        match &message {
+            ClientJsonRpcMessage::Request(call) => {
+                self.open_call(&call.id)?;
+                self.begun |= message::opens(&call.request);
+            }
+            _ if !self.begun => return Ok(None),
+            ClientJsonRpcMessage::Notification(notification) => {
+                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification {
+                    cancelled.params.request_id.iter().for_each(|id| close_call(&self.open, id));
+                }
+            }
+            _ => {}
+        }
+        Ok(Some(message))
+    }
+
+    fn open_call(&self, id: &RequestId) -> Result<(), Malformed> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let refuse =
+            |why: String| Err(Malformed { id: Some(id.clone()), error: ErrorData::invalid_request(why, None) });
+        if open.len() >= MOST_CALLS {
+            return refuse(format!("{MOST_CALLS} calls are under way, which is the limit: wait for answers"));
+        }
+        if !open.insert(id.clone()) {
+            return refuse("a call with this id is under way".into());
+        }
+        Ok(())
+    }
+}
+
+impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
+    type Error = io::Error;
+
+    fn send(&mut self, message: ServerJsonRpcMessage) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        let queue = self.queue.clone();
+        match &message {
+            ServerJsonRpcMessage::Response(response) => close_call(&self.open, &response.id),
+            ServerJsonRpcMessage::Error(error) => error.id.iter().for_each(|id| close_call(&self.open, id)),
+            _ => {}
+        }
+        async move {
+            let closed = || io::Error::from(io::ErrorKind::NotConnected);
+            queue.ok_or_else(closed)?.send(message).await.map_err(|_| closed())
+        }
+    }
+
+    async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
+        loop {
+            self.refuse().await;
+            if let Some(message) = self.messages.pop_front() {
+                return Some(message);
+            }
+            match self.lines.next().await {
+                Line::Whole(line) => self.take_in(&line),
+                Line::TooLong => self.refusals.push_back(answer(message::too_long(MOST_LINE_BYTES))),
+                Line::End => {
+                    self.gone.cancel();
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.queue = None;
+        // A client that has stopped reading cannot be told anything more.
+        let _ = tokio::time::timeout(CLOSE_TIME, &mut self.writer).await;
+        self.writer.abort();
+        Ok(())
+    }
+}
+
+fn answer(malformed: Malformed) -> ServerJsonRpcMessage {
+    ServerJsonRpcMessage::error(malformed.error, malformed.id)
+}
+
+fn close_call(open: &Mutex<HashSet<RequestId>>, id: &RequestId) {
+    open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+}
+
+/// Writes what is queued, a line each, and flushes when nothing more is waiting.
+async fn write_all<W>(write: W, mut queued: mpsc::Receiver<ServerJsonRpcMessage>, gone: CancellationToken)
+where
+    W: AsyncWrite + Send + Unpin,
+{
+    let mut write = write;
+    let mut lines = Vec::new();
+    while let Some(message) = queued.recv().await {
+        lines.clear();
+        push_line(&mut lines, &message);
+        while lines.len() < 64 << 10
+            && let Ok(message) = queued.try_recv()
+        {
+            push_line(&mut lines, &message);
+        }
+        let written = async {
+            write.write_all(&lines).await?;
+            write.flush().await
+        };
+        if let Err(error) = written.await {
+            tracing::debug!(%error, "the client does not read any more");
+            gone.cancel();
+            return;
+        }
+    }
+}
+
+fn push_line(lines: &mut Vec<u8>, message: &ServerJsonRpcMessage) {
+    let start = lines.len();
+    match serde_json::to_writer(&mut *lines, message) {
+        Ok(()) => lines.push(b'\n'),
+        Err(error) => {
+            lines.truncate(start);
+            tracing::error!(%error, "a message cannot be written as JSON");
+        }
+    }
+}
+
+enum Line {
+    Whole(Vec<u8>),
+    TooLong,
+    End,
+}
+
+/// Lines of a stream, in bounded memory.
+struct Lines<R> {
+    read: BufReader<R>,
+    line: Vec<u8>,
+    most_bytes: usize,
+    /// In the middle of a line that is too long.
+    skipping: bool,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn new(read: R, most_bytes: usize) -> Self {
+        Self { read: BufReader::new(read), line: Vec::new(), most_bytes, skipping: false }
+    }
+
+    /// May be cancelled at any point without losing a byte: nothing is awaited between taking bytes and keeping them.
+    async fn next(&mut self) -> Line {
+        loop {
+            let bytes = match self.read.fill_buf().await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot read from the client");
+                    return Line::End;
+                }
+            };
+            if bytes.is_empty() {
+                // A last line without an end is a message all the same.
+                let rest = std::mem::take(&mut self.line);
+                return if rest.is_empty() { Line::End } else { Line::Whole(rest) };
+            }
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(bytes.len(), |end| end + 1);
+            if !self.skipping {
+                self.line.extend_from_slice(&bytes[..taken]);
+            }
+            self.read.consume(taken);
+            if let Some(line) = self.after(end.is_some()) {
+                return line;
+            }
+        }
+    }
+
+    fn after(&mut self, ended: bool) -> Option<Line> {
+        if self.skipping {
+            self.skipping = !ended;
+            return None;
+        }
+        if self.line.len() > self.most_bytes {
+            self.line = Vec::new();
+            self.skipping = !ended;
+            return Some(Line::TooLong);
+        }
+        ended.then(|| Line::Whole(std::mem::take(&mut self.line)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn lines(text: &str, most_bytes: usize) -> Vec<String> {
+        let mut lines = Lines::new(text.as_bytes(), most_bytes);
+        let mut found = Vec::new();
+        loop {
+            match lines.next().await {
+                Line::Whole(line) => found.push(String::from_utf8(line).unwrap()),
+                Line::TooLong => found.push("too long".into()),
+                Line::End => return found,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_come_whole_and_the_last_needs_no_end() {
+        assert_eq!(lines("a\nbc\n\nd", 9).await, ["a\n", "bc\n", "\n", "d"]);
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_too_long_is_said_once_and_skipped_to_its_end() {
+        let long = "x".repeat(100_000);
+        assert_eq!(lines(&format!("a\n{long}\nb\n"), 50).await, ["a\n", "too long", "b\n"]);
+        assert_eq!(lines(&format!("{long}\n"), 50).await, ["too long"]);
+        assert_eq!(lines(&long, 50).await, ["too long"]);
+    }
+}

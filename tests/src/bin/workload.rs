@@ -1,0 +1,370 @@
+//! Does what it is told by lines on its standard input, exactly so often, and answers each with `ok` and numbers.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test program: it talks by stdout and ends on a failure"
+)]
+
+use std::{
+    arch::asm,
+    io::{BufRead as _, Write as _},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+fn main() {
+    let mut state = State::default();
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let numbers: String = state.run(&words).iter().map(|number| format!(" {number}")).collect();
+        println!("ok{numbers}");
+        std::io::stdout().flush().unwrap();
+    }
+}
+
+/// A thread that takes commands as the main thread does.
+struct Helper {
+    commands: Sender<Vec<String>>,
+    answers: Receiver<Vec<i64>>,
+}
+
+#[derive(Default)]
+struct State {
+    helper: Option<Helper>,
+}
+
+impl State {
+    fn run(&mut self, words: &[&str]) -> Vec<i64> {
+        match words {
+            ["thread"] => self.start_helper(),
+            ["in_thread", rest @ ..] => self.in_helper(rest),
+            _ => perform(words),
+        }
+    }
+
+    fn start_helper(&mut self) -> Vec<i64> {
+        let (commands, received) = channel::<Vec<String>>();
+        let (sent, answers) = channel();
+        thread::spawn(move || {
+            // SAFETY: takes nothing.
+            sent.send(vec![unsafe { libc::gettid() }.into()]).unwrap();
+            for words in received {
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                sent.send(perform(&words)).unwrap();
+            }
+        });
+        let tid = answers.recv().unwrap();
+        self.helper = Some(Helper { commands, answers });
+        tid
+    }
+
+    fn in_helper(&mut self, words: &[&str]) -> Vec<i64> {
+        let helper = self.helper.as_ref().unwrap();
+        helper.commands.send(words.iter().map(|word| (*word).to_owned()).collect()).unwrap();
+        helper.answers.recv().unwrap()
+    }
+}
+
+fn perform(words: &[&str]) -> Vec<i64> {
+    let number = |index: usize| words[index].parse::<i64>().unwrap();
+    let times = |index: usize| 0..number(index);
+    match words[0] {
+        "call" => call(number(1), number(2)),
+        "getppid" => call(libc::SYS_getppid, number(1)),
+        "int80" => return times(2).map(|_| int80(number(1), [number(3), 0, 0])).collect(),
+        "fail_opens" => {
+            let path = c"/nonexistent/mcptrace".as_ptr() as i64;
+            times(1).for_each(|_| assert_eq!(raw(libc::SYS_openat, [-100, path, 0, 0]), -i64::from(libc::ENOENT)));
+        }
+        "close_bad" => call(libc::SYS_close, number(1)),
+        "sigreturn" => sigreturn(number(1)),
+        "interrupt" => interrupt(number(1)),
+        "fork" => times(2).for_each(|_| fork(words[1], number(3))),
+        "nanosleep" => times(1).for_each(|_| nanosleep(number(2))),
+        "comm" => name(words[1]),
+        "setuid" => assert_eq!(raw(libc::SYS_setuid, [number(1), 0, 0, 0]), 0),
+        "seccomp_refuse" => refuse_by_seccomp(number(1)),
+        "opendir" => return vec![raw(libc::SYS_openat, [-100, path(words[1]).as_ptr() as i64, 0o200_000, 0])],
+        "open" => return times(4).map(|_| open(words[1], &path(words[2]), number(3), number(5))).collect(),
+        "open_unreadable" => return times(2).map(|_| open_at(words[1], 1, 0, -100)).collect(),
+        "flood" => return flood(number(1), number(2), &path(words[3])),
+        "flood_seconds" => return flood_seconds(number(1), number(2), &path(words[3])),
+        "hog" => hog(number(1), number(2)),
+        "spin_threads" => spin_threads(number(1), number(2)),
+        "write_direct" => write_direct(&path(words[1]), number(2), number(3)),
+        "read_direct" => read_direct(&path(words[1]), number(2), number(3)),
+        "fsync" => fsync(&path(words[1]), number(2)),
+        other => panic!("unknown command {other}"),
+    }
+    Vec::new()
+}
+
+/// A system call; the result or a negated errno, as the kernel gives it.
+fn raw(number: i64, arguments: [i64; 4]) -> i64 {
+    let [first, second, third, fourth] = arguments;
+    let result;
+    // SAFETY: the callers pass what the call wants; the clobbers are those of the syscall instruction.
+    unsafe {
+        asm!("syscall", inlateout("rax") number => result, in("rdi") first, in("rsi") second, in("rdx") third, in("r10") fourth,
+            lateout("rcx") _, lateout("r11") _);
+    }
+    result
+}
+
+fn call(number: i64, times: i64) {
+    for _ in 0..times {
+        raw(number, [-1, 0, 0, 0]);
+    }
+}
+
+/// A 32-bit system call from this 64-bit program.
+fn int80(number: i64, arguments: [i64; 3]) -> i64 {
+    let [first, second, third] = arguments;
+    let result: i64;
+    // SAFETY: the callers pass what the call wants. rbx is not allowed as an operand; r8 to r11 are cleared by old kernels.
+    unsafe {
+        asm!("xchg rbx, {first}", "int 0x80", "xchg rbx, {first}", first = inout(reg) first => _,
+            inlateout("rax") number => result, in("rcx") second, in("rdx") third,
+            lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _);
+    }
+    i64::from(result as i32)
+}
+
+extern "C" fn ignore(_: libc::c_int) {}
+
+/// Without `SA_RESTART`.
+fn handle(signal: libc::c_int) {
+    // SAFETY: zeros are a valid sigaction, and the handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+        assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+    }
+}
+
+/// Handles a trap while rax holds what would be an errno if it were a result.
+fn sigreturn(times: i64) {
+    handle(libc::SIGTRAP);
+    for _ in 0..times {
+        // SAFETY: the handler returns behind the instruction with all registers as they were.
+        unsafe { asm!("int3", inout("rax") -libc::ENOENT as i64 => _) };
+    }
+}
+
+/// Lets a timer interrupt a receive so often.
+fn interrupt(times: i64) {
+    handle(libc::SIGALRM);
+    let mut pair = [0; 2];
+    // SAFETY: two descriptors have room.
+    assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()) }, 0);
+    set_timer(5000);
+    for _ in 0..times {
+        let mut byte = 0_u8;
+        // SAFETY: one byte has room.
+        let received = unsafe { libc::recv(pair[0], (&raw mut byte).cast(), 1, 0) };
+        assert_eq!((received, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINTR)));
+    }
+    set_timer(0);
+}
+
+fn set_timer(microseconds: i64) {
+    let time = libc::timeval { tv_sec: 0, tv_usec: microseconds };
+    let timer = libc::itimerval { it_interval: time, it_value: time };
+    // SAFETY: the pointers are good for the call.
+    assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) }, 0);
+}
+
+/// Makes a child, which calls getppid so often and exits, and waits for it.
+fn fork(kind: &str, calls: i64) {
+    const EXIT: i64 = libc::SYS_exit;
+    let clone3: [u64; 8] = [0, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
+    let (number, first, second) = match kind {
+        "fork" => (libc::SYS_fork, 0, 0),
+        "vfork" => (libc::SYS_vfork, 0, 0),
+        "clone" => (libc::SYS_clone, i64::from(libc::SIGCHLD), 0),
+        "clone3" => (libc::SYS_clone3, (&raw const clone3) as i64, size_of_val(&clone3) as i64),
+        other => panic!("unknown fork {other}"),
+    };
+    let child: i64;
+    // SAFETY: the child stays within these instructions: it runs on a copy of the stack, or, after vfork, does not touch it.
+    unsafe {
+        asm!("syscall", "test rax, rax", "jnz 3f",
+            "2: dec {calls}", "js 4f", "mov eax, {getppid}", "syscall", "jmp 2b",
+            "4: mov eax, {exit}", "xor edi, edi", "syscall",
+            "3:",
+            calls = inout(reg) calls => _, getppid = const libc::SYS_getppid, exit = const EXIT,
+            inlateout("rax") number => child, inlateout("rdi") first => _, in("rsi") second, in("rdx") 0, in("r10") 0, in("r8") 0,
+            lateout("rcx") _, lateout("r11") _);
+    }
+    assert!(child > 0, "{child}");
+    let mut status = 0;
+    // SAFETY: the status has room.
+    assert_eq!(i64::from(unsafe { libc::waitpid(child as i32, &raw mut status, 0) }), child);
+    assert_eq!(status, 0);
+}
+
+fn nanosleep(microseconds: i64) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: microseconds * 1000 };
+    assert_eq!(raw(libc::SYS_nanosleep, [(&raw const time) as i64, 0, 0, 0]), 0);
+}
+
+fn name(comm: &str) {
+    let comm = std::ffi::CString::new(comm).unwrap();
+    // SAFETY: a string with its NUL.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NAME, comm.as_ptr()) }, 0);
+}
+
+/// From now on a call of this number gets EPERM before it is entered.
+fn refuse_by_seccomp(number: i64) {
+    // BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K (include/uapi/linux/bpf_common.h).
+    let statement = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut filter = [
+        statement(0x20, 0, 0, 0),
+        statement(0x15, 0, 1, number as u32),
+        statement(0x06, 0, 0, refuse),
+        statement(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program is good for the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const program), 0);
+    }
+}
+
+/// Bytes written in hexadecimal, with a NUL, in the first 4 GB so that 32-bit calls reach them.
+fn path(hex: &str) -> &'static [u8] {
+    let digit = |place: usize| u8::from_str_radix(&hex[place..place + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(digit).chain([0]).collect();
+    // SAFETY: a new mapping, long enough.
+    unsafe {
+        let (access, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT);
+        let memory = libc::mmap(std::ptr::null_mut(), bytes.len(), access, flags, -1, 0);
+        assert_ne!(memory, libc::MAP_FAILED);
+        let memory = std::slice::from_raw_parts_mut(memory.cast(), bytes.len());
+        memory.copy_from_slice(&bytes);
+        memory
+    }
+}
+
+/// Opens and closes; gives what the open gave.
+fn open(kind: &str, path: &[u8], flags: i64, directory: i64) -> i64 {
+    let result = open_at(kind, path.as_ptr() as i64, flags, directory);
+    if result >= 0 {
+        raw(libc::SYS_close, [result, 0, 0, 0]);
+    }
+    result
+}
+
+fn open_at(kind: &str, path: i64, flags: i64, directory: i64) -> i64 {
+    const MODE: i64 = 0o600;
+    match kind {
+        "open" => raw(libc::SYS_open, [path, flags, MODE, 0]),
+        "creat" => raw(libc::SYS_creat, [path, MODE, 0, 0]),
+        "openat" => raw(libc::SYS_openat, [directory, path, flags, MODE]),
+        "openat2" => {
+            let mode = if flags & i64::from(libc::O_CREAT) == 0 { 0 } else { MODE };
+            let how = [flags, mode, 0];
+            raw(libc::SYS_openat2, [directory, path, (&raw const how) as i64, size_of_val(&how) as i64])
+        }
+        // arch/x86/entry/syscalls/syscall_32.tbl: 5 open, 295 openat.
+        "i386:open" => int80(5, [path, flags, MODE]),
+        "i386:openat" => int80(295, [directory, path, flags]),
+        other => panic!("unknown open {other}"),
+    }
+}
+
+/// Opens and closes in several threads, so often each; gives how many opens were made.
+fn flood(threads: i64, opens: i64, path: &'static [u8]) -> Vec<i64> {
+    let one = move || (0..opens).for_each(|_| assert!(open("openat", path, 0, -100) >= 0));
+    let all: Vec<_> = (0..threads).map(|_| thread::spawn(one)).collect();
+    all.into_iter().for_each(|thread| thread.join().unwrap());
+    vec![threads * opens]
+}
+
+/// The same for some seconds.
+fn flood_seconds(threads: i64, seconds: i64, path: &'static [u8]) -> Vec<i64> {
+    static END: AtomicBool = AtomicBool::new(false);
+    END.store(false, Ordering::Relaxed);
+    let one = move || {
+        let mut opens = 0;
+        while !END.load(Ordering::Relaxed) {
+            open("openat", path, 0, -100);
+            opens += 1;
+        }
+        opens
+    };
+    let all: Vec<_> = (0..threads).map(|_| thread::spawn(one)).collect();
+    thread::sleep(Duration::from_secs(seconds as u64));
+    END.store(true, Ordering::Relaxed);
+    vec![all.into_iter().map(|thread| thread.join().unwrap()).sum()]
+}
+
+fn pin(cpu: i64) {
+    // SAFETY: zeros are an empty set, and the CPU is within it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu as usize, &mut set);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0);
+    }
+}
+
+/// Keeps a CPU busy for so many milliseconds.
+fn hog(cpu: i64, milliseconds: i64) {
+    pin(cpu);
+    let end = Instant::now() + Duration::from_millis(milliseconds as u64);
+    while Instant::now() < end {
+        std::hint::spin_loop();
+    }
+}
+
+fn spin_threads(threads: i64, milliseconds: i64) {
+    let all: Vec<_> = (0..threads).map(|_| thread::spawn(move || hog(0, milliseconds))).collect();
+    all.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// Memory aligned as direct I/O wants it.
+#[repr(align(4096))]
+struct Block([u8; 65_536]);
+
+fn descriptor(path: &[u8], flags: i32) -> i64 {
+    let descriptor = raw(libc::SYS_openat, [-100, path.as_ptr() as i64, flags.into(), 0o600]);
+    assert!(descriptor >= 0, "{descriptor}");
+    descriptor
+}
+
+fn write_direct(path: &[u8], times: i64, bytes: i64) {
+    let block = Box::new(Block([7; 65_536]));
+    let file = descriptor(path, libc::O_RDWR | libc::O_CREAT | libc::O_DIRECT);
+    for time in 0..times {
+        assert_eq!(raw(libc::SYS_pwrite64, [file, block.0.as_ptr() as i64, bytes, time * bytes]), bytes);
+    }
+    raw(libc::SYS_close, [file, 0, 0, 0]);
+}
+
+fn read_direct(path: &[u8], times: i64, bytes: i64) {
+    let mut block = Box::new(Block([0; 65_536]));
+    let file = descriptor(path, libc::O_RDONLY | libc::O_DIRECT);
+    for time in 0..times {
+        assert_eq!(raw(libc::SYS_pread64, [file, block.0.as_mut_ptr() as i64, bytes, time * bytes]), bytes);
+    }
+    raw(libc::SYS_close, [file, 0, 0, 0]);
+}
+
+/// Writes a byte and makes it durable, so often.
+fn fsync(path: &[u8], times: i64) {
+    let file = descriptor(path, libc::O_RDWR | libc::O_CREAT);
+    for _ in 0..times {
+        assert_eq!(raw(libc::SYS_pwrite64, [file, b"x".as_ptr() as i64, 1, 0]), 1);
+        assert_eq!(raw(libc::SYS_fsync, [file, 0, 0, 0]), 0);
+    }
+    raw(libc::SYS_close, [file, 0, 0, 0]);
+}
