@@ -1,4 +1,5 @@
 //! What the tests share.
 
+pub mod mcp;
 pub mod probing;
 pub mod workload;

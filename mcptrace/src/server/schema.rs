@@ -50,10 +50,7 @@ pub(super) fn output(schema: Schema) -> JsonObject {
     shorten(&mut value);
     let mut value = object(value);
     value.remove("description");
-    for property in properties(&mut value) {
-        each_property(property, &mut |inner| drop(inner.remove("description")));
-        drop_defaults(property);
-    }
+    properties(&mut value).for_each(|property| undescribe(property, true));
     let required = value.remove("required").unwrap_or_else(|| json!([]));
     value.insert("anyOf".into(), json!([{ "required": required }, { "required": ["category", "message"] }]));
     value
@@ -65,7 +62,7 @@ pub(super) fn outline(schema: Schema) -> Schema {
     inline(&mut value);
     let mut value = object(value);
     for property in properties(&mut value).filter_map(Value::as_object_mut) {
-        property.retain(|key, _| matches!(key.as_str(), "type" | "description"));
+        property.retain(|key, _| key == "type");
     }
     value.into()
 }
@@ -157,19 +154,13 @@ fn close(schema: &mut Value) {
     inner(object).for_each(close);
 }
 
-fn drop_defaults(schema: &mut Value) {
+/// Drops what a program does not read, but where the field of a result points elsewhere.
+fn undescribe(schema: &mut Value, is_field: bool) {
     let Some(object) = schema.as_object_mut() else { return };
     object.remove("default");
-    inner(object).for_each(drop_defaults);
-}
-
-/// Everything below a schema, at any depth.
-fn each_property(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
-    let Some(object) = schema.as_object_mut() else { return };
-    for below in inner(object) {
-        below.as_object_mut().into_iter().for_each(&mut *change);
-        each_property(below, change);
-    }
+    let points = |text: &Value| text.as_str().is_some_and(|text| text.contains("mcptrace://"));
+    object.retain(|key, value| key != "description" || (is_field && points(value)));
+    inner(object).for_each(|below| undescribe(below, false));
 }
 
 /// The schemas in a schema: its properties, items and further properties. A property may be called like a keyword.
