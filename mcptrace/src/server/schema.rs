@@ -3,7 +3,7 @@
 //! The schemas come from the types; nothing here says what a field is called or means.
 
 use rmcp::model::JsonObject;
-use schemars::Schema;
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::probes::PROBES;
@@ -41,6 +41,11 @@ pub(super) fn published(mut schema: Value) -> JsonObject {
     let mut schema = object(schema);
     schema.remove("description");
     schema
+}
+
+/// The schema of a type as it is written: what may be left out is not required.
+pub(super) fn of_result<T: JsonSchema>() -> Schema {
+    SchemaSettings::default().for_serialize().into_generator().into_root_schema_for::<T>()
 }
 
 /// A schema for structured results. A result has all required fields, or it is an error: some clients check errors, too.
@@ -179,7 +184,7 @@ fn properties(object: &mut Map<String, Value>) -> impl Iterator<Item = &mut Valu
 
 #[cfg(test)]
 mod tests {
-    use schemars::{JsonSchema, schema_for};
+    use schemars::schema_for;
 
     use super::*;
 
