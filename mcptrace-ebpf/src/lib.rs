@@ -112,6 +112,17 @@ unsafe impl Record for SlowSyscall {
     const KIND: u8 = 2;
 }
 
+/// Where every record has its time, in bytes.
+const TIME_OFFSET: usize = 8;
+
+/// The time of a record of any kind; 0 if it is too short to have one.
+pub fn time_of(record: &[u8]) -> u64 {
+    let bytes = record.get(TIME_OFFSET..TIME_OFFSET + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_ne_bytes)
+}
+
+const _: () = assert!(core::mem::offset_of!(Open, time_ns) == TIME_OFFSET);
+const _: () = assert!(core::mem::offset_of!(SlowSyscall, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Header>() == 4);
 const _: () = assert!(size_of::<Open>() == 72);
 const _: () = assert!(size_of::<SlowSyscall>() == 56);

@@ -57,6 +57,9 @@ const INSTRUCTIONS: &str = "Traces the Linux kernel of this host. \
 /// Why a connection ended otherwise than by its client or by `end`.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The system has no threads for it.
+    #[error("cannot start the server")]
+    Start(#[source] std::io::Error),
     /// The conversation could not begin.
     #[error("the conversation could not begin")]
     Begin(#[source] Box<ServerInitializeError>),

@@ -140,13 +140,7 @@ pub(crate) const TO_TEST: &[Need] = &[
         why: "an independent look at programs, maps and types of the kernel",
         found_by: FoundBy::Program("bpftool"),
         required: true,
-        packages: Packages {
-            apt: "bpftool",
-            dnf: "bpftool",
-            pacman: "bpf",
-            zypper: "bpftool",
-            apk: "bpftool",
-        },
+        packages: Packages { apt: "bpftool", dnf: "bpftool", pacman: "bpf", zypper: "bpftool", apk: "bpftool" },
     },
     Need {
         what: "sys/sdt.h",

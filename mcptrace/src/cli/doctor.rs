@@ -22,5 +22,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     } else {
         output::text(&support::text(&info, MOST_BYTES))?;
     }
-    if info.native_works() { Ok(()) } else { Err(Failure::cannot_run("no native probe runs here; the problems above say why")) }
+    if info.native_works() {
+        Ok(())
+    } else {
+        Err(Failure::cannot_run("no native probe runs here; the problems above say why"))
+    }
 }

@@ -191,8 +191,10 @@ async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> 
         request.filter.pid = Some(workload.pid());
         request.filter.descendants = true;
     }
-    let executions = Executions::new(Limits::default());
-    let execution = blocking(move || executions.start_probe(&request)).await??;
+    // Kept to the end: whoever lets go of the executions stops them.
+    let executions = Arc::new(Executions::new(Limits::default()));
+    let starter = Arc::clone(&executions);
+    let execution = blocking(move || starter.start_probe(&request)).await??;
     let ended = follow(&execution, workload.as_mut(), &interrupted).await?;
     let page = page(flags);
     let mut envelope = blocking(move || execution.envelope(&page)).await?;

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use mcptrace_ebpf::Counter;
 
 use super::{Control, Page, Snapshot, Source};
@@ -78,10 +79,10 @@ impl ProbeSource {
         }
     }
 
-    /// Takes what is in the buffers; true if there was anything.
-    fn drain(&self) -> bool {
+    /// Takes what is in the buffers, up to a batch; gives its size in bytes.
+    fn drain(&self) -> usize {
         let records = lock(&self.live).as_mut().map(|attached| attached.drain(BATCH_BYTES)).unwrap_or_default();
-        let any = !records.is_empty();
+        let bytes = records.iter().map(Bytes::len).sum();
         let mut malformed = 0;
         let mut store = lock(&self.store);
         for record in records {
@@ -91,7 +92,7 @@ impl ProbeSource {
         if malformed > 0 {
             lock(&self.state).malformed += malformed;
         }
-        any
+        bytes
     }
 
     fn collect(&self, control: &Control) {
@@ -100,7 +101,12 @@ impl ProbeSource {
         loop {
             let wait = if self.sends_events { pause } else { Duration::from_millis(100) };
             let end = control.wait(sampler.limit(wait));
-            pause = if self.drain() { BUSY } else { (pause * 2).min(IDLE) };
+            pause = match self.drain() {
+                0 => (pause.max(BUSY) * 2).min(IDLE),
+                bytes if bytes < BATCH_BYTES => BUSY,
+                // There is more.
+                _ => Duration::ZERO,
+            };
             sampler.step(self);
             if end {
                 return;
@@ -113,7 +119,7 @@ impl ProbeSource {
         if let Some(attached) = lock(&self.live).as_mut() {
             attached.detach();
         }
-        while self.drain() {}
+        while self.drain() > 0 {}
         // Whoever asks meanwhile waits for this lock, and then finds the last word.
         let mut live = lock(&self.live);
         let Some(attached) = live.as_ref() else { return Ok(()) };
@@ -241,10 +247,10 @@ impl Source for ProbeSource {
     }
 
     fn loss(&self) -> Loss {
-        let ended = self.last().map(|last| (last.counters, last.missed));
-        let now =
-            || lock(&self.live).as_ref().and_then(|attached| Some((attached.counters().ok()?, attached.missed())));
-        let (counters, missed) = ended.or_else(now).unwrap_or_default();
+        let ended = || self.last().map(|last| (last.counters, last.missed));
+        let now = || lock(&self.live).as_ref().and_then(|live| Some((live.counters().ok()?, live.missed())));
+        // The second look is for a run that ended between the first one and the reading of its counters.
+        let (counters, missed) = ended().or_else(now).or_else(ended).unwrap_or_default();
         let delivered = lock(&self.store).total();
         self.loss_of(&counters, missed, delivered)
     }

@@ -123,6 +123,10 @@ impl Attached {
                         }
                     });
                 }
+                // Each CPU's buffer is in order; together they are not.
+                let mut records = batch.records();
+                records.sort_by_key(|record| mcptrace_ebpf::time_of(record));
+                return records;
             }
         }
         batch.records()

@@ -69,6 +69,9 @@ pub enum LoadError {
     },
 }
 
+/// An empty program for every way to attach.
+const ATTACH_TYPES: &[u8] = aya::include_bytes_aligned!("../../bpf/attach_types.o");
+
 /// A program of an object and the BTF tracepoint that it attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attach {
@@ -160,6 +163,13 @@ impl Kernel {
         let loaded = self.load(image.bytes());
         let mut ebpf = loaded.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
         attach.iter().try_for_each(|one| self.load_one(&mut ebpf, probe, *one).map(drop))
+    }
+
+    /// Attaches a program that does nothing.
+    pub fn attach_empty(&self, tracepoint: &'static str) -> Result<AttachedProgram, LoadError> {
+        let image = Image::new(ATTACH_TYPES)?;
+        let (_, programs) = self.attach("attach_types", &image, &[Attach { program: "empty_tp_btf", tracepoint }])?;
+        programs.into_iter().next().ok_or(LoadError::Btf(BtfError::Missing))
     }
 
     /// The kernel's types as aya has them, for programs that are loaded one by one.

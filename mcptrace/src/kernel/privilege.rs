@@ -106,21 +106,21 @@ impl Process {
         }
         if names.iter().any(bound) {
             return format!(
-                "start it where its bounding set has {lower} (a systemd unit's CapabilityBoundingSet=, or another login): \
+                "start it where its bounding set has {lower} (a systemd unit's CapabilityBoundingSet=, another login): \
                  neither setcap nor sudo can add to it here"
             );
         }
         if self.no_new_privs {
             return format!(
-                "start it without no_new_privs (a systemd unit's NoNewPrivileges=no), as root or with {lower}: neither setcap nor \
-                 sudo work under it"
+                "start it without no_new_privs (a systemd unit's NoNewPrivileges=no), as root or with {lower}: neither \
+                 setcap nor sudo work under it"
             );
         }
         format!("sudo setcap {lower}+ep {} (or run it as root)", quoted(&self.program))
     }
 }
 
-/// The calling thread, which is what the kernel looks at. Asked by system calls, so that it is known without /proc as well.
+/// The calling thread, which is what the kernel looks at. Asked by system calls, so that it is known without /proc.
 pub fn process() -> Process {
     let program = std::env::current_exe().map_or_else(|_| "mcptrace".to_owned(), |path| path.display().to_string());
     let isolated = NAMESPACES.iter().any(|(link, initial)| elsewhere(link, initial));
@@ -160,8 +160,8 @@ pub fn has(set: u64, capability: &Capability) -> bool {
     set & (1 << capability.number) != 0
 }
 
-/// The names of the capabilities that native probes need and this process lacks. `CAP_SYS_ADMIN` stands in for both, as it did
-/// before 5.8.
+/// The names of the capabilities that native probes need and this process lacks. `CAP_SYS_ADMIN` stands in for both, as
+/// it did before 5.8.
 pub fn missing_for_native() -> Vec<&'static str> {
     missing_of(effective())
 }

@@ -1,8 +1,8 @@
 //! What this kernel, this process and this bpftrace can do, and for each thing missing how to get it.
 //!
-//! Ways to attach are found by a real load and attach of an empty program: feature probes lie on some kernels (a load of
-//! type "tracing" may be refused while BTF tracepoints, which are of that type, load). What worked is remembered for the life of the
-//! process, what failed is tried again at the next call.
+//! Ways to attach are found by a real load and attach of an empty program: feature probes lie on some kernels (a load
+//! of type "tracing" may be refused while BTF tracepoints, which are of that type, load). What worked is remembered for
+//! the life of the process, what failed is tried again at the next call.
 
 mod attach;
 mod bpftrace;
@@ -276,7 +276,7 @@ pub struct BpftraceSupport {
     pub version: Option<String>,
     /// The command that is run
     pub command: Vec<String>,
-    /// What it says of itself and this kernel, by section. It is not always right: where `attach_types` disagrees, believe that
+    /// What it says of itself and this kernel, by section. Where `attach_types` disagrees, believe that
     pub features: Vec<Feature>,
     /// The whole answer, as it is
     pub info: String,
@@ -316,8 +316,8 @@ pub struct Bounds {
     pub longest_seconds: u64,
 }
 
-/// Finds out. Takes some 0.1 s the first time and less later, and half a second more for bpftrace; needs no privilege, only finds
-/// less without.
+/// Finds out. Takes some 0.1 s the first time and less later, and half a second more for bpftrace; needs no privilege,
+/// only finds less without.
 pub fn info(options: &Options) -> Info {
     let machine = machine::Machine::read();
     let kernel = Kernel::get();

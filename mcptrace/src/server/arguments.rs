@@ -22,7 +22,14 @@ fn fit_object(schema: &Value, path: &str, given: Map<String, Value>) -> Result<M
     let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
     let mut fitted = Map::new();
     for (name, value) in given {
-        let Some(property) = properties.get(&name) else { return Err(unknown(path, &name, properties)) };
+        let Some(property) = properties.get(&name) else {
+            if schema.get("additionalProperties") == Some(&Value::Bool(true)) {
+                // Refused further on, where it is known what would be right.
+                fitted.insert(name, value);
+                continue;
+            }
+            return Err(unknown(path, &name, properties));
+        };
         if !value.is_null() {
             let value = fit_value(property, &join(path, &name), value)?;
             fitted.insert(name, value);
@@ -132,8 +139,7 @@ fn unknown(path: &str, name: &str, properties: &Map<String, Value>) -> ToolError
     let full = join(path, &untrusted(name.as_bytes(), REPEATED));
     let known: Vec<&str> = properties.keys().map(String::as_str).collect();
     let known_text = if known.is_empty() { "there are none".into() } else { format!("known: {}", known.join(", ")) };
-    let category = if path == "options" { "unknown_option" } else { "unknown_argument" };
-    let error = ToolError::new(category, format!("there is no argument `{full}`; {known_text}"));
+    let error = ToolError::new("unknown_argument", format!("there is no argument `{full}`; {known_text}"));
     error.near(nearest(name, known).map(|near| join(path, near)))
 }
 
@@ -238,8 +244,16 @@ mod tests {
         assert_eq!(error.message, "there is no argument `filter.pidd`; known: pid, comm");
         assert_eq!(error.did_you_mean, ["filter.pid"]);
         let error = refused(json!({"probe": "a", "options": {"slower_than": 5}}));
-        assert_eq!((error.category, error.did_you_mean), ("unknown_option", vec!["options.slower_than_us".into()]));
+        assert_eq!((error.category, error.did_you_mean), ("unknown_argument", vec!["options.slower_than_us".into()]));
         assert_eq!(refused(json!({"prob": "a"})).did_you_mean, ["probe"]);
+    }
+
+    #[test]
+    fn an_open_object_keeps_what_it_does_not_know() {
+        let open = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": true});
+        let given = json!({"a": "1", "b": "1"});
+        let fitted = fit(&open, given.as_object().unwrap().clone()).unwrap();
+        assert_eq!(Value::Object(fitted), json!({"a": 1, "b": "1"}));
     }
 
     #[test]

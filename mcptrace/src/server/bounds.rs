@@ -16,7 +16,7 @@ use crate::{
 /// What an answer has at most unless the call says otherwise, in bytes.
 pub(super) const DEFAULT_BYTES: u64 = 24 * 1024;
 /// What the text of an answer has at most, in bytes.
-const TEXT_BYTES: usize = 4096;
+pub(super) const TEXT_BYTES: usize = 4096;
 /// How often an envelope that turned out too large is made anew.
 const TRIES: usize = 3;
 

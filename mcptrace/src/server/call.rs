@@ -137,7 +137,10 @@ impl Call {
             if Instant::now() >= until {
                 return Waited::TimeUp;
             }
-            if let Some(token) = &token {
+            // When its time is up it reads its maps and detaches; there is no more progress to tell.
+            if let Some(token) = &token
+                && execution.seconds() < execution.planned_seconds()
+            {
                 self.tell(execution, token.clone()).await;
             }
         }

@@ -24,11 +24,11 @@ pub(super) struct ToolError {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<u32>,
     /// bpftrace's own words.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub said: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub said: Box<str>,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
+    pub remedy: Option<Box<str>>,
 }
 
 impl ToolError {
@@ -44,7 +44,7 @@ impl ToolError {
     }
 
     /// Adds what to do.
-    pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
+    pub(super) fn remedy(mut self, remedy: impl Into<Box<str>>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
@@ -56,20 +56,15 @@ impl ToolError {
 
     /// As a reader wants it.
     pub(super) fn text(&self) -> String {
-        let mut text = self.message.clone();
-        if let (Some(line), Some(column)) = (self.line, self.column) {
-            text = format!("line {line}, column {column}: {text}");
-        }
-        if !self.did_you_mean.is_empty() {
-            text.push_str(&format!("\ndid you mean: {}", self.did_you_mean.join(", ")));
-        }
-        if let Some(remedy) = &self.remedy {
-            text.push_str(&format!("\nremedy: {remedy}"));
-        }
-        if !self.said.is_empty() {
-            text.push_str(&format!("\nbpftrace said:\n{}", self.said));
-        }
-        text
+        let place = match (self.line, self.column) {
+            (Some(line), Some(column)) => format!("line {line}, column {column}: "),
+            _ => String::new(),
+        };
+        let near = (!self.did_you_mean.is_empty()).then(|| format!("did you mean: {}", self.did_you_mean.join(", ")));
+        let remedy = self.remedy.as_ref().map(|remedy| format!("remedy: {remedy}"));
+        let said = (!self.said.is_empty()).then(|| format!("bpftrace said:\n{}", self.said));
+        let lines = [Some(place + &self.message), near, remedy, said];
+        lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
     }
 
     /// As a program wants it.
@@ -91,6 +86,7 @@ impl From<Refusal> for ToolError {
 impl ToolError {
     fn of_script(category: &'static str, error: ScriptError) -> Self {
         let ScriptError { category: _, message, line, column, said, did_you_mean, remedy } = error;
+        let (said, remedy) = (said.into(), remedy.map(Into::into));
         Self { category, message, did_you_mean, line, column, said, remedy }
     }
 }

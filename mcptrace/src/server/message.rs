@@ -2,7 +2,9 @@
 
 use rmcp::{
     ErrorData,
-    model::{ClientJsonRpcMessage, ClientRequest, GetMeta as _, ProtocolVersion, RequestId},
+    model::{
+        ClientJsonRpcMessage, ClientRequest, ErrorCode, GetMeta as _, ProtocolVersion, RequestId, ServerJsonRpcMessage,
+    },
 };
 use serde_json::Value;
 
@@ -13,7 +15,19 @@ const MOST_IN_BATCH: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Malformed {
     pub(super) id: Option<RequestId>,
-    pub(super) error: ErrorData,
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
+}
+
+impl Malformed {
+    pub(super) fn new(id: Option<RequestId>, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { id, code, message: message.into() }
+    }
+
+    /// The message that says so.
+    pub(super) fn answer(self) -> ServerJsonRpcMessage {
+        ServerJsonRpcMessage::error(ErrorData::new(self.code, self.message, None), self.id)
+    }
 }
 
 /// A message, an error to answer with, or nothing: a notification that says nothing to this server.
@@ -26,7 +40,7 @@ pub(super) fn parse_line(line: &[u8]) -> Vec<Parsed> {
         return Vec::new();
     }
     match serde_json::from_slice(line) {
-        Err(error) => vec![Err(malformed(None, ErrorData::parse_error(format!("not valid JSON: {error}"), None)))],
+        Err(error) => vec![Err(Malformed::new(None, ErrorCode::PARSE_ERROR, format!("not valid JSON: {error}")))],
         Ok(Value::Array(batch)) => parse_batch(batch),
         Ok(message) => vec![parse(message)],
     }
@@ -35,7 +49,7 @@ pub(super) fn parse_line(line: &[u8]) -> Vec<Parsed> {
 /// What answers a line that is longer than what is read.
 pub(super) fn too_long(most_bytes: usize) -> Malformed {
     let message = format!("a message has at most {most_bytes} bytes; this one has more and was not read");
-    malformed(None, ErrorData::invalid_request(message, None))
+    Malformed::new(None, ErrorCode::INVALID_REQUEST, message)
 }
 
 /// Whether rmcp will take this request as the start of a conversation. Before one, it takes nothing but requests and ends at the
@@ -56,14 +70,14 @@ pub(super) fn opens(request: &ClientRequest) -> bool {
 fn parse_batch(batch: Vec<Value>) -> Vec<Parsed> {
     if batch.is_empty() || batch.len() > MOST_IN_BATCH {
         let message = format!("a batch has 1 to {MOST_IN_BATCH} messages, not {}", batch.len());
-        return vec![Err(malformed(None, ErrorData::invalid_request(message, None)))];
+        return vec![Err(Malformed::new(None, ErrorCode::INVALID_REQUEST, message))];
     }
     batch.into_iter().map(parse).collect()
 }
 
 fn parse(message: Value) -> Parsed {
     let id = read_id(&message);
-    let refuse = |why: &str| Err(malformed(id.clone(), ErrorData::invalid_request(why.to_owned(), None)));
+    let refuse = |why: &str| Err(Malformed::new(id.clone(), ErrorCode::INVALID_REQUEST, why));
     let Some(object) = message.as_object() else { return refuse("a message is a JSON object") };
     if object.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
         return refuse("`jsonrpc` must be \"2.0\"");
@@ -80,11 +94,11 @@ fn parse(message: Value) -> Parsed {
         return refuse("`id` must be a string or an integer");
     }
     if object.get("params").is_some_and(|params| !params.is_object()) {
-        return Err(malformed(id, ErrorData::invalid_params("`params` must be an object", None)));
+        return Err(Malformed::new(id, ErrorCode::INVALID_PARAMS, "`params` must be an object"));
     }
     match serde_json::from_value(message) {
         Ok(message) => Ok(Some(message)),
-        Err(error) if is_request => Err(malformed(id, ErrorData::invalid_params(error.to_string(), None))),
+        Err(error) if is_request => Err(Malformed::new(id, ErrorCode::INVALID_PARAMS, error.to_string())),
         Err(_) => Ok(None),
     }
 }
@@ -97,10 +111,6 @@ fn read_id(message: &Value) -> Option<RequestId> {
     }
 }
 
-fn malformed(id: Option<RequestId>, error: ErrorData) -> Malformed {
-    Malformed { id, error }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,28 +119,26 @@ mod tests {
     fn refused(line: &str) -> (i32, Option<RequestId>, String) {
         let mut parsed = parse_line(line.as_bytes());
         assert_eq!(parsed.len(), 1, "{line}");
-        let Malformed { id, error } = parsed.remove(0).unwrap_err();
-        (error.code.0, id, error.message.into_owned())
+        let Malformed { id, code, message } = parsed.remove(0).unwrap_err();
+        (code.0, id, message)
     }
 
-    fn number(id: i64) -> Option<RequestId> {
-        Some(RequestId::Number(id))
-    }
+    const SEVEN: Option<RequestId> = Some(RequestId::Number(7));
 
     #[test]
     fn what_is_not_json_is_a_parse_error() {
         for line in ["garbage", "{\"jsonrpc\":", "\u{1b}[31mINFO\u{1b}[0m starting", "{'a':1}"] {
             assert_eq!(refused(line).0, -32700, "{line}");
         }
-        assert_eq!(parse_line(b"{\"a\":\"\xff\"}")[0].as_ref().unwrap_err().error.code.0, -32700);
+        assert_eq!(parse_line(b"{\"a\":\"\xff\"}")[0].as_ref().unwrap_err().code.0, -32700);
     }
 
     #[test]
     fn what_is_not_json_rpc_is_answered_with_its_id() {
         assert_eq!(refused("5").0, -32600);
-        assert_eq!(refused(r#"{"id":7,"method":"ping"}"#), (-32600, number(7), "`jsonrpc` must be \"2.0\"".into()));
-        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7}"#), (-32600, number(7), "`method` is missing".into()));
-        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":4}"#).1, number(7));
+        assert_eq!(refused(r#"{"id":7,"method":"ping"}"#), (-32600, SEVEN, "`jsonrpc` must be \"2.0\"".into()));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7}"#), (-32600, SEVEN, "`method` is missing".into()));
+        assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":4}"#).1, SEVEN);
         assert_eq!(refused(r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[1]}"#).0, -32602);
     }
 

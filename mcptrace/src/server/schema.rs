@@ -23,7 +23,8 @@ pub(super) fn options(_: &mut schemars::SchemaGenerator) -> Schema {
     for property in merged.values_mut() {
         close_probes(property);
     }
-    schemars::json_schema!({ "type": "object", "properties": merged, "additionalProperties": false })
+    // What a probe does not take is refused by name when the probe is known; `published` closes the object.
+    schemars::json_schema!({ "type": "object", "properties": merged, "additionalProperties": true })
 }
 
 /// A schema for arguments: no references, titles, formats or null defaults.
@@ -35,19 +36,38 @@ pub(super) fn input(schema: Schema) -> Value {
 
 /// What is published of an input schema: without what only this server's own check reads.
 pub(super) fn published(mut schema: Value) -> JsonObject {
-    shorten(&mut schema, true);
-    object(schema)
+    shorten(&mut schema);
+    close(&mut schema);
+    let mut schema = object(schema);
+    schema.remove("description");
+    schema
 }
 
 /// A schema for structured results. A result has all required fields, or it is an error: some clients check errors, too.
 pub(super) fn output(schema: Schema) -> JsonObject {
     let mut value = schema.to_value();
     inline(&mut value);
-    shorten(&mut value, false);
+    shorten(&mut value);
     let mut value = object(value);
+    value.remove("description");
+    for property in properties(&mut value) {
+        each_property(property, &mut |inner| drop(inner.remove("description")));
+        drop_defaults(property);
+    }
     let required = value.remove("required").unwrap_or_else(|| json!([]));
     value.insert("anyOf".into(), json!([{ "required": required }, { "required": ["category", "message"] }]));
     value
+}
+
+/// A schema that says no more than what fields there are: for results that are rarely read by programs and have many.
+pub(super) fn outline(schema: Schema) -> Schema {
+    let mut value = schema.to_value();
+    inline(&mut value);
+    let mut value = object(value);
+    for property in properties(&mut value).filter_map(Value::as_object_mut) {
+        property.retain(|key, _| matches!(key.as_str(), "type" | "description"));
+    }
+    value.into()
 }
 
 fn object(schema: Value) -> JsonObject {
@@ -84,7 +104,9 @@ const DEEPEST: usize = 16;
 
 fn inline_with(schema: &mut Value, definitions: &Value, depth: usize) {
     if let Some(items) = schema.as_array_mut() {
-        items.iter_mut().for_each(|item| inline_with(item, definitions, depth));
+        for item in items {
+            inline_with(item, definitions, depth);
+        }
         return;
     }
     let Some(object) = schema.as_object_mut() else { return };
@@ -111,50 +133,57 @@ fn flatten_enum(object: &mut Map<String, Value>) {
 }
 
 /// Removes what a client can do without: it pays for every byte in every conversation.
-fn shorten(schema: &mut Value, is_input: bool) {
-    match schema {
-        Value::Array(items) => items.iter_mut().for_each(|item| shorten(item, is_input)),
-        Value::Object(object) => {
-            // Not keys of a schema but names of properties.
-            if let Some(Value::Object(properties)) = object.get_mut("properties") {
-                properties.values_mut().for_each(|property| shorten_property(property, is_input));
-            }
-            for key in ["items", "additionalProperties"] {
-                object.get_mut(key).into_iter().for_each(|value| shorten_property(value, is_input));
-            }
-            for key in ["$schema", "title", "format"] {
-                object.remove(key);
-            }
-            let is_whole = object.get("type").is_some_and(|kind| kind == "integer");
-            if is_whole && object.get("minimum").is_some_and(|least| *least == 0) {
-                object.remove("minimum");
-            }
-            object.retain(|key, value| key != "default" || keeps_default(value, is_input));
-        }
-        _ => {}
+fn shorten(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    for key in ["$schema", "title", "format"] {
+        object.remove(key);
+    }
+    let is_whole = object.get("type").is_some_and(|kind| kind == "integer");
+    if is_whole && object.get("minimum").is_some_and(|least| *least == 0) {
+        object.remove("minimum");
+    }
+    object.retain(|key, value| {
+        key != "default" || value.is_number() || value.as_str().is_some_and(|text| !text.is_empty())
+    });
+    inner(object).for_each(shorten);
+}
+
+/// Says that an object takes no other properties than those it names.
+fn close(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    if object.contains_key("properties") {
+        object.insert("additionalProperties".into(), false.into());
+    }
+    inner(object).for_each(close);
+}
+
+fn drop_defaults(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    object.remove("default");
+    inner(object).for_each(drop_defaults);
+}
+
+/// Everything below a schema, at any depth.
+fn each_property(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
+    let Some(object) = schema.as_object_mut() else { return };
+    for below in inner(object) {
+        below.as_object_mut().into_iter().for_each(&mut *change);
+        each_property(below, change);
     }
 }
 
-fn shorten_property(property: &mut Value, is_input: bool) {
-    shorten(property, is_input);
-    if let (Some(object), false) = (property.as_object_mut(), is_input) {
-        // A definition's own description repeats that of the field.
-        if object.contains_key("properties") && object.contains_key("description") {
-            object.remove("description");
-        }
-    }
+/// The schemas in a schema: its properties, items and further properties. A property may be called like a keyword.
+fn inner(object: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
+    let parts = object.iter_mut().flat_map(|(key, value)| match key.as_str() {
+        "properties" => value.as_object_mut().map(|properties| properties.values_mut().collect()).unwrap_or_default(),
+        "items" | "additionalProperties" => vec![value],
+        _ => Vec::new(),
+    });
+    parts.collect::<Vec<_>>().into_iter()
 }
 
-fn keeps_default(value: &Value, is_input: bool) -> bool {
-    let empty = match value {
-        Value::Null => true,
-        Value::Bool(value) => !value,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Number(_) => false,
-    };
-    is_input && !empty
+fn properties(object: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
+    object.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut)
 }
 
 #[cfg(test)]

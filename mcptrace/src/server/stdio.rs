@@ -2,20 +2,37 @@
 
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{ServeError, serve};
-use crate::executions::Executions;
+use crate::executions::{Executions, Limits};
 
 /// Who a client on the standard streams is: there is only one.
 const OWNER: &str = "stdio";
+/// Threads that pass messages on; executions have threads of their own.
+const THREADS: usize = 2;
 
 /// Serves the client that started this process until it leaves or a signal asks for the end; then stops everything.
 ///
 /// When this returns nothing is attached and no process is left. The caller then ends the process: where standard input is no pipe
 /// a thread may still wait for a line that never comes.
-pub async fn run(executions: Arc<Executions>) -> Result<(), ServeError> {
+///
+/// # Errors
+///
+/// If the system has no threads for it, or the conversation breaks down.
+pub fn run(limits: Limits) -> Result<(), ServeError> {
+    let runtime =
+        Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(ServeError::Start)?;
+    let served = runtime.block_on(serve_stdio(Arc::new(Executions::new(limits))));
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve_stdio(executions: Arc<Executions>) -> Result<(), ServeError> {
     let end = CancellationToken::new();
     tokio::spawn(cancel_on_signal(end.clone()));
     let served = serve(rmcp::transport::io::stdio_pipes(), Arc::clone(&executions), OWNER, end).await;

@@ -12,8 +12,7 @@ use std::{
 };
 
 use rmcp::{
-    ErrorData,
-    model::{ClientJsonRpcMessage, ClientNotification, RequestId, ServerJsonRpcMessage},
+    model::{ClientJsonRpcMessage, ClientNotification, ErrorCode, RequestId, ServerJsonRpcMessage},
     service::RoleServer,
     transport::Transport,
 };
@@ -83,7 +82,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
         for parsed in message::parse_line(line) {
             match parsed.and_then(|message| message.map_or(Ok(None), |message| self.admit(message))) {
                 Ok(message) => self.messages.extend(message),
-                Err(malformed) => self.refusals.push_back(answer(malformed)),
+                Err(malformed) => self.refusals.push_back(malformed.answer()),
             }
         }
     }
@@ -108,8 +107,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
 
     fn open_call(&self, id: &RequestId) -> Result<(), Malformed> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let refuse =
-            |why: String| Err(Malformed { id: Some(id.clone()), error: ErrorData::invalid_request(why, None) });
+        let refuse = |why: String| Err(Malformed::new(Some(id.clone()), ErrorCode::INVALID_REQUEST, why));
         if open.len() >= MOST_CALLS {
             return refuse(format!("{MOST_CALLS} calls are under way, which is the limit: wait for answers"));
         }
@@ -144,7 +142,7 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
             }
             match self.lines.next().await {
                 Line::Whole(line) => self.take_in(&line),
-                Line::TooLong => self.refusals.push_back(answer(message::too_long(MOST_LINE_BYTES))),
+                Line::TooLong => self.refusals.push_back(message::too_long(MOST_LINE_BYTES).answer()),
                 Line::End => {
                     self.gone.cancel();
                     return None;
@@ -160,10 +158,6 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
         self.writer.abort();
         Ok(())
     }
-}
-
-fn answer(malformed: Malformed) -> ServerJsonRpcMessage {
-    ServerJsonRpcMessage::error(malformed.error, malformed.id)
 }
 
 fn close_call(open: &Mutex<HashSet<RequestId>>, id: &RequestId) {

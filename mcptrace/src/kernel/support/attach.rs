@@ -25,8 +25,8 @@ use crate::kernel::loader::Kernel;
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/attach_types.o");
 /// Runs when a thread ends: seldom, and in every kernel.
 const TRACEPOINT: &str = "sched_process_exit";
-/// The function that a thread ends with.
-const FUNCTION: &str = "do_exit";
+/// Seldom called, exported since 3.15, and it returns: kernels from 6.16 refuse fexit at functions that do not.
+const FUNCTION: &str = "vfs_fallocate";
 
 /// One way to attach.
 struct Way {

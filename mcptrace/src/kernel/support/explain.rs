@@ -61,9 +61,12 @@ impl Failure {
         Self { errno: number, text, no_types: false }
     }
 
-    /// Whether it is a matter of privilege. The verifier says `EACCES` of programs that it does not like, but gives its reasons.
+    /// Whether it is a matter of privilege. The verifier says `EACCES` of programs that it does not like, but gives its
+    /// reasons.
     fn is_permission(&self) -> bool {
-        let verifier = self.text.split_once("Verifier output:").is_some_and(|(_, words)| !words.trim().is_empty());
+        // Where it said nothing, the next cause in the chain follows, after a colon.
+        let words = self.text.split_once("Verifier output:").map_or("", |(_, words)| words.trim_start());
+        let verifier = !words.is_empty() && !words.starts_with(':');
         self.is(&[libc::EPERM, libc::EACCES]) && !verifier
     }
 
@@ -92,7 +95,7 @@ impl Facts {
             .or_else(|| self.built_without(failure, needs))
             .or_else(|| self.too_old(failure, needs))
             .or_else(|| self.policy(failure))
-            .unwrap_or_else(|| Why::new(&failure.text))
+            .unwrap_or_else(|| Why::new(essence(&failure.text)))
     }
 
     /// Options that are known to be off.
@@ -118,7 +121,7 @@ impl Facts {
             return Some(Why::with_remedy(reason, self.process.grant(&missing)));
         }
         if self.process.in_user_namespace {
-            let reason = "not permitted: this process is in a user namespace, where capabilities do not reach the kernel's tracing";
+            let reason = "not permitted: in a user namespace capabilities do not reach the kernel's tracing";
             return Some(Why::with_remedy(reason, "run it in the initial user namespace, as root"));
         }
         self.memlock()
@@ -129,7 +132,7 @@ impl Facts {
     fn memlock(&self) -> Option<Why> {
         let limit = self.memlock_bytes.filter(|bytes| self.version < (5, 11) && *bytes < 64 << 20)?;
         let reason = format!(
-            "not permitted: before Linux 5.11 eBPF counts as locked memory, of which this process may have {limit} bytes"
+            "not permitted: before Linux 5.11 eBPF is locked memory, of which this process may have {limit} bytes"
         );
         Some(Why::with_remedy(reason, "ulimit -l unlimited, or LimitMEMLOCK=infinity in a systemd unit"))
     }
@@ -176,6 +179,23 @@ impl Facts {
     }
 }
 
+/// The words of an error on one line, the last of them where there are many, without the verifier's book-keeping.
+fn essence(text: &str) -> String {
+    const MOST: usize = 600;
+    let lines = text.lines().map(|line| line.trim_start_matches(':').trim());
+    let line = lines.filter(|line| !line.is_empty() && !is_bookkeeping(line)).collect::<Vec<_>>().join("; ");
+    let start = (line.len().saturating_sub(MOST)..=line.len()).find(|index| line.is_char_boundary(*index)).unwrap_or(0);
+    if start == 0 { line } else { format!("…{}", &line[start..]) }
+}
+
+/// Statistics, states of registers (`R0_w=inv R1=ctx`, `regs=4 stack=0`) and where they came from.
+fn is_bookkeeping(line: &str) -> bool {
+    const STARTS: &[&str] =
+        &["verification time", "stack depth", "subprog ", "processed ", "parent ", "last_idx", "from "];
+    let state = line.split(' ').next().is_some_and(|word| word.contains('=') || word == ";");
+    state || STARTS.iter().any(|start| line.starts_with(start))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,12 +222,27 @@ mod tests {
 
     #[test]
     fn what_the_verifier_refuses_is_not_a_matter_of_privilege() {
-        let text = "the BPF_PROG_LOAD syscall returned Permission denied (os error 13). Verifier output: R1 invalid mem access";
+        let text = "BPF_PROG_LOAD returned Permission denied (os error 13). Verifier output: R1 invalid mem access";
         assert_eq!(Failure::said(text).errno, Some(libc::EACCES));
         assert_eq!(facts().explain(&Failure::said(text), &Needs::default()), Why::new(text));
-        let silent =
-            Failure::said("the BPF_PROG_LOAD syscall returned Permission denied (os error 13). Verifier output: ");
-        assert!(facts().explain(&silent, &Needs::default()).reason.contains("policy"));
+        let silent = "the BPF_PROG_LOAD syscall returned Operation not permitted (os error 1). Verifier output: ";
+        for silent in [silent.to_owned(), format!("{silent}: Operation not permitted (os error 1)")] {
+            assert!(facts().explain(&Failure::said(silent), &Needs::default()).reason.contains("policy"));
+        }
+    }
+
+    #[test]
+    fn the_verifiers_words_are_told_without_its_book_keeping() {
+        let text = "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). Verifier output: Attaching fexit to \
+            __noreturn function 'do_exit' is rejected.\nverification time 678 usec\nprocessed 0 insns (limit 1000000)\n: \
+            Invalid argument (os error 22)";
+        let told = essence(text);
+        assert!(told.contains("function 'do_exit' is rejected.; Invalid argument") && !told.contains("678"), "{told}");
+        let refused = "R0_r=map_value(id=0) R1_rw=map_value\nregs=4 stack=0 before 575: (67) r2 <<= 3\n; \n\
+            577: (79) r2 = *(u64 *)(r0 +0)\nR0 invalid mem access 'inv'\nstack depth 160+0";
+        assert_eq!(essence(refused), "577: (79) r2 = *(u64 *)(r0 +0); R0 invalid mem access 'inv'");
+        let long = format!("{}\nunknown func bpf_x#1", "1: (bf) r1 = r2 é\n".repeat(500));
+        assert!(essence(&long).ends_with("unknown func bpf_x#1") && essence(&long).len() < 610);
     }
 
     #[test]

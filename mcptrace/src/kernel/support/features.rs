@@ -50,26 +50,75 @@ enum Caller {
     Sleeper,
 }
 
-#[rustfmt::skip] // A table.
 const HELPERS: &[Row<(BpfHelper, Caller)>] = &[
     row((BpfHelper::BPF_FUNC_ktime_get_ns, Tracepoint), "ktime_get_ns", "latencies", (4, 1)),
-    row((BpfHelper::BPF_FUNC_ktime_get_boot_ns, Tracepoint), "ktime_get_boot_ns", "times that go on in suspend", (5, 8)),
-    row((BpfHelper::BPF_FUNC_ktime_get_coarse_ns, Tracepoint), "ktime_get_coarse_ns", "cheap times; most kernels keep it from tracing programs", (5, 11)),
+    row(
+        (BpfHelper::BPF_FUNC_ktime_get_boot_ns, Tracepoint),
+        "ktime_get_boot_ns",
+        "times that go on in suspend",
+        (5, 8),
+    ),
+    row(
+        (BpfHelper::BPF_FUNC_ktime_get_coarse_ns, Tracepoint),
+        "ktime_get_coarse_ns",
+        "cheap times; most kernels keep it from tracing programs",
+        (5, 11),
+    ),
     row((BpfHelper::BPF_FUNC_get_current_task, Tracepoint), "get_current_task", "who runs", (4, 8)),
-    row((BpfHelper::BPF_FUNC_get_current_task_btf, Tracepoint), "get_current_task_btf", "who runs, with types: cheaper filters", (5, 11)),
+    row(
+        (BpfHelper::BPF_FUNC_get_current_task_btf, Tracepoint),
+        "get_current_task_btf",
+        "who runs, with types: cheaper filters",
+        (5, 11),
+    ),
     row((BpfHelper::BPF_FUNC_get_current_comm, Tracepoint), "get_current_comm", "command names", (4, 2)),
     row((BpfHelper::BPF_FUNC_get_current_cgroup_id, Tracepoint), "get_current_cgroup_id", "control groups", (4, 18)),
-    row((BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id, Tracepoint), "get_current_ancestor_cgroup_id", "filters by control group with all below it", (5, 6)),
-    row((BpfHelper::BPF_FUNC_probe_read_kernel, Tracepoint), "probe_read_kernel", "kernel memory; refused by lockdown confidentiality", (5, 5)),
-    row((BpfHelper::BPF_FUNC_probe_read_user_str, Tracepoint), "probe_read_user_str", "paths and arguments of programs", (5, 5)),
+    row(
+        (BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id, Tracepoint),
+        "get_current_ancestor_cgroup_id",
+        "filters by control group with all below it",
+        (5, 15),
+    ),
+    row(
+        (BpfHelper::BPF_FUNC_probe_read_kernel, Tracepoint),
+        "probe_read_kernel",
+        "kernel memory; refused by lockdown confidentiality",
+        (5, 5),
+    ),
+    row(
+        (BpfHelper::BPF_FUNC_probe_read_user_str, Tracepoint),
+        "probe_read_user_str",
+        "paths and arguments of programs",
+        (5, 5),
+    ),
     row((BpfHelper::BPF_FUNC_ringbuf_output, Tracepoint), "ringbuf_output", "events through the ring buffer", (5, 8)),
-    row((BpfHelper::BPF_FUNC_perf_event_output, Tracepoint), "perf_event_output", "events through perf buffers", (4, 4)),
+    row(
+        (BpfHelper::BPF_FUNC_perf_event_output, Tracepoint),
+        "perf_event_output",
+        "events through perf buffers",
+        (4, 4),
+    ),
     row((BpfHelper::BPF_FUNC_get_stackid, Tracepoint), "get_stackid", "stacks", (4, 6)),
-    row((BpfHelper::BPF_FUNC_task_storage_get, Tracepoint), "task_storage_get", "memory that belongs to a thread", (5, 11)),
+    row(
+        (BpfHelper::BPF_FUNC_task_storage_get, Tracepoint),
+        "task_storage_get",
+        "memory that belongs to a thread",
+        (5, 11),
+    ),
     row((BpfHelper::BPF_FUNC_loop, Tracepoint), "loop", "long loops", (5, 17)),
-    row((BpfHelper::BPF_FUNC_get_attach_cookie, Probe), "get_attach_cookie", "which of many places a program runs at", (5, 15)),
+    row(
+        (BpfHelper::BPF_FUNC_get_attach_cookie, Probe),
+        "get_attach_cookie",
+        "which of many places a program runs at",
+        (5, 15),
+    ),
     row((BpfHelper::BPF_FUNC_get_func_ip, Probe), "get_func_ip", "the function that a program runs at", (5, 15)),
-    row((BpfHelper::BPF_FUNC_copy_from_user, Sleeper), "copy_from_user", "memory of programs that is swapped out", (5, 10)),
+    row(
+        (BpfHelper::BPF_FUNC_copy_from_user, Sleeper),
+        "copy_from_user",
+        "memory of programs that is swapped out",
+        (6, 0),
+    ),
 ];
 
 /// Kinds of maps.

@@ -57,7 +57,7 @@ fn namespaces(facts: &Facts) -> Vec<Problem> {
         found.push(problem(what, "run it in the initial user namespace, as root", true));
     }
     if process.in_pid_namespace {
-        let what = "this process is in a pid namespace of its own: pids in results and filters are the host's, not those seen here";
+        let what = "this process has a pid namespace of its own: pids in results and filters are the host's";
         found.push(problem(what, "docker run --pid=host, or hostPID: true in Kubernetes", false));
     }
     found

@@ -146,7 +146,7 @@ fn unknown(name: &str, error: DiscoveryError) -> ToolError {
 fn text(described: &Described) -> String {
     let mut lines = vec![format!("{} ({})", described.name, described.kind)];
     let told = |key: &str| described.more.get(key);
-    for key in ["summary", "details", "reason", "format", "returns"] {
+    for key in ["summary", "details", "reason", "returns"] {
         lines.extend(told(key).and_then(Value::as_str).map(str::to_owned));
     }
     lines.extend(told("options").and_then(Value::as_object).into_iter().flatten().map(option_line));

@@ -76,10 +76,10 @@ struct Listed {
     /// Library scripts
     #[serde(skip_serializing_if = "Vec::is_empty")]
     scripts: Vec<String>,
-    /// How many kernel probes there are to list with a filter
+    /// How many tracepoints there are to list with a filter
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
-    kernel_probes: Option<u64>,
+    tracepoints: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     next_cursor: Option<String>,
@@ -125,7 +125,7 @@ fn list(arguments: &Arguments) -> Result<Listed, ToolError> {
         listed.notes.push("there are no library scripts in this version: pass a program to exec_program".into());
     }
     if arguments.source.is_none() && filter.is_empty() {
-        listed.kernel_probes = count_kernel();
+        listed.tracepoints = count_tracepoints();
         listed.notes.push(
             "these are the native probes; give a filter (tracepoint:*, syscalls:*read*) for kernel probes".into(),
         );
@@ -172,13 +172,13 @@ pub(super) fn access() -> Access {
     Access { allow_mount: true, fentry_works: None }
 }
 
-/// How many kernel probes there are. Counted once: what modules add later is not worth 50 ms a call.
-fn count_kernel() -> Option<u64> {
+/// How many tracepoints there are. Counted once: what modules add later is not worth reading them all a call.
+fn count_tracepoints() -> Option<u64> {
     static COUNT: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     if let Some(count) = COUNT.get() {
         return Some(*count);
     }
-    let page = discovery::list(&Query { filter: None, limit: 1, cursor: None }, access()).ok()?;
+    let page = discovery::list(&Query { filter: Some("tracepoint:*"), limit: 1, cursor: None }, access()).ok()?;
     Some(*COUNT.get_or_init(|| page.total))
 }
 

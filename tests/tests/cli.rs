@@ -1,0 +1,346 @@
+//! The command line, as a person at a shell has it: the built program, as root, on the real kernel.
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use mcptrace::{
+    probes::PROBES,
+    report::{Envelope, Report, Status},
+};
+use mcptrace_tests::program::program;
+
+fn mcptrace(arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(arguments);
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    mcptrace(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn succeeded(arguments: &[&str]) -> String {
+    let output = output(arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+    stdout(&output).to_owned()
+}
+
+fn envelope(arguments: &[&str]) -> Envelope {
+    let text = succeeded(arguments);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// What a command that must fail says, after checking its exit status.
+fn refused(arguments: &[&str], status: i32) -> String {
+    let output = output(arguments);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
+    assert_eq!(stdout(&output), "", "errors go to stderr");
+    stderr(&output).to_owned()
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what} did not come");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// The ids of the eBPF programs that a process holds.
+fn programs_of(pid: u32) -> BTreeSet<u32> {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())).collect()
+}
+
+fn loaded() -> BTreeSet<u32> {
+    libbpf_rs::query::ProgInfoIter::default().map(|program| program.id).collect()
+}
+
+/// A run of `file_opens`, once its two programs are there.
+fn attached(arguments: &[&str]) -> (Child, BTreeSet<u32>) {
+    let mut command = mcptrace(&["run", "file_opens"]);
+    let child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let programs = wait_for("the programs", || Some(programs_of(child.id())).filter(|programs| programs.len() >= 2));
+    (child, programs)
+}
+
+fn signal(pid: u32, signal: i32) {
+    // SAFETY: kill takes no pointer.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+}
+
+fn assert_gone(programs: &BTreeSet<u32>) {
+    wait_for("the end of the programs", || loaded().is_disjoint(programs).then_some(()));
+}
+
+fn ended(child: Child, programs: &BTreeSet<u32>) -> Output {
+    let output = child.wait_with_output().unwrap();
+    assert_gone(programs);
+    output
+}
+
+/// A shell that opens a file of a folder 23 times, 7 of them in vain.
+fn opens_23_times(folder: &str) -> String {
+    fs::write(format!("{folder}/there"), "").unwrap();
+    format!(
+        "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do true < {folder}/there; done; \
+         for n in 1 2 3 4 5 6 7; do true < {folder}/missing; done 2> /dev/null; exit 3"
+    )
+}
+
+#[test]
+fn every_probe_runs_and_shows_text() {
+    for entry in PROBES {
+        let text = succeeded(&["run", entry.name, "-d", "0.3"]);
+        let title = text.lines().next().unwrap();
+        assert!(title.starts_with(&format!("{} completed · ", entry.name)), "{text}");
+        assert!(text.contains("\noverhead: "), "{text}");
+    }
+}
+
+#[test]
+fn every_probe_runs_and_gives_the_envelope_on_one_line() {
+    for entry in PROBES {
+        let text = succeeded(&["run", entry.name, "--seconds", "0.3", "--json"]);
+        assert_eq!(text.lines().count(), 1);
+        let envelope: Envelope = serde_json::from_str(&text).unwrap();
+        assert_eq!((envelope.probe.as_str(), envelope.status), (entry.name, Status::Completed));
+        assert!(envelope.window.seconds >= 0.3, "{:?}", envelope.window);
+        let loss = envelope.loss;
+        assert_eq!(loss.seen.unwrap(), loss.delivered.unwrap() + loss.dropped_total(), "{}: {loss:?}", entry.name);
+    }
+}
+
+#[test]
+fn a_command_is_counted_to_the_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let script = opens_23_times(folder);
+    let envelope = envelope(&["run", "file_opens", "--path-prefix", folder, "--json", "--", "sh", "-c", &script]);
+    let Some(Report::Events(events)) = &envelope.report else { panic!("{envelope:?}") };
+    let failed = events.rows.iter().filter(|row| row.get("errno").is_some_and(|errno| errno == "ENOENT")).count();
+    assert_eq!((events.rows.len(), failed), (23, 7));
+    assert_eq!((envelope.loss.seen, envelope.loss.delivered, envelope.loss.dropped_total()), (Some(23), Some(23), 0));
+    assert_eq!(envelope.status, Status::Completed);
+    assert!(envelope.notes.contains(&"the command ended with exit status 3".to_owned()), "{:?}", envelope.notes);
+}
+
+#[test]
+fn a_command_is_traced_from_its_first_instruction_and_nothing_else_is() {
+    let envelope = envelope(&["run", "syscall_counts", "--json", "--", "/bin/true"]);
+    let Some(Report::Table(table)) = &envelope.report else { panic!("{envelope:?}") };
+    let calls = |name: &str| {
+        table.rows.iter().find(|row| row["syscall"] == name).map_or(0, |row| row["calls"].as_u64().unwrap())
+    };
+    assert_eq!((calls("execve"), calls("exit_group")), (1, 1));
+    // What the program does while it waits to become the command.
+    for own in ["kill", "tgkill", "rt_sigaction", "prctl", "wait4", "clone3"] {
+        assert_eq!(calls(own), 0, "{own}: {table:?}");
+    }
+    assert_eq!(envelope.loss.dropped_total(), 0, "{:?}", envelope.loss);
+}
+
+#[test]
+fn a_command_keeps_its_stdin_stdout_and_stderr() {
+    let mut command = mcptrace(&["run", "runq_latency", "--", "sh", "-c", "cat; echo problem >&2"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"what was said\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = stdout(&output);
+    assert!(text.starts_with("what was said\nrunq_latency completed"), "{text}");
+    assert_eq!(stderr(&output), "problem\n");
+}
+
+#[test]
+fn a_command_that_outlives_its_tracing_is_ended_and_that_is_said() {
+    let started = Instant::now();
+    let envelope = envelope(&["run", "file_opens", "-d", "0.3", "--json", "--", "sleep", "1000"]);
+    assert!(started.elapsed() < Duration::from_secs(20));
+    let expected = "the command still ran when tracing ended and got SIGTERM: the command was ended by signal 15";
+    assert!(envelope.notes.contains(&expected.to_owned()), "{:?}", envelope.notes);
+}
+
+#[test]
+fn a_command_does_not_outlive_a_killed_tracer() {
+    let (mut child, programs) = attached(&["--", "sh", "-c", "echo $$; exec sleep 1000"]);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let command: u32 = line.trim().parse().unwrap();
+    signal(child.id(), libc::SIGKILL);
+    child.wait().unwrap();
+    assert_gone(&programs);
+    wait_for("the end of the command", || {
+        let stat = fs::read_to_string(format!("/proc/{command}/stat")).unwrap_or_default();
+        (stat.is_empty() || stat.contains(") Z")).then_some(())
+    });
+}
+
+#[test]
+fn an_interrupt_gives_the_result_so_far() {
+    for (number, text) in [(libc::SIGINT, false), (libc::SIGTERM, true)] {
+        let arguments: &[&str] = if text { &["-d", "1000"] } else { &["-d", "1000", "--json"] };
+        let (child, programs) = attached(arguments);
+        let before = fs::metadata("/etc/passwd").map(|_| fs::read("/etc/passwd").unwrap()).unwrap();
+        assert!(!before.is_empty());
+        signal(child.id(), number);
+        let output = ended(child, &programs);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        if text {
+            assert!(stdout(&output).starts_with("file_opens stopped · "), "{}", stdout(&output));
+        } else {
+            let envelope: Envelope = serde_json::from_str(stdout(&output)).unwrap();
+            assert_eq!(envelope.status, Status::Stopped);
+        }
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_it_at_once() {
+    // A command that heeds no SIGTERM holds the program back for two seconds after the first.
+    let (mut child, programs) = attached(&["--", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    signal(child.id(), libc::SIGINT);
+    sleep(Duration::from_millis(500));
+    signal(child.id(), libc::SIGINT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_gone(&programs);
+}
+
+#[test]
+fn a_filter_that_nothing_matches_is_a_result_that_says_so() {
+    let text = succeeded(&["run", "file_opens", "-d", "0.3", "--comm", "nobody_is_this"]);
+    let expected = "with filter comm=nobody_is_this, and no event that it looks for was seen.";
+    assert!(text.contains("Nothing recorded: file_opens was attached for 0.3") && text.contains(expected), "{text}");
+}
+
+#[test]
+fn options_and_filters_reach_the_kernel() {
+    let me = std::process::id().to_string();
+    let arguments =
+        ["run", "syscall_latency", "-d", "0.3", "--json", "--pid", &me, "--syscall", "openat", "--slower-than-us", "1"];
+    let envelope = envelope(&arguments);
+    assert_eq!(envelope.filter["pid"], std::process::id());
+    assert_eq!(
+        (envelope.options["syscall"].as_str(), envelope.options["slower_than_us"].as_u64()),
+        (Some("openat"), Some(1))
+    );
+}
+
+#[test]
+fn usage_errors_say_what_would_be_right() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["run", "file_open"], &["there is no probe `file_open`", "did you mean `file_opens`?", "runq_latency"]),
+        (&["run", "file_opens", "--faild-only"], &["--failed-only"]),
+        (&["run", "file_opens", "--seconds", "0"], &["more than 0 and at most 86400"]),
+        (&["run", "file_opens", "--seconds", "-1"], &["more than 0 and at most 86400"]),
+        (&["run", "file_opens", "--seconds", "nan"], &["more than 0 and at most 86400"]),
+        (&["run", "file_opens", "--seconds", "1e99"], &["more than 0 and at most 86400"]),
+        (&["run", "file_opens", "--top", "0"], &["--top"]),
+        (&["run", "file_opens", "--pid", "many"], &["'many'", "--pid"]),
+        (&["run", "file_opens", "--pid", "4294967295"], &["--pid: there is no process 4294967295"]),
+        (&["run", "file_opens", "--descendants"], &["--descendants needs --pid"]),
+        (&["run", "file_opens", "--pid", "1", "--", "true"], &["do not go with a command"]),
+        (&["run", "file_opens", "--", "no_such_program"], &["there is no program `no_such_program`"]),
+        (&["run", "runq_latency", "--by", "user"], &["total, pid, comm, cpu"]),
+        (&["run", "syscall_latency", "--syscall", "opennat"], &["--syscall", "did you mean `openat`?"]),
+        (&["describe", "file_open"], &["did you mean `file_opens`?"]),
+        (&["describe", "tracepoint:sched:sched_swich"], &["sched_switch"]),
+        (&["list", "--limit", "0"], &["--limit"]),
+        (&["lst"], &["list"]),
+    ];
+    for (arguments, parts) in cases {
+        let message = refused(arguments, 2);
+        assert!(message.starts_with("error: "), "{message}");
+        for part in *parts {
+            assert!(message.contains(part), "{arguments:?}: {part}: {message}");
+        }
+    }
+}
+
+#[test]
+fn without_privilege_it_says_which_capability_and_the_command_that_grants_it() {
+    // Where an unprivileged user can reach it, which the folder of the build need not be.
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("mcptrace");
+    fs::copy(program(), &copy).unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new(&copy);
+    let output = command.args(["run", "file_opens", "-d", "0.1"]).uid(65_534).gid(65_534).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let grant = format!("sudo setcap cap_bpf,cap_perfmon+ep {}", copy.display());
+    let message = stderr(&output);
+    assert!(message.contains("CAP_BPF and CAP_PERFMON") && message.contains(&grant), "{message}");
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let mut child = mcptrace(&["list", "tracepoint:*", "--limit", "1000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // One byte, then the pipe is closed while there is more than it holds.
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.status.signal()), (Some(0), None));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn list_shows_native_and_kernel_probes() {
+    let text = succeeded(&["list"]);
+    for entry in PROBES {
+        assert!(text.contains(entry.name) && text.contains(entry.summary), "{text}");
+    }
+    let reads = succeeded(&["list", "syscalls:*read*"]);
+    assert!(reads.contains("  tracepoint:syscalls:sys_enter_read"), "{reads}");
+    let json: serde_json::Value =
+        serde_json::from_str(&succeeded(&["list", "sched:sched_*", "--limit", "3", "--json"])).unwrap();
+    assert_eq!((json["count"].as_u64(), json["probes"].as_array().unwrap().len()), (Some(3), 3));
+    assert!(json["total"].as_u64().unwrap() > 3);
+    let nothing = succeeded(&["list", "no_such_thing_at_all"]);
+    assert!(nothing.contains("Kernel probes: 0\nnote: "), "{nothing}");
+}
+
+#[test]
+fn describe_tells_all_about_native_and_kernel_probes() {
+    let native = succeeded(&["describe", "file_opens"]);
+    for part in ["--path-prefix TEXT", "latency_ns (ns)", "tp_btf/sys_exit", "mcptrace run file_opens --failed-only"] {
+        assert!(native.contains(part), "{part}: {native}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&succeeded(&["describe", "file_opens", "--json"])).unwrap();
+    assert!(json["options"]["properties"]["path_prefix"].is_object());
+    assert!(succeeded(&["describe", "sched:sched_switch"]).contains("  next_pid  "));
+}
+
+#[test]
+fn help_of_a_probe_shows_its_question_options_fields_and_an_example() {
+    let text = succeeded(&["run", "syscall_latency", "--help"]);
+    for part in
+        ["How long does each system call take", "--slower-than-us <N>", "--min-duration-us <N>", "Fields:", "Example:"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(succeeded(&["--help"]).contains("Exit status:"));
+}
