@@ -1,4 +1,5 @@
 //! What the tests share.
 
 pub mod probing;
+pub mod program;
 pub mod workload;

@@ -1,15 +1,9 @@
 //! `mcptrace serve`: the MCP server on stdio.
 
-use std::sync::Arc;
-
 use clap::{ArgMatches, Command};
-use tokio::runtime;
 
 use super::Failure;
-use crate::{
-    executions::{Executions, Limits},
-    server::stdio,
-};
+use crate::{executions::Limits, server::stdio};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
@@ -18,11 +12,10 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(_matches: &ArgMatches) -> Result<(), Failure> {
-    // Two threads: the protocol is light work, and every execution has a thread of its own.
-    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
-    let served = runtime.block_on(stdio::run(Arc::new(Executions::new(Limits::default()))));
-    // A thread may wait for standard input for ever.
-    runtime.shutdown_background();
-    served.map_err(|error| Failure::failed(error.to_string()))
+    stdio::run(Limits::default()).map_err(|error| Failure::failed(chain(&error)))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -36,7 +36,7 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability { name: "CAP_SYS_RESOURCE", number: 24, purpose: "lock memory for eBPF maps before kernel 5.11" },
 ];
 
-/// The inode numbers of the initial namespaces (include/linux/proc_ns.h, the same since 3.8).
+/// The inode numbers of the initial namespaces (`PROC_USER_INIT_INO` and others, include/linux/proc_ns.h).
 const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Namespaces of which a container has at least one of its own.
@@ -116,7 +116,16 @@ impl Process {
                  setcap nor sudo work under it"
             );
         }
-        format!("sudo setcap {lower}+ep {} (or run it as root)", quoted(&self.program))
+        format!("sudo setcap {}+ep {} (or run it as root)", self.with(names), quoted(&self.program))
+    }
+
+    /// Those names, and what it has or needs anyway: setcap takes away what it is not told.
+    fn with(&self, names: &[&str]) -> String {
+        let needed = self.missing_for_native();
+        let wanted =
+            |one: &&Capability| names.contains(&one.name) || needed.contains(&one.name) || has(self.effective, one);
+        let all: Vec<_> = CAPABILITIES.iter().filter(wanted).map(|one| one.name.to_lowercase()).collect();
+        all.join(",")
     }
 }
 
@@ -259,6 +268,13 @@ mod tests {
         assert!(bound.grant(&["CAP_BPF"]).contains("bounding set"));
         let boxed = Process { container: Some("docker".into()), ..process };
         assert!(boxed.grant(&["CAP_BPF", "CAP_SYS_ADMIN"]).contains("--cap-add BPF --cap-add SYS_ADMIN"));
+    }
+
+    #[test]
+    fn what_setcap_gave_before_is_not_taken_away() {
+        let grant = |effective| Process { effective, bounding: ALL, ..Process::default() }.grant(&["CAP_SYSLOG"]);
+        assert!(grant(0).starts_with("sudo setcap cap_bpf,cap_perfmon,cap_syslog+ep "), "{}", grant(0));
+        assert!(grant(1 << 39 | 1 << 38 | 1 << 2).contains("cap_bpf,cap_perfmon,cap_syslog,cap_dac_read_search+ep"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::kernel::loader::Kernel;
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/attach_types.o");
 /// Runs when a thread ends: seldom, and in every kernel.
 const TRACEPOINT: &str = "sched_process_exit";
-/// Seldom called, exported since 3.15, and it returns: kernels from 6.16 refuse fexit at functions that do not.
+/// Seldom called, in every kernel from 5.10 to 7.3, and it returns: 7.3 refuses fexit at functions that do not.
 const FUNCTION: &str = "vfs_fallocate";
 
 /// One way to attach.

@@ -205,7 +205,7 @@ fn has_sleeping_helper(helper: BpfHelper) -> Result<(), Option<Failure>> {
     }
 }
 
-/// What the verifier says of a helper that the program may not call; the words changed in 6.11.
+/// What the verifier says of a helper that the program may not call; the words differ from kernel to kernel.
 fn refuses(words: &str) -> bool {
     const REFUSALS: &[&str] =
         &["unknown func", "invalid func", "cannot use helper", "Only fentry/fexit/fmod_ret", "can be sleepable"];
