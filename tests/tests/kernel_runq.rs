@@ -77,7 +77,10 @@ fn shared_cpu(
 /// bpftrace as with this probe; more waits than times there cannot be.
 fn assert_as_often(waits: u64, scheduled: Scheduled) {
     assert!(scheduled.times > 50, "they took turns: {scheduled:?}");
-    assert!(waits <= scheduled.times && waits + scheduled.times * 3 / 100 + 1 >= scheduled.times, "{waits} {scheduled:?}");
+    assert!(
+        waits <= scheduled.times && waits + scheduled.times * 3 / 100 + 1 >= scheduled.times,
+        "{waits} {scheduled:?}"
+    );
 }
 
 fn assert_agrees(series: &Series, scheduled: Scheduled) {
