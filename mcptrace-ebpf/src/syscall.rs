@@ -19,6 +19,12 @@ static REGS_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
 /// The same for a 32-bit call.
 #[unsafe(no_mangle)]
 static REGS_COMPAT_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
+/// Offsets in `struct pt_regs` of two registers that are equal in a native call: the SYSCALL instruction of x86-64 leaves the return
+/// address in rcx (Intel SDM volume 2, SYSCALL), so `cx` equals `ip`. Looking costs two loads, asking the thread a helper call. Where they
+/// differ (an `int 0x80`, a processor with FRED) the thread is asked. A program that makes them equal for its own 32-bit call has it
+/// counted as the native one of that number: it fools only itself.
+#[unsafe(no_mangle)]
+static REGS_NATIVE_MARK: Global<[u32; 2]> = Global::new([0; 2]);
 /// The number that the registers hold when `rt_sigreturn` has replaced them. A program that calls number -1 itself cannot be told
 /// apart when it returns: its ENOSYS is not counted as an error.
 const REPLACED: u32 = u32::MAX;
@@ -41,7 +47,19 @@ pub enum Return {
 #[inline(always)]
 pub fn entered(ctx: &BtfTracePointContext) -> u32 {
     // Prototype: struct pt_regs *regs, long id (include/trace/events/syscalls.h).
-    syscall_index(ctx.arg::<u32>(1), in_compat_syscall())
+    syscall_index(ctx.arg::<u32>(1), !surely_native(ctx) && in_compat_syscall())
+}
+
+/// Whether the registers alone show that the call is a native one. False says nothing.
+#[inline(always)]
+pub fn surely_native(ctx: &BtfTracePointContext) -> bool {
+    let [one, other] = REGS_NATIVE_MARK.load();
+    if one == other {
+        return false;
+    }
+    let regs: *const u8 = ctx.arg(0);
+    // SAFETY: the first argument of sys_enter and sys_exit is a BTF pointer to struct pt_regs.
+    unsafe { load::<u64>(regs, one) == load::<u64>(regs, other) }
 }
 
 /// The index of the call that a thread returns from.
@@ -52,7 +70,7 @@ pub fn returning(ctx: &BtfTracePointContext) -> u32 {
     if number == REPLACED {
         return RT_SIGRETURN.load();
     }
-    syscall_index(number, in_compat_syscall())
+    syscall_index(number, !surely_native(ctx) && in_compat_syscall())
 }
 
 /// How the call returned. After `rt_sigreturn` the value is that of the interrupted code, not a result.

@@ -35,6 +35,9 @@ static REQUEST_ARGUMENT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FILTERED: Global<u32> = Global::new(0);
 
+/// `REQ_OP_FLUSH` (include/linux/blk_types.h).
+const REQ_OP_FLUSH: u32 = 2;
+
 /// Requests under way: the time of issue, 0 before it.
 #[map]
 static ISSUED: HashMap<u64, u64> = HashMap::with_max_entries(16_384, 0);
@@ -90,6 +93,11 @@ fn completed(ctx: BtfTracePointContext) -> i32 {
     if issue.is_some() {
         let _ = ISSUED.remove(key);
     } else if FILTERED.load() != 0 {
+        return 0;
+    }
+    // A flush that a write asks for is issued in another request's place and ends without bytes (block/blk-flush.c): no request of
+    // its own.
+    if bytes == 0 && issue.is_none_or(|issue| issue == 0) && operation(rq) != REQ_OP_FLUSH {
         return 0;
     }
     let now = now();
@@ -162,14 +170,20 @@ fn stats(rq: *const u8) -> Option<*mut BlockStats> {
     STATS.get_ptr_mut(key)
 }
 
+/// The operation of a request: `REQ_OP_MASK` of cmd_flags, the low 8 bits (include/linux/blk_types.h).
+#[inline(always)]
+fn operation(rq: *const u8) -> u32 {
+    // SAFETY: the callers pass a BTF pointer to struct request.
+    unsafe { load::<u32>(rq, REQUEST_FLAGS.load()) & 0xff }
+}
+
 #[inline(always)]
 fn block_key(rq: *const u8) -> BlockKey {
-    // REQ_OP_MASK is the low 8 bits of cmd_flags (include/linux/blk_types.h).
+    let operation = operation(rq);
     // SAFETY: `rq` is a BTF pointer to struct request, and members of pointer type are BTF pointers again.
-    let (operation, disk) = unsafe {
-        let operation = load::<u32>(rq, REQUEST_FLAGS.load()) & 0xff;
+    let disk = unsafe {
         let next: *const u8 = load(rq, REQUEST_QUEUE.load());
-        (operation, if QUEUE_DISK.load() == u32::MAX { next } else { load::<*const u8>(next, QUEUE_DISK.load()) })
+        if QUEUE_DISK.load() == u32::MAX { next } else { load::<*const u8>(next, QUEUE_DISK.load()) }
     };
     // A queue without a disk (a tape, a passthrough device) shows as 0:0.
     if disk.is_null() {

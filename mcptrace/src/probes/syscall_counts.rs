@@ -73,6 +73,8 @@ impl Probe for SyscallCounts {
         options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.extend(syscall_globals());
+        let plain = options.by == By::Total && !context.filter.on_threads;
+        plan.globals.push(("PLAIN", u32::from(plain).to_ne_bytes().to_vec()));
         if options.by != By::Total {
             plan.globals.push(("BY_PROCESS", 1_u32.to_ne_bytes().to_vec()));
             plan.map_entries.push(("CELLS", MOST_CELLS));
@@ -105,6 +107,7 @@ pub(super) fn syscall_globals() -> Vec<(&'static str, Vec<u8>)> {
         ("REGS_SYSCALL", ARCH.regs_syscall.to_ne_bytes().to_vec()),
         ("REGS_ARGUMENTS", words(&ARCH.regs_arguments)),
         ("REGS_COMPAT_ARGUMENTS", words(&ARCH.regs_compat_arguments)),
+        ("REGS_NATIVE_MARK", words(&ARCH.regs_native_mark)),
         ("COMPAT_MASK", ARCH.compat_mask.to_ne_bytes().to_vec()),
         ("RT_SIGRETURN", crate::kernel::arch::syscall_pair("rt_sigreturn")[0].to_ne_bytes().to_vec()),
     ]
