@@ -2,12 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{
-    path::PathBuf,
-    process::Stdio,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
 use mcptrace::{executions::Executions, server};
 use serde_json::{Value, json};
@@ -17,6 +12,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::program::program;
 
 /// How long an answer may take before a test fails. Generous: the machine may be busy with other tests.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -257,26 +254,4 @@ pub async fn left_over(programs: &[u32]) -> Vec<u32> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     left
-}
-
-/// The program under test: beside this test's own, built anew if cargo runs the test.
-fn program() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(find_program).clone()
-}
-
-fn find_program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().and_then(|deps| deps.parent()).unwrap();
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let mut build = std::process::Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "mcptrace"]);
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "mcptrace does not build");
-    }
-    let program = folder.join("mcptrace");
-    assert!(program.exists(), "there is no {}: cargo build --package mcptrace", program.display());
-    program
 }

@@ -1,5 +1,7 @@
 //! What the server says to its clients: tools, results, errors, resources. One process, in-memory streams.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::{collections::BTreeSet, process::Command, sync::Arc, time::Duration};
 
 use mcptrace::executions::{Executions, Limits};

@@ -1,5 +1,7 @@
 //! The program as a client starts it, over its standard streams.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::time::{Duration, Instant};
 
 use mcptrace_tests::mcp::{Answer, ServerProcess, left_over};
@@ -84,15 +86,15 @@ async fn two_thousand_calls_at_once_are_all_answered() {
     let mut server = ServerProcess::start().await;
     let mut open = std::collections::BTreeMap::new();
     for number in 0..2000 {
-        let (tool, arguments) = match number % 5 {
-            0 => ("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.2 })),
+        let (tool, arguments) = match number % 20 {
+            0 => ("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.1 })),
             1 => ("get_result", json!({ "execution_id": "exec_0" })),
             2 => ("list_probes", json!({})),
             3 => ("run_probe", json!({ "probe": "nothing" })),
             _ => ("list_executions", json!({})),
         };
         // Written before anything is read: the server must go on reading while its answers wait.
-        open.insert(server.client.start_tool(tool, arguments).await, number % 5);
+        open.insert(server.client.start_tool(tool, arguments).await, number % 20);
     }
     let mut run = 0;
     while !open.is_empty() {
@@ -107,7 +109,7 @@ async fn two_thousand_calls_at_once_are_all_answered() {
             _ => assert!(!answer.is_error, "{}", answer.text),
         }
     }
-    assert!(run > 0, "not one of 400 runs found a place");
+    assert!(run > 0, "not one of 100 runs found a place");
     assert!(server.client.request("ping", json!({})).await["result"].is_object());
 }
 
