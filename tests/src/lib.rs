@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod mcp;
 pub mod probing;
 pub mod program;
 pub mod workload;

@@ -85,7 +85,7 @@ fn a_32_bit_call_has_a_row_of_its_own() {
 #[test]
 fn numbers_that_no_table_has_are_one_row() {
     // The second one is getpid of the x32 ABI, which this kernel lacks or names in no table of ours.
-    let found = count(&mut workload!(), &["call 9999 7", &format!("call {} 11", 0x4000_0000_u32 | 600)]);
+    let found = count(&mut workload!(), &["call 9999 7", &format!("call {} 11", 0x4000_0000_u32 + 600)]);
     assert_eq!(found.of("unknown"), (18, 18, 0));
 }
 

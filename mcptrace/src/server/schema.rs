@@ -3,7 +3,7 @@
 //! The schemas come from the types; nothing here says what a field is called or means.
 
 use rmcp::model::JsonObject;
-use schemars::Schema;
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::probes::PROBES;
@@ -43,6 +43,11 @@ pub(super) fn published(mut schema: Value) -> JsonObject {
     schema
 }
 
+/// The schema of a type as it is written: what may be left out is not required.
+pub(super) fn of_result<T: JsonSchema>() -> Schema {
+    SchemaSettings::default().for_serialize().into_generator().into_root_schema_for::<T>()
+}
+
 /// A schema for structured results. A result has all required fields, or it is an error: some clients check errors, too.
 pub(super) fn output(schema: Schema) -> JsonObject {
     let mut value = schema.to_value();
@@ -50,10 +55,7 @@ pub(super) fn output(schema: Schema) -> JsonObject {
     shorten(&mut value);
     let mut value = object(value);
     value.remove("description");
-    for property in properties(&mut value) {
-        each_property(property, &mut |inner| drop(inner.remove("description")));
-        drop_defaults(property);
-    }
+    properties(&mut value).for_each(|property| undescribe(property, true));
     let required = value.remove("required").unwrap_or_else(|| json!([]));
     value.insert("anyOf".into(), json!([{ "required": required }, { "required": ["category", "message"] }]));
     value
@@ -65,7 +67,7 @@ pub(super) fn outline(schema: Schema) -> Schema {
     inline(&mut value);
     let mut value = object(value);
     for property in properties(&mut value).filter_map(Value::as_object_mut) {
-        property.retain(|key, _| matches!(key.as_str(), "type" | "description"));
+        property.retain(|key, _| key == "type");
     }
     value.into()
 }
@@ -157,19 +159,13 @@ fn close(schema: &mut Value) {
     inner(object).for_each(close);
 }
 
-fn drop_defaults(schema: &mut Value) {
+/// Drops what a program does not read, but where the field of a result points elsewhere.
+fn undescribe(schema: &mut Value, is_field: bool) {
     let Some(object) = schema.as_object_mut() else { return };
     object.remove("default");
-    inner(object).for_each(drop_defaults);
-}
-
-/// Everything below a schema, at any depth.
-fn each_property(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
-    let Some(object) = schema.as_object_mut() else { return };
-    for below in inner(object) {
-        below.as_object_mut().into_iter().for_each(&mut *change);
-        each_property(below, change);
-    }
+    let points = |text: &Value| text.as_str().is_some_and(|text| text.contains("mcptrace://"));
+    object.retain(|key, value| key != "description" || (is_field && points(value)));
+    inner(object).for_each(|below| undescribe(below, false));
 }
 
 /// The schemas in a schema: its properties, items and further properties. A property may be called like a keyword.
@@ -188,7 +184,7 @@ fn properties(object: &mut Map<String, Value>) -> impl Iterator<Item = &mut Valu
 
 #[cfg(test)]
 mod tests {
-    use schemars::{JsonSchema, schema_for};
+    use schemars::schema_for;
 
     use super::*;
 

@@ -31,7 +31,7 @@ fn main() {
         std::io::stdin().lock().read_line(&mut String::new()).unwrap();
         stopper.stop();
     });
-    assert!(execution.wait(Duration::from_secs(600)));
+    assert!(execution.wait(Duration::from_mins(10)));
     let envelope = execution.envelope(&Page { from: 0, limit: 7, max_bytes: usize::MAX });
     println!("{}", serde_json::to_string(&envelope).unwrap());
 }

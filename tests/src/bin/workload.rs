@@ -22,8 +22,8 @@ fn main() {
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        let numbers: String = state.run(&words).iter().map(|number| format!(" {number}")).collect();
-        println!("ok{numbers}");
+        let numbers = state.run(&words).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        println!("{}", format!("ok {numbers}").trim_end());
         std::io::stdout().flush().unwrap();
     }
 }
@@ -91,15 +91,15 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "setuid" => assert_eq!(raw(libc::SYS_setuid, [number(1), 0, 0, 0]), 0),
         "seccomp_refuse" => refuse_by_seccomp(number(1)),
         "opendir" => return vec![raw(libc::SYS_openat, [-100, path(words[1]).as_ptr() as i64, 0o200_000, 0])],
-        "open" => return times(4).map(|_| open(words[1], &path(words[2]), number(3), number(5))).collect(),
+        "open" => return times(4).map(|_| open(words[1], path(words[2]), number(3), number(5))).collect(),
         "open_unreadable" => return times(2).map(|_| open_at(words[1], 1, 0, -100)).collect(),
-        "flood" => return flood(number(1), number(2), &path(words[3])),
-        "flood_seconds" => return flood_seconds(number(1), number(2), &path(words[3])),
+        "flood" => return flood(number(1), number(2), path(words[3])),
+        "flood_seconds" => return flood_seconds(number(1), number(2), path(words[3])),
         "hog" => hog(number(1), number(2)),
         "spin_threads" => spin_threads(number(1), number(2)),
-        "write_direct" => write_direct(&path(words[1]), number(2), number(3)),
-        "read_direct" => read_direct(&path(words[1]), number(2), number(3)),
-        "fsync" => fsync(&path(words[1]), number(2)),
+        "write_direct" => write_direct(path(words[1]), number(2), number(3)),
+        "read_direct" => read_direct(path(words[1]), number(2), number(3)),
+        "fsync" => fsync(path(words[1]), number(2)),
         other => panic!("unknown command {other}"),
     }
     Vec::new()
@@ -153,7 +153,7 @@ fn sigreturn(times: i64) {
     handle(libc::SIGTRAP);
     for _ in 0..times {
         // SAFETY: the handler returns behind the instruction with all registers as they were.
-        unsafe { asm!("int3", inout("rax") -libc::ENOENT as i64 => _) };
+        unsafe { asm!("int3", inout("rax") i64::from(-libc::ENOENT) => _) };
     }
 }
 
@@ -287,7 +287,9 @@ fn open_at(kind: &str, path: i64, flags: i64, directory: i64) -> i64 {
 fn flood(threads: i64, opens: i64, path: &'static [u8]) -> Vec<i64> {
     let one = move || (0..opens).for_each(|_| assert!(open("openat", path, 0, -100) >= 0));
     let all: Vec<_> = (0..threads).map(|_| thread::spawn(one)).collect();
-    all.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in all {
+        thread.join().unwrap();
+    }
     vec![threads * opens]
 }
 
@@ -329,12 +331,21 @@ fn hog(cpu: i64, milliseconds: i64) {
 
 fn spin_threads(threads: i64, milliseconds: i64) {
     let all: Vec<_> = (0..threads).map(|_| thread::spawn(move || hog(0, milliseconds))).collect();
-    all.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in all {
+        thread.join().unwrap();
+    }
 }
 
 /// Memory aligned as direct I/O wants it.
 #[repr(align(4096))]
 struct Block([u8; 65_536]);
+
+impl Block {
+    #[expect(clippy::large_stack_arrays, reason = "a test, and the array is as large as the system call wants it")]
+    fn filled(byte: u8) -> Box<Self> {
+        Box::new(Self([byte; 65_536]))
+    }
+}
 
 fn descriptor(path: &[u8], flags: i32) -> i64 {
     let descriptor = raw(libc::SYS_openat, [-100, path.as_ptr() as i64, flags.into(), 0o600]);
@@ -343,7 +354,7 @@ fn descriptor(path: &[u8], flags: i32) -> i64 {
 }
 
 fn write_direct(path: &[u8], times: i64, bytes: i64) {
-    let block = Box::new(Block([7; 65_536]));
+    let block = Block::filled(7);
     let file = descriptor(path, libc::O_RDWR | libc::O_CREAT | libc::O_DIRECT);
     for time in 0..times {
         assert_eq!(raw(libc::SYS_pwrite64, [file, block.0.as_ptr() as i64, bytes, time * bytes]), bytes);
@@ -352,7 +363,7 @@ fn write_direct(path: &[u8], times: i64, bytes: i64) {
 }
 
 fn read_direct(path: &[u8], times: i64, bytes: i64) {
-    let mut block = Box::new(Block([0; 65_536]));
+    let mut block = Block::filled(0);
     let file = descriptor(path, libc::O_RDONLY | libc::O_DIRECT);
     for time in 0..times {
         assert_eq!(raw(libc::SYS_pread64, [file, block.0.as_mut_ptr() as i64, bytes, time * bytes]), bytes);

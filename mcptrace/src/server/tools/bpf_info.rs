@@ -20,7 +20,7 @@ pub(super) const ROW: Row = Row {
         missing how to get it. Use it when a probe or script is refused, or before promising what can be traced. Not needed before \
         run_probe.",
     input: || schema_for!(Arguments),
-    output: || schema::outline(schema_for!(Info)),
+    output: || schema::outline(schema::of_result::<Info>()),
     effect: Effect::Settles,
     call: |call| Box::pin(run(call)),
 };

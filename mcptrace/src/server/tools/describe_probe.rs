@@ -26,7 +26,7 @@ pub(super) const ROW: Row = Row {
         and what to look at next; for a kernel probe (tracepoint:sched:sched_switch) its arguments. Use it before a first run or a script. \
         Not for finding probes: list_probes.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Described),
+    output: schema::of_result::<Described>,
     effect: Effect::Settles,
     call: |call| Box::pin(run(call)),
 };

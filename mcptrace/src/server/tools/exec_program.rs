@@ -9,6 +9,7 @@ use crate::{
     server::{
         call::{Call, Reply},
         error::ToolError,
+        schema,
     },
 };
 
@@ -19,7 +20,7 @@ pub(super) const ROW: Row = Row {
         (wait_seconds helps). Use it only for what no native probe answers (list_probes): starting takes up to a second and 90 MB. Maps \
         and histograms are kept when the time is up. Not for shell commands: system() is refused.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Started),
+    output: schema::of_result::<Started>,
     effect: Effect::Starts,
     call: |call| Box::pin(run(call)),
 };
@@ -67,9 +68,9 @@ async fn run(mut call: Call) -> Outcome {
 }
 
 fn chosen(arguments: &Arguments) -> Result<String, ToolError> {
-    match (arguments.program.as_str(), arguments.script.as_str()) {
+    match (arguments.program.trim(), arguments.script.trim()) {
         ("", "") => Err(ToolError::new("missing_argument", "`program` is missing: the text of a bpftrace program")),
-        (program, "") => Ok(program.to_owned()),
+        (_, "") => Ok(arguments.program.clone()),
         ("", script) => Err(unknown_script(script)),
         _ => Err(ToolError::new("invalid_argument", "`program` and `script` exclude each other: give one")),
     }

@@ -15,6 +15,7 @@ use crate::{
         bounds::{self, DEFAULT_BYTES, Wanted, size},
         call::{Call, Reply, Waited},
         error::ToolError,
+        schema,
     },
 };
 
@@ -25,7 +26,7 @@ pub(super) const ROW: Row = Row {
         the cursor of a reply that had more. wait_seconds waits for the end, which is better than asking again and again. Not for \
         starting anything.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Result_),
+    output: schema::of_result::<Reading>,
     effect: Effect::Reads,
     call: |call| Box::pin(run(call)),
 };
@@ -65,7 +66,7 @@ fn bytes() -> u64 {
 
 /// The envelope; for scripts with the original's fields first.
 #[derive(Serialize, JsonSchema)]
-struct Result_ {
+struct Reading {
     #[serde(flatten)]
     original: Option<Original>,
     #[serde(flatten)]
@@ -191,7 +192,7 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, found: Option<Sna
     let room = bytes.saturating_sub(text.len() + size(&original));
     envelope.reports.retain(|report| report.name != "output");
     fit_reports(&mut envelope, room);
-    Reply::with_text(text, &Result_ { original: Some(original), envelope })
+    Reply::with_text(text, &Reading { original: Some(original), envelope })
 }
 
 fn original(envelope: &Envelope, found: Option<&Snapshot>, part: Part, bytes: usize) -> Original {

@@ -7,7 +7,10 @@ use super::{Effect, Outcome, Row};
 use crate::{
     executions::{Summary, summary},
     report::Status,
-    server::call::{Call, Reply},
+    server::{
+        call::{Call, Reply},
+        schema,
+    },
 };
 
 pub(super) const ROW: Row = Row {
@@ -16,7 +19,7 @@ pub(super) const ROW: Row = Row {
     description: "Lists what runs or ran lately, newest first. Use it to find an execution_id or what still runs in the background. Not \
         for results: those come from get_result.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Listed),
+    output: schema::of_result::<Listed>,
     effect: Effect::Reads,
     call: |call| Box::pin(std::future::ready(run(call))),
 };

@@ -14,6 +14,7 @@ use crate::{
     server::{
         call::{Call, Reply},
         error::ToolError,
+        schema,
     },
 };
 
@@ -24,7 +25,7 @@ pub(super) const ROW: Row = Row {
         exec_program by glob (syscalls:*read*, tracepoint:sched:*, kfunc:vfs_*, binary:/usr/bin/bash:*readline*), paged. Use it to find a \
         name. Without filter it lists the native probes only. Not for arguments of one probe: describe_probe.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Listed),
+    output: schema::of_result::<Listed>,
     effect: Effect::Settles,
     call: |call| Box::pin(run(call)),
 };

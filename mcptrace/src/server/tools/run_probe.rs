@@ -28,7 +28,7 @@ pub(super) const ROW: Row = Row {
         milliseconds and costs little. Narrow with filter and options. Not for what no probe covers (exec_program). Above 50 seconds set \
         background=true, which returns at once with an execution_id for get_result.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Envelope),
+    output: schema::of_result::<Envelope>,
     effect: Effect::Starts,
     call: |call| Box::pin(run(call)),
 };

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::{Effect, Outcome, Row, get_result};
 use crate::{
     report::{Envelope, Status},
-    server::{bounds::DEFAULT_BYTES, call::Call},
+    server::{bounds::DEFAULT_BYTES, call::Call, schema},
 };
 
 pub(super) const ROW: Row = Row {
@@ -15,7 +15,7 @@ pub(super) const ROW: Row = Row {
     description: "Ends a running probe or script, waits until nothing of it is attached and returns its final report. Use it when a \
         background run has shown enough. Not needed for runs that ended by themselves; on one of those it only returns the report.",
     input: || schema_for!(Arguments),
-    output: || schema_for!(Envelope),
+    output: schema::of_result::<Envelope>,
     effect: Effect::Settles,
     call: |call| Box::pin(run(call)),
 };

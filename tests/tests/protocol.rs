@@ -1,0 +1,754 @@
+//! What the server says to its clients: tools, results, errors, resources. One process, in-memory streams.
+
+use std::{collections::BTreeSet, process::Command, sync::Arc, time::Duration};
+
+use mcptrace::executions::{Executions, Limits};
+use mcptrace_tests::mcp::{Answer, Client};
+use serde_json::{Map, Value, json};
+
+const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots/tools.json");
+/// What every client pays on every turn, at most.
+const TOOLS_BYTES: usize = 20 << 10;
+
+fn executions() -> Arc<Executions> {
+    Arc::new(Executions::new(Limits::default()))
+}
+
+async fn client() -> Client {
+    Client::in_process(&executions()).await
+}
+
+async fn tools(client: &mut Client) -> Vec<Value> {
+    let listed = client.request("tools/list", json!({})).await;
+    listed["result"]["tools"].as_array().unwrap().clone()
+}
+
+/// The category of a tool error.
+fn category(answer: &Answer) -> &str {
+    assert!(answer.is_error, "{}", answer.text);
+    answer.structured["category"].as_str().unwrap()
+}
+
+mod tools_list {
+    use super::*;
+
+    #[tokio::test]
+    async fn is_as_recorded() {
+        let found = serde_json::to_string_pretty(&tools(&mut client().await).await).unwrap() + "\n";
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(SNAPSHOT, &found).unwrap();
+        }
+        let recorded = std::fs::read_to_string(SNAPSHOT).unwrap_or_default();
+        assert!(found == recorded, "tools/list has changed: look at it with UPDATE=1 and git diff {SNAPSHOT}");
+    }
+
+    #[tokio::test]
+    async fn is_small() {
+        let bytes = client().await.request("tools/list", json!({})).await["result"].to_string().len();
+        assert!(bytes < TOOLS_BYTES, "{bytes}");
+    }
+
+    #[tokio::test]
+    async fn annotations_are_honest() {
+        let tools = tools(&mut client().await).await;
+        let hint = |name: &str, hint: &str| {
+            tools.iter().find(|tool| tool["name"] == name).unwrap()["annotations"][hint].clone()
+        };
+        for name in ["get_result", "list_executions"] {
+            assert_eq!(hint(name, "readOnlyHint"), true, "{name}");
+        }
+        // Listing and describing mount tracefs where it is not; running attaches programs.
+        for name in ["run_probe", "exec_program", "stop_execution", "list_probes", "describe_probe", "bpf_info"] {
+            assert_eq!(
+                (hint(name, "readOnlyHint"), hint(name, "destructiveHint")),
+                (json!(false), json!(false)),
+                "{name}"
+            );
+        }
+        assert_eq!(
+            (hint("run_probe", "idempotentHint"), hint("stop_execution", "idempotentHint")),
+            (json!(false), json!(true))
+        );
+        assert!(tools.iter().all(|tool| tool["annotations"]["openWorldHint"] == false));
+    }
+
+    #[tokio::test]
+    async fn the_originals_tools_have_the_originals_arguments() {
+        let tools = tools(&mut client().await).await;
+        for (name, arguments) in [
+            ("list_probes", &["filter"][..]),
+            ("bpf_info", &[]),
+            ("exec_program", &["program", "timeout"]),
+            ("get_result", &["execution_id", "offset", "limit"]),
+        ] {
+            let tool = tools.iter().find(|tool| tool["name"] == name).unwrap();
+            for argument in arguments {
+                assert!(tool["inputSchema"]["properties"][argument].is_object(), "{name}: {argument}");
+            }
+        }
+    }
+}
+
+mod versions {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_with_initialize_is_spoken() {
+        for version in ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"] {
+            let mut client = Client::connect(&executions(), "tester");
+            let begun = client.initialize(version).await;
+            assert_eq!(begun["protocolVersion"], version);
+            assert!(begun["instructions"].as_str().unwrap().contains("run_probe"));
+            assert!(begun["capabilities"].get("prompts").is_none(), "none are served");
+            assert_eq!(tools(&mut client).await.len(), 8);
+            assert!(!client.tool("list_executions", json!({})).await.is_error);
+        }
+    }
+
+    fn stateless(extra: Value) -> Value {
+        let mut params = json!({ "_meta": {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": { "name": "tests", "version": "1" },
+        } });
+        params.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        params
+    }
+
+    #[tokio::test]
+    async fn the_stateless_one_needs_no_beginning() {
+        let executions = executions();
+        let mut client = Client::connect(&executions, "tester");
+        let found = client.request("server/discover", stateless(json!({}))).await;
+        let versions = found["result"]["supportedVersions"].as_array().unwrap();
+        assert!(versions.contains(&json!("2026-07-28")), "{found}");
+        let arguments = json!({ "probe": "syscall_counts", "seconds": 100, "background": true });
+        let call = stateless(json!({ "name": "run_probe", "arguments": arguments }));
+        let begun = Answer::of(&client.request("tools/call", call).await).success();
+        // Another connection of the same principal: what lives longer than a call has an id.
+        let mut other = Client::connect(&executions, "tester");
+        let arguments = json!({ "execution_id": begun["execution_id"] });
+        let call = stateless(json!({ "name": "stop_execution", "arguments": arguments }));
+        assert_eq!(Answer::of(&other.request("tools/call", call).await).success()["status"], "stopped");
+        let missing = other.request("resources/read", stateless(json!({ "uri": "mcptrace://nothing" }))).await;
+        assert_eq!(missing["error"]["code"], -32602);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_answered_message_by_message() {
+        let mut client = Client::connect(&executions(), "tester");
+        client.initialize("2025-03-26").await;
+        let ping = |id: &str| json!({ "jsonrpc": "2.0", "id": id, "method": "ping" });
+        client.send(&json!([ping("a"), ping("b")])).await;
+        let ids: BTreeSet<String> =
+            [client.next().await, client.next().await].map(|answer| answer["id"].to_string()).into();
+        assert_eq!(ids.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn the_sdks_own_client_runs_a_probe() {
+        use rmcp::{ServiceExt as _, model::CallToolRequestParams};
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let end = tokio_util::sync::CancellationToken::new();
+        tokio::spawn(mcptrace::server::serve(tokio::io::split(theirs), executions(), "tester", end));
+        let client = ().serve(ours).await.unwrap();
+        assert_eq!(client.list_all_tools().await.unwrap().len(), 8);
+        let arguments = json!({ "probe": "syscall_counts", "seconds": 0.2 }).as_object().unwrap().clone();
+        let answer = client.call_tool(CallToolRequestParams::new("run_probe").with_arguments(arguments)).await.unwrap();
+        assert_eq!(answer.is_error, Some(false));
+        client.cancel().await.unwrap();
+    }
+}
+
+mod results {
+    use super::*;
+
+    /// Calls a tool and checks its answer, success or error, against the schema that it has published.
+    async fn checked(client: &mut Client, tools: &[Value], name: &str, arguments: Value) -> Answer {
+        let tool = tools.iter().find(|tool| tool["name"] == name).unwrap();
+        let answer = client.tool(name, arguments).await;
+        jsonschema::validate(&tool["outputSchema"], &answer.structured)
+            .unwrap_or_else(|error| panic!("{name}: {error}: {}", answer.structured));
+        answer
+    }
+
+    #[tokio::test]
+    async fn fit_their_schemas_and_so_do_errors() {
+        let mut client = client().await;
+        let tools = tools(&mut client).await;
+        let mut call = async |name, arguments| checked(&mut client, &tools, name, arguments).await;
+        for probe in ["syscall_counts", "syscall_latency", "file_opens", "block_latency", "runq_latency"] {
+            call("run_probe", json!({ "probe": probe, "seconds": 0.2 })).await.success();
+            call("describe_probe", json!({ "name": probe })).await.success();
+        }
+        let id = call("exec_program", json!({ "program": "BEGIN { printf(\"x\\n\"); exit(); }" })).await.success();
+        call("get_result", json!({ "execution_id": id["execution_id"], "wait_seconds": 30 })).await.success();
+        call("stop_execution", json!({ "execution_id": id["execution_id"] })).await.success();
+        call("describe_probe", json!({ "name": "tracepoint:sched:sched_switch" })).await.success();
+        for arguments in [json!({}), json!({ "filter": "sched:*", "limit": 3 }), json!({ "source": "scripts" })] {
+            call("list_probes", arguments).await.success();
+        }
+        call("list_executions", json!({})).await.success();
+        call("bpf_info", json!({})).await.success();
+        for tool in &tools {
+            let answer = call(tool["name"].as_str().unwrap(), json!({ "no_such_argument": 1 })).await;
+            assert_eq!(category(&answer), "unknown_argument");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_schema_of_results_refuses_what_is_neither_result_nor_error() {
+        let tools = tools(&mut client().await).await;
+        for tool in &tools {
+            assert!(!jsonschema::is_valid(&tool["outputSchema"], &json!({ "message": "x" })), "{}", tool["name"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_finds_exactly_what_happened_and_pages_cover_it_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().join("mcptrace-paged-").display().to_string();
+        let mut client = client().await;
+        let arguments = json!({ "probe": "file_opens", "options": { "path_prefix": prefix }, "seconds": 600, "background": "true" });
+        let begun = client.tool("run_probe", arguments).await.success();
+        let id = begun["execution_id"].clone();
+        for number in 0..23 {
+            let made = std::fs::File::open(format!("{prefix}{number}"));
+            assert!(made.is_err(), "there is none");
+        }
+        let stopped = client.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        assert_eq!((&stopped["loss"]["seen"], &stopped["loss"]["delivered"]), (&json!(23), &json!(23)));
+        let mut paths = Vec::new();
+        let mut arguments = json!({ "execution_id": id, "limit": 7 });
+        loop {
+            let page = client.tool("get_result", arguments.clone()).await.success();
+            let rows = page["report"]["rows"].as_array().unwrap();
+            paths.extend(rows.iter().map(|row| row["path"].as_str().unwrap().to_owned()));
+            let Some(cursor) = page["more"].get("cursor") else { break };
+            arguments["cursor"] = cursor.clone();
+        }
+        let want: Vec<String> = (0..23).map(|number| format!("{prefix}{number}")).collect();
+        assert_eq!(paths, want);
+        let past = client.tool("get_result", json!({ "execution_id": id, "offset": 1_000_000 })).await.success();
+        assert_eq!(past["report"]["rows"], json!([]), "past the end is an empty page");
+        let foreign = client.tool("get_result", json!({ "execution_id": id, "cursor": "r3" })).await;
+        assert_eq!(category(&foreign), "invalid_cursor");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_no_larger_than_asked_for() {
+        let mut client = client().await;
+        let begun = client.tool("run_probe", json!({ "probe": "syscall_latency", "seconds": 0.3 })).await.success();
+        let id = begun["execution_id"].clone();
+        for most in [1024, 2048, 5000, 24_576] {
+            let answer = client.tool("get_result", json!({ "execution_id": id, "max_bytes": most })).await;
+            assert!(!answer.is_error && answer.bytes() <= most, "{} of {most}: {}", answer.bytes(), answer.text);
+            assert!(answer.text.len() <= 4096);
+        }
+        let program = "BEGIN { @long[1] = count(); unroll(20) { @n = @n + 1; printf(\"%s %d\\n\", \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\", @n); } exit(); }";
+        let begun = client.tool("exec_program", json!({ "program": program })).await.success();
+        let id = begun["execution_id"].clone();
+        client.tool("get_result", json!({ "execution_id": id, "wait_seconds": 30 })).await.success();
+        let mut lines = Vec::new();
+        loop {
+            let arguments = json!({ "execution_id": id, "offset": lines.len(), "max_bytes": 2048 });
+            let answer = client.tool("get_result", arguments).await;
+            assert!(answer.bytes() <= 2048, "{}", answer.bytes());
+            let found = answer.success();
+            lines.extend(found["output"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()));
+            if found["has_more"] == false {
+                assert_eq!(found["lines_total"], lines.len());
+                break;
+            }
+        }
+        let numbered = lines.iter().filter(|line| line.starts_with("aaa")).count();
+        assert_eq!(numbered, 20, "every line comes once: {lines:?}");
+    }
+
+    #[tokio::test]
+    async fn a_filter_that_nothing_matches_is_a_result_that_says_so() {
+        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+        let arguments = json!({ "probe": "file_opens", "filter": { "pid": sleeper.id().to_string() }, "seconds": 0.2 });
+        let answer = client().await.tool("run_probe", arguments).await;
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(!answer.is_error, "{}", answer.text);
+        assert_eq!((&answer.structured["report"]["rows"], &answer.structured["loss"]["seen"]), (&json!([]), &json!(0)));
+        let notes = answer.structured["notes"].to_string();
+        assert!(notes.contains("filter"), "{notes}");
+    }
+
+    #[tokio::test]
+    async fn numbers_booleans_and_objects_may_come_as_strings() {
+        let arguments = json!({ "probe": "syscall_latency", "seconds": "0.2", "top": "3", "background": "false",
+            "options": "{\"slower_than_us\": \"100000\"}", "filter": "{\"uid\": \"0\"}" });
+        let found = client().await.tool("run_probe", arguments).await.success();
+        assert_eq!((&found["options"]["slower_than_us"], &found["filter"]["uid"]), (&json!(100_000), &json!(0)));
+    }
+}
+
+mod bad_input {
+    use super::*;
+
+    /// Tool, arguments, category, words of the message, and the nearest name.
+    type Case = (&'static str, Value, &'static str, &'static str, Option<&'static str>);
+
+    async fn check(cases: impl IntoIterator<Item = Case>) {
+        let mut client = client().await;
+        for (tool, arguments, want, words, near) in cases {
+            let answer = client.tool(tool, arguments.clone()).await;
+            assert_eq!(category(&answer), want, "{arguments}: {}", answer.text);
+            assert!(answer.text.contains(words), "{arguments}: {}", answer.text);
+            if let Some(near) = near {
+                assert_eq!(answer.structured["did_you_mean"][0], near, "{arguments}");
+            }
+        }
+        let listed = client.tool("list_executions", json!({})).await.success();
+        assert_eq!(listed["executions"], json!([]), "nothing was started");
+    }
+
+    #[tokio::test]
+    async fn unknown_names_get_the_nearest() {
+        check([
+            ("run_probe", json!({ "probe": "file_open" }), "unknown_probe", "file_open", Some("file_opens")),
+            ("describe_probe", json!({ "name": "runq" }), "unknown_probe", "runq", Some("runq_latency")),
+            (
+                "describe_probe",
+                json!({ "name": "tracepoint:sched:sched_swich" }),
+                "unknown_probe",
+                "sched_swich",
+                Some("tracepoint:sched:sched_switch"),
+            ),
+            (
+                "run_probe",
+                json!({ "probe": "file_opens", "options": { "failed_onyl": true } }),
+                "unknown_option",
+                "it takes failed_only",
+                Some("failed_only"),
+            ),
+            (
+                "run_probe",
+                json!({ "probe": "file_opens", "options": { "by": "pid" } }),
+                "unknown_option",
+                "takes no option `by`",
+                None,
+            ),
+            (
+                "run_probe",
+                json!({ "probe": "file_opens", "filter": { "pidd": 5 } }),
+                "unknown_argument",
+                "filter.pidd",
+                Some("filter.pid"),
+            ),
+            ("run_probe", json!({ "probe": "file_opens", "second": 5 }), "unknown_argument", "second", Some("seconds")),
+            (
+                "run_probe",
+                json!({ "probe": "runq_latency", "options": { "by": "process" } }),
+                "invalid_argument",
+                "options.by",
+                None,
+            ),
+            (
+                "run_probe",
+                json!({ "probe": "syscall_latency", "options": { "syscall": "opneat" } }),
+                "invalid_option",
+                "options.syscall",
+                Some("openat"),
+            ),
+            ("get_result", json!({ "execution_id": "exec_0" }), "unknown_execution", "exec_0", None),
+            ("stop_execution", json!({ "execution_id": "" }), "unknown_execution", "list_executions", None),
+            ("exec_program", json!({ "script": "tcplife" }), "unknown_script", "tcplife", None),
+        ])
+        .await;
+    }
+
+    #[tokio::test]
+    async fn seconds_must_be_a_time() {
+        let run = |seconds: Value| json!({ "probe": "file_opens", "seconds": seconds });
+        let bad = [
+            json!(0),
+            json!(-1),
+            json!(1e12),
+            json!("soon"),
+            json!("NaN"),
+            json!("inf"),
+            json!([5]),
+            json!(true),
+            json!(50.1),
+        ];
+        check(bad.map(|seconds| ("run_probe", run(seconds), "invalid_seconds", "seconds", None))).await;
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_named() {
+        let file_opens = |filter: Value| json!({ "probe": "file_opens", "filter": filter });
+        check([
+            ("run_probe", json!({}), "missing_argument", "`probe` is missing", None),
+            ("run_probe", json!({ "probe": 5 }), "invalid_argument", "`probe` must be a string", None),
+            (
+                "run_probe",
+                file_opens(json!({ "pid": 2_147_483_600 })),
+                "invalid_filter",
+                "there is no process 2147483600",
+                None,
+            ),
+            ("run_probe", file_opens(json!({ "pid": -5 })), "invalid_argument", "filter.pid", None),
+            ("run_probe", file_opens(json!({ "pid": "init" })), "invalid_argument", "filter.pid", None),
+            ("run_probe", file_opens(json!({ "comm": "a_name_longer_than_15" })), "invalid_filter", "15 bytes", None),
+            ("run_probe", file_opens(json!(["pid", 5])), "invalid_argument", "`filter` must be an object", None),
+            ("run_probe", json!({ "probe": "file_opens", "top": 0 }), "invalid_argument", "at least 1", None),
+            ("run_probe", json!({ "probe": "file_opens", "max_bytes": 10 }), "invalid_argument", "1024", None),
+            ("get_result", json!({ "execution_id": "x", "offset": -1 }), "invalid_argument", "offset", None),
+            ("exec_program", json!({}), "missing_argument", "program", None),
+            (
+                "exec_program",
+                json!({ "program": "BEGIN{}", "script": "a" }),
+                "invalid_argument",
+                "exclude each other",
+                None,
+            ),
+            ("list_probes", json!({ "source": "kernal" }), "invalid_argument", "source", Some("kernel")),
+            ("list_probes", json!({ "filter": "sched:*", "cursor": "nonsense" }), "invalid_cursor", "cursor", None),
+            ("list_probes", json!({ "cursor": "nonsense" }), "invalid_cursor", "cursor", None),
+        ])
+        .await;
+    }
+
+    #[tokio::test]
+    async fn scripts_are_refused_with_their_place() {
+        check([
+            ("exec_program", json!({ "program": "BEGIN { printf(\"hi\\n\" }" }), "syntax", "line 1, column 23", None),
+            (
+                "exec_program",
+                json!({ "program": "tracepoint:sched:sched_swich { @ = count(); }" }),
+                "unknown_probe",
+                "sched_swich",
+                None,
+            ),
+            ("exec_program", json!({ "program": "BEGIN { system(\"id\"); }" }), "refused", "system", None),
+            ("exec_program", json!({ "program": "   " }), "missing_argument", "program", None),
+            ("exec_program", json!({ "program": "BEGIN {}\0" }), "invalid_program", "", None),
+        ])
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_script_of_ten_megabytes_is_refused() {
+        let program = format!("BEGIN {{ {} }}", "@a = 1; ".repeat(10 << 17));
+        check([("exec_program", json!({ "program": program }), "invalid_program", "bytes", None)]).await;
+    }
+
+    #[tokio::test]
+    async fn cursors_are_checked() {
+        let mut client = client().await;
+        let run = json!({ "probe": "syscall_counts", "seconds": 0.2 });
+        let id = client.tool("run_probe", run).await.success()["execution_id"].clone();
+        for cursor in ["nonsense", "e", "r-5", "e5", "r99999999999999999999"] {
+            let answer = client.tool("get_result", json!({ "execution_id": id, "cursor": cursor })).await;
+            assert_eq!(category(&answer), "invalid_cursor", "{cursor}");
+            assert!(answer.structured["remedy"].is_string());
+        }
+        let both = client.tool("get_result", json!({ "execution_id": id, "cursor": "r1", "offset": 1 })).await;
+        assert_eq!(category(&both), "invalid_cursor");
+        let past = client.tool("get_result", json!({ "execution_id": id, "cursor": "r99999" })).await.success();
+        assert_eq!(past["report"]["rows"], json!([]));
+    }
+
+    #[tokio::test]
+    async fn an_expired_execution_says_that_it_has_expired() {
+        let limits = Limits { keep: Duration::ZERO, ..Limits::default() };
+        let mut client = Client::in_process(&Arc::new(Executions::new(limits))).await;
+        let run = json!({ "probe": "syscall_counts", "seconds": 0.1 });
+        let id = client.tool("run_probe", run).await.success()["execution_id"].clone();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let answer = client.tool("get_result", json!({ "execution_id": id })).await;
+        assert_eq!(category(&answer), "expired_execution");
+    }
+
+    #[tokio::test]
+    async fn no_more_run_than_may() {
+        let limits = Limits { running: 1, ..Limits::default() };
+        let mut client = Client::in_process(&Arc::new(Executions::new(limits))).await;
+        let run = json!({ "probe": "syscall_counts", "seconds": 60, "background": true });
+        let id = client.tool("run_probe", run.clone()).await.success()["execution_id"].clone();
+        assert_eq!(category(&client.tool("run_probe", run.clone()).await), "busy");
+        client.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        let again = client.tool("run_probe", run).await.success()["execution_id"].clone();
+        client.tool("stop_execution", json!({ "execution_id": again })).await.success();
+    }
+
+    #[tokio::test]
+    async fn broken_protocol_is_a_protocol_error() {
+        let mut client = client().await;
+        for (method, params, code) in [
+            ("tools/call", json!({ "name": "run_prob" }), -32602),
+            ("tools/call", json!({ "name": 5 }), -32602),
+            ("tools/call", json!({ "name": "run_probe", "arguments": [] }), -32602),
+            ("tools/list", json!({ "cursor": "x" }), -32602),
+            ("tools/cal", json!({}), -32601),
+            ("prompts/list", json!({}), -32601),
+            ("resources/read", json!({ "uri": "mcptrace://probes/nothing" }), -32002),
+            ("resources/read", json!({ "uri": "file:///etc/passwd" }), -32002),
+            ("resources/read", json!({}), -32602),
+        ] {
+            let answer = client.request(method, params.clone()).await;
+            assert_eq!(answer["error"]["code"], code, "{method} {params}: {answer}");
+        }
+        let near = client.request("tools/call", json!({ "name": "run_prob" })).await;
+        assert_eq!(near["error"]["data"]["did_you_mean"], "run_probe");
+    }
+}
+
+mod executions_of_others {
+    use super::*;
+
+    #[tokio::test]
+    async fn are_as_unknown_as_those_that_never_were() {
+        let executions = executions();
+        let mut mine = Client::in_process_as(&executions, "me").await;
+        let mut theirs = Client::in_process_as(&executions, "them").await;
+        let run = json!({ "probe": "syscall_counts", "seconds": 60, "background": true });
+        let id = mine.tool("run_probe", run).await.success()["execution_id"].clone();
+        for tool in ["get_result", "stop_execution"] {
+            let answer = theirs.tool(tool, json!({ "execution_id": id })).await;
+            assert_eq!(category(&answer), "unknown_execution");
+        }
+        assert_eq!(theirs.tool("list_executions", json!({})).await.success()["executions"], json!([]));
+        let uri = format!("mcptrace://executions/{}", id.as_str().unwrap());
+        assert_eq!(theirs.request("resources/read", json!({ "uri": uri })).await["error"]["code"], -32002);
+        let stopped = mine.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        assert_eq!(stopped["status"], "stopped", "nobody else could stop it");
+    }
+}
+
+mod progress {
+    use super::*;
+
+    #[tokio::test]
+    async fn is_told_while_a_call_waits_and_rises() {
+        let mut client = client().await;
+        client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 2.5 })).await.success();
+        let told: Vec<&Value> =
+            client.others.iter().filter(|message| message["method"] == "notifications/progress").collect();
+        assert!(!told.is_empty(), "{:?}", client.others);
+        let progress: Vec<f64> = told.iter().map(|message| message["params"]["progress"].as_f64().unwrap()).collect();
+        assert!(progress.is_sorted_by(|a, b| a < b), "{progress:?}");
+        assert_eq!(told[0]["params"]["total"], 2.5);
+        assert!(told[0]["params"]["message"].as_str().unwrap().contains("seen"), "{}", told[0]);
+    }
+
+    #[tokio::test]
+    async fn is_not_told_to_those_who_did_not_ask() {
+        let mut client = client().await;
+        let params = json!({ "name": "run_probe", "arguments": { "probe": "syscall_counts", "seconds": 1.5 } });
+        client.request("tools/call", params).await;
+        assert!(client.others.is_empty(), "{:?}", client.others);
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_result_ends_with_the_execution() {
+        let mut client = client().await;
+        let run = json!({ "probe": "syscall_counts", "seconds": 1, "background": true });
+        let id = client.tool("run_probe", run).await.success()["execution_id"].clone();
+        let wait = json!({ "execution_id": id, "wait_seconds": 50 });
+        assert_eq!(client.tool("get_result", wait).await.success()["status"], "completed");
+    }
+
+    #[tokio::test]
+    async fn cancelling_a_wait_leaves_the_execution_alone() {
+        let mut client = client().await;
+        let run = json!({ "probe": "syscall_counts", "seconds": 60, "background": true });
+        let id = client.tool("run_probe", run).await.success()["execution_id"].clone();
+        let wait = client.start_tool("get_result", json!({ "execution_id": id, "wait_seconds": 50 })).await;
+        let cancel = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": wait } });
+        client.send(&cancel).await;
+        let found = client.tool("get_result", json!({ "execution_id": id })).await.success();
+        assert_eq!(found["status"], "running");
+        client.tool("stop_execution", json!({ "execution_id": id })).await.success();
+    }
+}
+
+mod resources {
+    use super::*;
+
+    async fn read(client: &mut Client, uri: &str) -> Value {
+        let answer = client.request("resources/read", json!({ "uri": uri })).await;
+        let content = &answer["result"]["contents"][0];
+        assert_eq!((&content["uri"], &content["mimeType"]), (&json!(uri), &json!("application/json")), "{answer}");
+        serde_json::from_str(content["text"].as_str().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn all_that_are_listed_can_be_read() {
+        let mut client = client().await;
+        client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.2 })).await.success();
+        let listed = client.request("resources/list", json!({})).await;
+        let uris: Vec<String> = listed["result"]["resources"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["uri"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(uris.len(), 1 + 5 + 1, "{uris:?}");
+        for uri in &uris {
+            assert!(read(&mut client, uri).await.is_object(), "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_report_fits_the_schema_that_is_a_resource() {
+        let mut client = client().await;
+        let schema = read(&mut client, "mcptrace://schema/report").await;
+        for probe in ["syscall_counts", "syscall_latency", "file_opens", "runq_latency"] {
+            let found = client.tool("run_probe", json!({ "probe": probe, "seconds": 0.2 })).await.success();
+            jsonschema::validate(&schema, &found["report"]).unwrap_or_else(|error| panic!("{probe}: {error}"));
+        }
+        assert!(!jsonschema::is_valid(&schema, &json!({ "shape": "cloud" })));
+    }
+
+    #[tokio::test]
+    async fn an_execution_is_its_envelope() {
+        let mut client = client().await;
+        let found = client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.2 })).await.success();
+        let id = found["execution_id"].as_str().unwrap();
+        let read = read(&mut client, &format!("mcptrace://executions/{id}")).await;
+        assert_eq!((&read["window"], &read["loss"]), (&found["window"], &found["loss"]));
+    }
+
+    #[tokio::test]
+    async fn templates_have_arguments_that_complete() {
+        let mut client = client().await;
+        let templates = client.request("resources/templates/list", json!({})).await;
+        assert_eq!(templates["result"]["resourceTemplates"].as_array().unwrap().len(), 2);
+        let ask = |uri: &str, name: &str, value: &str| json!({ "ref": { "type": "ref/resource", "uri": uri }, "argument": { "name": name, "value": value } });
+        let found = client.request("completion/complete", ask("mcptrace://probes/{name}", "name", "sys")).await;
+        assert_eq!(found["result"]["completion"]["values"], json!(["syscall_counts", "syscall_latency"]));
+        let other = client.request("completion/complete", ask("mcptrace://nothing/{name}", "name", "")).await;
+        assert_eq!(other["error"]["code"], -32602);
+    }
+}
+
+/// One test for each fault of the original that its clients could see. Those that need a process of its own are in `stdio.rs`.
+mod faults_of_the_original {
+    use super::*;
+
+    async fn run_script(client: &mut Client, program: &str, timeout: u64) -> Value {
+        let begun = client.tool("exec_program", json!({ "program": program, "timeout": timeout })).await;
+        let structured = begun.clone().success();
+        assert_eq!(serde_json::from_str::<Value>(&begun.text).unwrap(), structured, "text is the same JSON");
+        assert_eq!(structured["status"], "started");
+        let keys: Vec<&String> = structured.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["execution_id", "status", "message"]);
+        let wait = json!({ "execution_id": structured["execution_id"], "wait_seconds": 40 });
+        let answer = client.tool("get_result", wait).await;
+        let text: Map<String, Value> = serde_json::from_str(&answer.text).unwrap();
+        let want = [
+            "execution_id",
+            "status",
+            "lines_total",
+            "lines_returned",
+            "output",
+            "has_more",
+            "error_message",
+            "duration",
+        ];
+        assert_eq!(text.keys().collect::<Vec<_>>(), want, "the original's fields, and no others, in the text");
+        for (name, value) in &text {
+            assert_eq!(&answer.structured[name], value, "{name}");
+        }
+        answer.success()
+    }
+
+    #[tokio::test]
+    async fn the_timeout_ends_a_chatty_program_and_its_maps_are_kept() {
+        let program = "interval:ms:1 { printf(\"tick\\n\"); @ticks = count(); }";
+        let found = run_script(&mut client().await, program, 1).await;
+        assert_eq!((&found["status"], &found["error_message"]), (&json!("completed"), &Value::Null));
+        assert!(found["duration"].as_f64().unwrap() < 20.0);
+        let maps = found["reports"].as_array().unwrap();
+        assert!(maps.iter().any(|report| report["name"] == "@ticks"), "{maps:?}");
+    }
+
+    #[tokio::test]
+    async fn the_timeout_is_brought_into_its_bounds() {
+        let mut client = client().await;
+        for (timeout, said) in [(json!(0), "1s"), (json!(100_000), "60s"), (json!("7"), "7s")] {
+            let arguments = json!({ "program": "BEGIN { exit(); }", "timeout": timeout });
+            let begun = client.tool("exec_program", arguments).await.success();
+            assert_eq!(begun["message"], format!("Program execution started with timeout of {said}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_syntax_error_is_refused_at_once() {
+        let answer = client().await.tool("exec_program", json!({ "program": "BEGIN { printf( }" })).await;
+        assert_eq!(category(&answer), "syntax");
+        assert!(answer.structured["line"].is_u64() && answer.structured["column"].is_u64());
+    }
+
+    #[tokio::test]
+    async fn an_offset_past_the_end_is_an_empty_page() {
+        let mut client = client().await;
+        let found = run_script(&mut client, "BEGIN { printf(\"one\\n\"); exit(); }", 5).await;
+        for offset in [3, 1000, u64::MAX] {
+            let arguments = json!({ "execution_id": found["execution_id"], "offset": offset });
+            let page = client.tool("get_result", arguments).await.success();
+            assert_eq!((&page["output"], &page["has_more"]), (&json!([]), &json!(false)));
+            assert_eq!(page["lines_total"], found["lines_total"]);
+        }
+        let arguments = json!({ "execution_id": found["execution_id"], "offset": 1, "limit": 1 });
+        assert_eq!(client.tool("get_result", arguments).await.success()["output"], json!(["one"]));
+    }
+
+    #[tokio::test]
+    async fn bpf_info_is_not_empty() {
+        let answer = client().await.tool("bpf_info", json!({})).await;
+        assert!(answer.text.contains("kernel"), "{}", answer.text);
+        let info = answer.success();
+        assert_eq!(info["probes"].as_array().unwrap().len(), 5);
+        assert!(
+            info["bpftrace"]["info"].as_str().unwrap().len() > 100,
+            "what bpftrace says of itself, though on stderr"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_filter_is_no_option_of_bpftrace() {
+        let answer = client().await.tool("list_probes", json!({ "filter": "--version" })).await;
+        let listed = answer.clone().success();
+        assert_eq!((&listed["probes"], &listed["count"]), (&json!([]), &json!(0)));
+        assert_eq!(serde_json::from_str::<Value>(&answer.text).unwrap(), listed, "text is the same JSON");
+    }
+
+    #[tokio::test]
+    async fn lists_come_in_pages() {
+        let mut client = client().await;
+        let mut names = BTreeSet::new();
+        let mut arguments = json!({ "filter": "syscalls:*read*", "limit": 5 });
+        let mut listed = client.tool("list_probes", arguments.clone()).await.success();
+        let total = listed["total"].as_u64().unwrap() as usize;
+        assert!(total > 5, "{total}");
+        loop {
+            let page = listed["probes"].as_array().unwrap();
+            assert!(page.len() <= 5 && listed["count"] == page.len());
+            for name in page {
+                assert!(names.insert(name.as_str().unwrap().to_owned()), "{name} came twice");
+            }
+            let Some(cursor) = listed.get("next_cursor") else { break };
+            arguments["cursor"] = cursor.clone();
+            listed = client.tool("list_probes", arguments.clone()).await.success();
+        }
+        assert_eq!(names.len(), total);
+        assert!(names.contains("tracepoint:syscalls:sys_enter_read"));
+    }
+
+    #[tokio::test]
+    async fn an_unfiltered_list_is_short() {
+        let answer = client().await.tool("list_probes", json!({})).await;
+        assert!(answer.text.len() < 4096);
+        let listed = answer.success();
+        assert_eq!(listed["count"], 5);
+        assert!(listed["tracepoints"].as_u64().unwrap() > 100);
+        assert!(listed["native"].as_array().unwrap().iter().all(|probe| probe["available"] == true), "{listed}");
+    }
+}
