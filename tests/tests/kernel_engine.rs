@@ -231,7 +231,7 @@ fn what_is_unknown_is_named_with_the_nearest_that_is_known() {
     assert_eq!((refusal.did_you_mean(), refusal.category()), (Some("openat"), "invalid_option"));
     for (probe, options, word) in [
         ("syscall_counts", json!({"by": "cpu"}), "total, pid, comm"),
-        ("syscall_counts", json!({"by": 7}), "by"),
+        ("syscall_counts", json!({"by": 7}), "options.by: "),
         ("file_opens", json!({"path_prefix": "x".repeat(129)}), "128"),
         ("file_opens", json!({"path_prefix": ""}), "path_prefix"),
         ("file_opens", json!({"transport": "pigeon"}), "pigeon"),
