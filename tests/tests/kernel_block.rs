@@ -36,7 +36,8 @@ impl OnDisk {
         fs::write(&path, "").unwrap();
         let number = fs::metadata(&path).unwrap().dev();
         let link = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
-        let sysfs = fs::canonicalize(&link).unwrap_or_else(|error| panic!("{path:?} is on no disk: {link}: {error}"));
+        let sysfs =
+            fs::canonicalize(&link).unwrap_or_else(|error| panic!("{} is on no disk: {link}: {error}", path.display()));
         let partition = sysfs.join("partition").exists();
         let sysfs = if partition { sysfs.parent().unwrap().to_owned() } else { sysfs };
         let device = Device { name: sysfs.file_name().unwrap().to_str().unwrap().to_owned(), sysfs };
