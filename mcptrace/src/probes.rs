@@ -266,9 +266,7 @@ fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
 }
 
 fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Result<Prepared, OptionError> {
-    let given = Value::Object(options.clone());
-    let options: P::Options =
-        serde_json::from_value(given).map_err(|error| OptionError::new(format!("options of {}: {error}", P::NAME)))?;
+    let options: P::Options = options_of::<P>(options)?;
     let (probe, mut plan) = P::plan(&options, context)?;
     plan.globals.extend(context.filter.globals.iter().cloned());
     plan.follow = context.filter.follow;
@@ -280,6 +278,19 @@ fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Res
         _ => Map::new(),
     };
     Ok(Prepared { plan, options, reader: Box::new(probe) })
+}
+
+fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, OptionError> {
+    let parse = |given: Map<String, Value>| serde_json::from_value::<P::Options>(given.into());
+    parse(given.clone()).map_err(|error| {
+        // serde does not say which one it was; every option has a default, so each can be tried alone.
+        let alone = |(name, value): (&String, &Value)| {
+            let error = parse(Map::from_iter([(name.clone(), value.clone())])).err()?;
+            Some(format!("options.{name}: {error}"))
+        };
+        let message = given.iter().find_map(alone);
+        OptionError::new(message.unwrap_or_else(|| format!("options of {}: {error}", P::NAME)))
+    })
 }
 
 /// A plan with a probe's own hooks and nothing set.
@@ -322,6 +333,13 @@ mod tests {
                 assert!(known.contains(option), "{}: {option}", entry.name);
             }
         }
+    }
+
+    #[test]
+    fn the_option_that_is_wrong_is_named() {
+        let given = serde_json::json!({"failed_only": true, "path_prefix": 7});
+        let error = options_of::<file_opens::FileOpens>(given.as_object().unwrap()).unwrap_err();
+        assert!(error.message.starts_with("options.path_prefix: invalid type: integer `7`"), "{error}");
     }
 
     #[test]

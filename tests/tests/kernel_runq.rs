@@ -50,6 +50,17 @@ fn asleep(workload: &Workload) {
     }
 }
 
+/// Both keep CPU 0 busy for so many milliseconds, and sleep again afterwards.
+fn hog_together(pair: &mut [Workload; 2], milliseconds: u64) {
+    for one in pair.iter_mut() {
+        one.begin(&format!("hog 0 {milliseconds}"));
+    }
+    for one in pair {
+        one.finish();
+        asleep(one);
+    }
+}
+
 fn total_ns(series: &Series) -> f64 {
     series.mean * series.count as f64
 }
@@ -65,9 +76,7 @@ fn shared_cpu(
     let before = [0, 1].map(|one| Scheduled::of(&pair[one]));
     let filter = filter(&pair[0]);
     let envelope = around("runq_latency", options, &filter, || {
-        pair.iter_mut().for_each(|one| one.begin("hog 0 1500"));
-        pair.iter_mut().for_each(|one| drop(one.finish()));
-        pair.iter().for_each(asleep);
+        hog_together(&mut pair, 1500);
     });
     let scheduled = [0, 1].map(|one| Scheduled::of(&pair[one]).since(before[one]));
     (envelope, scheduled, [0, 1].map(|one| pair[one].pid()))
@@ -173,9 +182,7 @@ fn runqlat_sees_as_many_waits() {
     assert!(lines.next().unwrap().starts_with("Tracing"), "printed when it has attached");
     pair.iter().for_each(asleep);
     let envelope = around("runq_latency", &json!({}), &of_pid(pair[0].pid()), || {
-        pair.iter_mut().for_each(|one| one.begin("hog 0 1000"));
-        pair.iter_mut().for_each(|one| drop(one.finish()));
-        pair.iter().for_each(asleep);
+        hog_together(&mut pair, 1000);
     });
     // SAFETY: the child has not been waited for.
     unsafe { libc::kill(runqlat.id() as i32, libc::SIGINT) };
