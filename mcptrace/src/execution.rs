@@ -6,7 +6,7 @@ pub mod script;
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -86,13 +86,20 @@ pub struct Control {
     deadline: Instant,
     stopped: Mutex<bool>,
     changed: Condvar,
+    collected: OnceLock<Duration>,
 }
 
 impl Control {
     /// A control that ends after a time.
     pub fn new(length: Duration) -> Self {
         let started = Instant::now();
-        Self { started, deadline: started + length, stopped: Mutex::new(false), changed: Condvar::new() }
+        Self {
+            started,
+            deadline: started + length,
+            stopped: Mutex::new(false),
+            changed: Condvar::new(),
+            collected: OnceLock::new(),
+        }
     }
 
     /// Waits at most so long; true if it is time to end.
@@ -117,6 +124,11 @@ impl Control {
     /// How long it is to run.
     pub fn length(&self) -> Duration {
         self.deadline - self.started
+    }
+
+    /// Says that collecting has ended, though reading what was collected may still take a while.
+    pub fn has_collected(&self) -> Duration {
+        *self.collected.get_or_init(|| self.started.elapsed())
     }
 
     /// Whether somebody asked for the end.
@@ -312,7 +324,7 @@ impl Execution {
             Ok(()) if self.control.is_stopped() => Status::Stopped,
             Ok(()) => Status::Completed,
         };
-        let seconds = self.control.started().elapsed().as_secs_f64();
+        let seconds = self.control.has_collected().as_secs_f64();
         *self.outcome() = Some(Outcome { status, error: result.err(), at: SystemTime::now(), seconds });
         self.ended.send_replace(true);
     }

@@ -237,7 +237,7 @@ impl ProbeSource {
 impl Source for ProbeSource {
     fn run(&self, control: &Control) -> Result<(), String> {
         self.collect(control);
-        self.finish(control.started().elapsed().as_secs_f64())
+        self.finish(control.has_collected().as_secs_f64())
     }
 
     fn snapshot(&self, seconds: f64, page: &Page) -> Snapshot {
