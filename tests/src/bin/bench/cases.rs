@@ -30,7 +30,7 @@ pub(crate) const CASES: &[Case] = &[
             tracepoint:raw_syscalls:sys_exit /args->ret < 0 && args->ret >= -4095/ { @errors[args->id] = count(); }",
         tool: &["syscount"],
         targets: &[(Variant::Empty, 1.2), (Variant::Tool, 0.65)],
-        remark: "syscount looks at returns only and does not count errors; mcptrace and bpftrace count calls at entry and errors at return.",
+        remark: "syscount attaches one program, at return, and counts no errors; mcptrace and bpftrace count calls at entry and errors at return, with two.",
     },
     Case {
         probe: "syscall_latency",

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use mcptrace::probes::PROBES;
 use serde_json::{Value, json};
 
 use crate::peer::resident_bytes;
@@ -26,8 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Memory {
     /// After `initialize` and `tools/list`.
     pub(crate) before: u64,
-    /// After each probe has run once.
-    pub(crate) after: u64,
+    /// After the first native call.
+    pub(crate) after_one: u64,
+    /// After each probe has run twice.
+    pub(crate) after_all: u64,
 }
 
 /// Measures a server; nothing if there is none, with a word on stderr.
@@ -37,11 +40,11 @@ pub(crate) fn measure(server: Option<&Path>) -> Result<Option<Memory>> {
     let mut client = Client::start(server)?;
     client.hello().with_context(|| format!("{} does not serve", server.display()))?;
     let before = resident_bytes(client.server.id())?;
-    for entry in mcptrace::probes::PROBES {
-        client.call("tools/call", &json!({"name": "run_probe", "arguments": {"probe": entry.name, "seconds": 1}}))?;
-    }
-    let after = resident_bytes(client.server.id())?;
-    Ok(Some(Memory { before, after }))
+    client.run_probe(PROBES[0].name)?;
+    let after_one = resident_bytes(client.server.id())?;
+    PROBES.iter().chain(PROBES).try_for_each(|entry| client.run_probe(entry.name))?;
+    let after_all = resident_bytes(client.server.id())?;
+    Ok(Some(Memory { before, after_one, after_all }))
 }
 
 /// A client of as little MCP as it takes.
@@ -67,6 +70,11 @@ impl Client {
         self.call("initialize", &json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}))?;
         self.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}))?;
         self.call("tools/list", &json!({}))?;
+        Ok(())
+    }
+
+    fn run_probe(&mut self, probe: &str) -> Result<()> {
+        self.call("tools/call", &json!({"name": "run_probe", "arguments": {"probe": probe, "seconds": 0.5}}))?;
         Ok(())
     }
 

@@ -59,7 +59,10 @@ pub(crate) fn measure(case: &'static Case, plan: &Plan) -> Result<Costs> {
         eprintln!("bench: {} round {} of {}", case.probe, round + 1, plan.rounds);
         for variant in rotated(&variants, round as usize) {
             match costs.measure_once(variant, plan) {
-                Ok(timing) => costs.timings.entry(variant).or_default().push(timing),
+                Ok(timing) => {
+                    eprintln!("bench:   {}: {:.1} ns", variant.name(case), timing.fastest);
+                    costs.timings.entry(variant).or_default().push(timing);
+                }
                 Err(error) if matches!(variant, Variant::Bpftrace | Variant::Tool) => {
                     eprintln!("bench: {}: {error:#}", case.probe);
                     costs.failures.push(format!("{}: {error:#}", variant.name(case)));
