@@ -73,14 +73,19 @@ pub fn returning(ctx: &BtfTracePointContext) -> u32 {
     syscall_index(number, !surely_native(ctx) && in_compat_syscall())
 }
 
+/// Whether the value returned is that of an error: -4095 to -1 (MAX_ERRNO, include/linux/err.h).
+#[inline(always)]
+pub fn has_error(ctx: &BtfTracePointContext) -> bool {
+    (ctx.arg::<i64>(1) as u64).wrapping_neg().wrapping_sub(1) < 4095
+}
+
 /// How the call returned. After `rt_sigreturn` the value is that of the interrupted code, not a result.
 #[inline(always)]
 pub fn returned(ctx: &BtfTracePointContext) -> Return {
-    // Errors are -4095 to -1 (MAX_ERRNO, include/linux/err.h).
-    let error = (ctx.arg::<i64>(1) as u64).wrapping_neg();
-    if error.wrapping_sub(1) >= 4095 {
+    if !has_error(ctx) {
         return Return::Success;
     }
+    let error = ctx.arg::<i64>(1).wrapping_neg();
     // SAFETY: as in `returning`.
     let number: u32 = unsafe { load(ctx.arg::<*const u8>(0), REGS_SYSCALL.load()) };
     match error {
@@ -95,12 +100,8 @@ pub fn returned(ctx: &BtfTracePointContext) -> Return {
 ///
 /// Fork returns twice; the child comes out of `ret_from_fork` with 0 and the parent's number.
 #[inline(always)]
-pub fn is_childs_return(ctx: &BtfTracePointContext) -> bool {
-    if ctx.arg::<i64>(1) != 0 {
-        return false;
-    }
-    let index = returning(ctx);
-    FORKS.load().contains(&index)
+pub fn is_childs_return(ctx: &BtfTracePointContext, index: u32) -> bool {
+    ctx.arg::<i64>(1) == 0 && FORKS.load().contains(&index)
 }
 
 /// Indexes of clone, clone3, fork, vfork and their 32-bit namesakes.

@@ -368,6 +368,15 @@ fn the_childs_return_from_a_fork_has_no_latency() {
     }
 }
 
+/// The first child dies in its exit, whose start nobody takes; the second has its id and comes out of clone3 with no call of its own.
+#[test]
+fn a_thread_that_gets_a_dead_ones_id_does_not_inherit_its_call() {
+    let mut workload = workload!();
+    let filter = Filter { descendants: true, ..of_pid(workload.pid()) };
+    let envelope = around("syscall_latency", &json!({}), &filter, || drop(workload.run("fork_twice_as_one_id")));
+    assert_eq!(one_series(&envelope, "syscall", "clone3").count, 2);
+}
+
 #[test]
 fn only_long_calls_are_counted_if_asked_for() {
     let mut workload = workload!();

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, NATIVE_SYSCALLS, SYSCALLS, SyscallCell, SyscallKey, diagnose,
     kernel::{add, count, current_passes},
-    syscall::{Return, entered, returned, surely_native},
+    syscall::{Return, entered, has_error, returned, returning, surely_native},
 };
 
 /// Whether to count by process as well.
@@ -68,11 +68,18 @@ fn enter_any(ctx: *mut c_void) -> i32 {
 
 #[btf_tracepoint(function = "sys_exit")]
 fn exit(ctx: BtfTracePointContext) -> i32 {
+    // As in `enter`: the common case makes no call.
+    if has_error(&ctx) { exit_with_error(ctx.as_ptr()) } else { 0 }
+}
+
+#[inline(never)]
+fn exit_with_error(ctx: *mut c_void) -> i32 {
+    let ctx = BtfTracePointContext::new(ctx);
     let outcome = returned(&ctx);
     if matches!(outcome, Return::Success) || !current_passes() {
         return 0;
     }
-    let index = mcptrace_ebpf::syscall::returning(&ctx);
+    let index = returning(&ctx);
     let by_process = BY_PROCESS.load() != 0;
     match outcome {
         Return::Success => {}

@@ -60,8 +60,13 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let now = now();
-    let Some(begin) = take_start(&STARTS, pid_tgid as u32) else {
-        if current_passes() && !is_childs_return(&ctx) {
+    let begin = take_start(&STARTS, pid_tgid as u32);
+    // Before the start is looked at: its slot may still hold that of a thread which had the same id and died in a call.
+    if is_childs_return(&ctx, index) {
+        return 0;
+    }
+    let Some(begin) = begin else {
+        if current_passes() {
             diagnose!(&ctx, "call {} of thread {} has no start", index, pid_tgid as u32);
             count(Counter::Seen);
             count(Counter::StartMissing);

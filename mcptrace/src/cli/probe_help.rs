@@ -38,7 +38,7 @@ pub(super) fn json(entry: &Entry) -> Value {
         "fields": (entry.fields)(),
         "event_fields": (entry.event_fields)(),
         "hooks": hooks,
-        "cost_ns_per_event": entry.cost_ns,
+        "cost_ns": entry.cost_ns,
         "next": entry.next,
         "example": serde_json::from_str::<Value>(entry.example).unwrap_or_default(),
     })

@@ -95,11 +95,6 @@ impl Image {
         self.symbols.iter().any(|symbol| symbol.is_map && symbol.name == name)
     }
 
-    /// Whether the object has a global of that name.
-    pub fn has_global(&self, name: &str) -> bool {
-        self.symbols.iter().any(|symbol| !symbol.is_map && symbol.name == name)
-    }
-
     /// The object with everything set.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

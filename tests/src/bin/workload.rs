@@ -85,7 +85,8 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "close_bad" => call(libc::SYS_close, number(1)),
         "sigreturn" => sigreturn(number(1)),
         "interrupt" => interrupt(number(1)),
-        "fork" => times(2).for_each(|_| fork(words[1], number(3))),
+        "fork" => times(2).for_each(|_| _ = fork(words[1], number(3), None)),
+        "fork_twice_as_one_id" => fork_twice_as_one_id(),
         "nanosleep" => times(1).for_each(|_| nanosleep(number(2))),
         "comm" => name(words[1]),
         "setuid" => assert_eq!(raw(libc::SYS_setuid, [number(1), 0, 0, 0]), 0),
@@ -181,9 +182,17 @@ fn set_timer(microseconds: i64) {
 }
 
 /// Makes a child, which calls getppid so often and exits, and waits for it.
-fn fork(kind: &str, calls: i64) {
+fn fork_twice_as_one_id() {
+    let first = fork("clone3", 0, None);
+    assert_eq!(fork("clone3", 0, Some(first)), first, "the kernel gives the id that was asked for");
+}
+
+/// Makes a child, with a certain id if asked for (`clone3` only), that makes some calls and ends; waits for it and gives its id.
+fn fork(kind: &str, calls: i64, id: Option<i32>) -> i32 {
     const EXIT: i64 = libc::SYS_exit;
-    let clone3: [u64; 8] = [0, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
+    // struct clone_args (include/uapi/linux/sched.h); the last two are set_tid and its size.
+    let (ids, length) = id.as_ref().map_or((0, 0), |id| (std::ptr::from_ref(id) as u64, 1));
+    let clone3: [u64; 10] = [0, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0, ids, length];
     let (number, first, second) = match kind {
         "fork" => (libc::SYS_fork, 0, 0),
         "vfork" => (libc::SYS_vfork, 0, 0),
@@ -207,6 +216,7 @@ fn fork(kind: &str, calls: i64) {
     // SAFETY: the status has room.
     assert_eq!(i64::from(unsafe { libc::waitpid(child as i32, &raw mut status, 0) }), child);
     assert_eq!(status, 0);
+    child as i32
 }
 
 fn nanosleep(microseconds: i64) {
