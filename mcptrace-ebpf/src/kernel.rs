@@ -19,7 +19,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, PerfEventByteArray, RingBuf},
 };
 
-use crate::{BUCKETS, COUNTERS as COUNTERS_LEN, Comm, Counter, Histogram, START_TIME_MASK, bucket_of, start_slot};
+use crate::{
+    BUCKETS, BY_CGROUP, BY_COMM, BY_FOLLOWED, BY_PID, BY_TID, BY_UID, COUNTERS as COUNTERS_LEN, Comm, Counter,
+    Histogram, START_TIME_MASK, bucket_of, start_slot,
+};
 
 /// Filters in force, `FILTER_*` bits. Zero: everything passes.
 #[unsafe(no_mangle)]
@@ -41,19 +44,6 @@ static FILTER_CGROUP_LEVEL: Global<u32> = Global::new(0);
 /// Values below this are not counted, in nanoseconds.
 #[unsafe(no_mangle)]
 static FILTER_MIN_NS: Global<u64> = Global::new(0);
-
-/// [`FILTERS`]: the process must be [`FILTER_PID`].
-pub const BY_PID: u32 = 1;
-/// The thread must be `FILTER_TID`.
-pub const BY_TID: u32 = 2;
-/// The user must be `FILTER_UID`.
-pub const BY_UID: u32 = 4;
-/// The command name must be `FILTER_COMM`.
-pub const BY_COMM: u32 = 8;
-/// The thread must be in `FILTER_CGROUP` or below.
-pub const BY_CGROUP: u32 = 16;
-/// The process must be in the map `FOLLOWED`; takes the place of [`BY_PID`].
-pub const BY_FOLLOWED: u32 = 32;
 
 /// Offsets in `struct task_struct` and what hangs on it, from the running kernel's BTF.
 #[unsafe(no_mangle)]
@@ -359,7 +349,7 @@ pub fn since(start: u64, now: u64) -> u64 {
 /// `histogram` points into a map's value.
 #[inline(always)]
 pub unsafe fn record(histogram: *mut Histogram, value: u64) {
-    let bucket = bounded(bucket_of(value));
+    let bucket = forgotten(bucket_of(value));
     // SAFETY: the caller's promise; the verifier wants to see the bound.
     unsafe {
         if bucket < BUCKETS {
@@ -379,7 +369,7 @@ pub unsafe fn record(histogram: *mut Histogram, value: u64) {
 /// `histogram` points into a map's value.
 #[inline(always)]
 pub unsafe fn record_shared(histogram: *mut Histogram, value: u64) {
-    let bucket = bounded(bucket_of(value));
+    let bucket = forgotten(bucket_of(value));
     // SAFETY: the caller's promise.
     unsafe {
         if bucket < BUCKETS {
@@ -390,20 +380,23 @@ pub unsafe fn record_shared(histogram: *mut Histogram, value: u64) {
     }
 }
 
-/// An index that the verifier sees the bounds of. With a shortest duration in force, the one of 5.10 follows branches that cannot be
-/// taken, where it believes that the value is both large and small, and loses them.
+/// A number of which the verifier has forgotten all that it believes.
+///
+/// The one of 5.10 follows branches that cannot be taken when a constant stands on their left, believes there that a value is both
+/// large and small, and refuses the pointer that is computed from it. It forgets a number that is negated (check_alu_op,
+/// kernel/bpf/verifier.c), and two negations change nothing.
 #[inline(always)]
-fn bounded(bucket: usize) -> usize {
+fn forgotten(number: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
-        let mut bucket = bucket as u64;
-        // In assembly, because LLVM knows that the mask changes nothing and would drop it.
+        let mut number = number as u64;
+        // In assembly, because LLVM knows what two negations are.
         // SAFETY: arithmetic on one register.
-        unsafe { core::arch::asm!("{bucket} &= 511", bucket = inout(reg) bucket) };
-        bucket as usize
+        unsafe { core::arch::asm!("{n} = -{n}", "{n} = -{n}", n = inout(reg) number) };
+        number as usize
     }
     #[cfg(not(target_arch = "bpf"))]
-    bucket
+    number
 }
 
 /// Adds atomically.

@@ -1,6 +1,6 @@
 //! Log-linear histograms in user space: merging what the kernel kept, percentiles. Pure.
 
-use mcptrace_ebpf::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low};
+use mcptrace_wire::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low};
 
 use crate::report::{Row, Series};
 
@@ -108,7 +108,7 @@ fn extremes(kept: &Histogram) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use mcptrace_ebpf::bucket_of;
+    use mcptrace_wire::bucket_of;
 
     use super::*;
 

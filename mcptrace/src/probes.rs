@@ -14,7 +14,7 @@ pub mod syscall_latency;
 use std::collections::BTreeSet;
 
 use aya::maps::MapError;
-use mcptrace_ebpf::{Header, Record, WIRE_VERSION};
+use mcptrace_wire::{Header, Record, WIRE_VERSION};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_short_or_odd_record_is_malformed() {
-        use mcptrace_ebpf::SlowSyscall;
+        use mcptrace_wire::SlowSyscall;
         let size = size_of::<SlowSyscall>();
         let mut record = vec![0_u8; size + 5];
         let header = |size: usize, version, kind| [size as u8, (size >> 8) as u8, version, kind];

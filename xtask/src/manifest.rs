@@ -13,7 +13,10 @@ pub const PACKAGE: &str = "mcptrace-ebpf";
 
 /// Dependencies that only run on the build machine. They are hashed themselves, but what they depend on is not: it is
 /// shared with the rest of the workspace, changes often, and does not end in an object.
-const BUILD_MACHINE_ONLY: &[&str] = &["aya-build", "aya-ebpf-macros", "aya-log-ebpf-macros", "num_enum", "rustversion"];
+///
+/// What the wire page depends on is for user space alone.
+const BUILD_MACHINE_ONLY: &[&str] =
+    &["aya-build", "aya-ebpf-macros", "aya-log-ebpf-macros", "mcptrace-wire", "num_enum", "rustversion"];
 
 /// `mcptrace/bpf/manifest.json`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -118,8 +121,9 @@ fn hex(bytes: &[u8]) -> String {
 /// The kernel-side files, relative to the root, sorted.
 fn sources(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let package = Path::new(PACKAGE);
-    let mut files = BTreeSet::from([package.join("Cargo.toml")]);
-    let mut folders = vec![package.join("src")];
+    let packages = [package.to_owned(), package.join("wire")];
+    let mut files: BTreeSet<_> = packages.iter().map(|package| package.join("Cargo.toml")).collect();
+    let mut folders: Vec<_> = packages.iter().map(|package| package.join("src")).collect();
     while let Some(folder) = folders.pop() {
         for path in entries(&root.join(&folder))? {
             let relative = path.strip_prefix(root).context("a path outside the workspace")?.to_owned();
@@ -257,7 +261,9 @@ mod tests {
         write("Cargo.toml", "[workspace.package]\nversion = \"0.1.0\"\n[profile.bpf]\nopt-level = 3\n");
         write("Cargo.lock", LOCK);
         write("mcptrace-ebpf/Cargo.toml", "[dependencies]\naya-ebpf.workspace = true\n");
-        write("mcptrace-ebpf/src/lib.rs", "// records");
+        write("mcptrace-ebpf/src/lib.rs", "// filters");
+        write("mcptrace-ebpf/wire/Cargo.toml", "[dependencies]\n");
+        write("mcptrace-ebpf/wire/src/lib.rs", "// records");
         write("mcptrace-ebpf/src/bin/opens.rs", "// program");
         folder
     }
@@ -275,7 +281,8 @@ mod tests {
 
     #[test]
     fn what_decides_the_objects_changes_the_hash() {
-        assert!(changes("mcptrace-ebpf/src/lib.rs", "records", "others"));
+        assert!(changes("mcptrace-ebpf/src/lib.rs", "filters", "others"));
+        assert!(changes("mcptrace-ebpf/wire/src/lib.rs", "records", "others"));
         assert!(changes("mcptrace-ebpf/src/bin/opens.rs", "program", "others"));
         assert!(changes("mcptrace-ebpf/Cargo.toml", "true", "false"));
         assert!(changes("Cargo.toml", "opt-level = 3", "opt-level = 2"));

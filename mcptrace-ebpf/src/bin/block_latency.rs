@@ -88,26 +88,27 @@ fn completed(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let key = rq as u64;
-    // SAFETY: the value is read at once.
-    let issue = unsafe { ISSUED.get(key) }.copied();
-    if issue.is_some() {
+    let entry = ISSUED.get_ptr_mut(key);
+    // 0 stands for no issue, which is no time of one. An `Option` would be a word that is not written when there is none, and the
+    // verifier of 5.10 refuses to load such a word even where nobody looks at it.
+    // SAFETY: a pointer into the map's value, read at once.
+    let issue = entry.map_or(0, |issue| unsafe { *issue });
+    if entry.is_some() {
         let _ = ISSUED.remove(key);
     } else if FILTERED.load() != 0 {
         return 0;
     }
     // A flush that a write asks for is issued in another request's place and ends without bytes (block/blk-flush.c): no request of
     // its own.
-    if bytes == 0 && issue.is_none_or(|issue| issue == 0) && operation(rq) != REQ_OP_FLUSH {
+    if bytes == 0 && issue == 0 && operation(rq) != REQ_OP_FLUSH {
         return 0;
     }
-    let now = now();
-    match issue {
-        Some(issue) if issue != 0 => finish(rq, issue, now, error, bytes),
-        _ => {
-            diagnose!(&ctx, "request {:x} has no start", key);
-            count(Counter::Seen);
-            count(Counter::StartMissing);
-        }
+    if issue == 0 {
+        diagnose!(&ctx, "request {:x} has no start", key);
+        count(Counter::Seen);
+        count(Counter::StartMissing);
+    } else {
+        finish(rq, issue, now(), error, bytes);
     }
     0
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mcptrace_ebpf::Counter;
+use mcptrace_wire::Counter;
 
 use super::{Control, Page, Snapshot, Source};
 use crate::{

@@ -1,6 +1,6 @@
 //! What differs between architectures: registers, system call numbers and their names. The kernel side has none of it.
 
-use mcptrace_ebpf::{NATIVE_SYSCALLS, UNKNOWN_SYSCALL};
+use mcptrace_wire::{NATIVE_SYSCALLS, UNKNOWN_SYSCALL};
 
 /// The system calls of the 32-bit programs that it can run.
 #[cfg(target_arch = "x86_64")]
@@ -58,7 +58,7 @@ pub const ARCH: Arch = Arch {
     compat_prefix: "arm:",
 };
 
-/// The name of the call with an index (see [`mcptrace_ebpf::syscall_index`]); its number where the tables do not have it.
+/// The name of the call with an index (see [`mcptrace_wire::syscall_index`]); its number where the tables do not have it.
 pub fn syscall_name(index: u32) -> String {
     if index == UNKNOWN_SYSCALL {
         return "unknown".to_owned();

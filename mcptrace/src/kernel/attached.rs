@@ -13,7 +13,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use bytes::{Bytes, BytesMut};
-use mcptrace_ebpf::Counter;
+use mcptrace_wire::Counter;
 
 use super::{
     image::Image,
@@ -125,7 +125,7 @@ impl Attached {
                 }
                 // Each CPU's buffer is in order; together they are not.
                 let mut records = batch.records();
-                records.sort_by_key(|record| mcptrace_ebpf::time_of(record));
+                records.sort_by_key(|record| mcptrace_wire::time_of(record));
                 return records;
             }
         }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mcptrace_ebpf::{COMM_LEN, kernel as bits};
+use mcptrace_wire::{self as bits, COMM_LEN};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use aya::maps::MapError;
-use mcptrace_ebpf::{BlockKey, BlockStats, Histogram as Kept};
+use mcptrace_wire::{BlockKey, BlockStats, Histogram as Kept};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

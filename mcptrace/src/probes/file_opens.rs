@@ -1,7 +1,7 @@
 //! Which files are opened, by whom, and with what result.
 
 use aya::maps::MapError;
-use mcptrace_ebpf::{Open, PATH_MAX, PATH_UNREADABLE};
+use mcptrace_wire::{Open, PATH_MAX, PATH_UNREADABLE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_ebpf::{Histogram as Kept, NamedHistogram, RunqBy, RunqKey};
+use mcptrace_wire::{Histogram as Kept, NamedHistogram, RunqBy, RunqKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_ebpf::{SyscallCell, SyscallKey};
+use mcptrace_wire::{SyscallCell, SyscallKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

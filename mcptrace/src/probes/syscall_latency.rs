@@ -1,7 +1,7 @@
 //! How long system calls take.
 
 use aya::maps::MapError;
-use mcptrace_ebpf::{Histogram as Kept, SYSCALLS, SlowSyscall};
+use mcptrace_wire::{Histogram as Kept, SYSCALLS, SlowSyscall};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,428 @@
+//! The wire format: everything the kernel side and user space say to each other, on one page.
+//!
+//! Both sides compile this file, so a record cannot mean two things. It is a package of its own because user space must not link
+//! what kernel programs are built on: aya-ebpf defines `memcpy`, `memmove` and `memset` without their return values, and a program
+//! that links them calls them in place of libc's.
+
+#![no_std]
+
+/// Version of the wire format. A record of another version is counted as malformed, never decoded.
+pub const WIRE_VERSION: u8 = 1;
+
+/// `TASK_COMM_LEN` of the kernel (include/linux/sched.h): a command name with its final NUL.
+pub const COMM_LEN: usize = 16;
+
+/// A command name as the kernel keeps it, padded with NULs.
+pub type Comm = [u8; COMM_LEN];
+
+/// Filter bits, in the global `FILTERS`: the process must be `FILTER_PID`.
+pub const BY_PID: u32 = 1;
+/// The thread must be `FILTER_TID`.
+pub const BY_TID: u32 = 2;
+/// The user must be `FILTER_UID`.
+pub const BY_UID: u32 = 4;
+/// The command name must be `FILTER_COMM`.
+pub const BY_COMM: u32 = 8;
+/// The thread must be in `FILTER_CGROUP` or below.
+pub const BY_CGROUP: u32 = 16;
+/// The process must be in the map `FOLLOWED`; takes the place of [`BY_PID`].
+pub const BY_FOLLOWED: u32 = 32;
+
+/// Starts every record that travels through a ring or perf buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// Bytes of the whole record, this header included. Perf buffers pad, so the buffer may hold more.
+    pub size: u16,
+    /// [`WIRE_VERSION`].
+    pub version: u8,
+    /// [`Record::KIND`].
+    pub kind: u8,
+}
+
+/// A record that travels through a ring or perf buffer: a fixed part, possibly followed by bytes of varying length.
+///
+/// # Safety
+///
+/// Implementors are `repr(C)`, start with a [`Header`], have no padding, and are valid for every bit pattern.
+pub unsafe trait Record: Copy {
+    /// Tells the records of one probe apart.
+    const KIND: u8;
+}
+
+/// One `open`, `openat`, `openat2` or `creat`, followed by `path_len` bytes of path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Open {
+    /// Size, version, kind.
+    pub header: Header,
+    /// The file descriptor, or a negated errno.
+    pub result: i32,
+    /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
+    pub time_ns: u64,
+    /// From entry to return, in nanoseconds.
+    pub latency_ns: u64,
+    /// Flags of the call, `O_*`.
+    pub flags: u64,
+    /// Process (thread group) in the initial pid namespace.
+    pub pid: u32,
+    /// Thread in the initial pid namespace.
+    pub tid: u32,
+    /// User id in the initial user namespace.
+    pub uid: u32,
+    /// Directory the path is relative to: `AT_FDCWD` (-100) or a file descriptor.
+    pub dirfd: i32,
+    /// Command name of the thread.
+    pub comm: Comm,
+    /// System call, an index as of [`syscall_index`].
+    pub syscall: u32,
+    /// Bytes of path that follow, without a final NUL; [`PATH_UNREADABLE`] if it could not be read.
+    pub path_len: u32,
+}
+
+// SAFETY: repr(C), a header first, no padding (asserted below), integers and byte arrays only.
+unsafe impl Record for Open {
+    const KIND: u8 = 1;
+}
+
+/// The longest path a record carries: `PATH_MAX` (include/uapi/linux/limits.h) with its NUL.
+pub const PATH_MAX: usize = 4096;
+
+/// Stands in [`Open::path_len`] when the pointer that the caller passed could not be read.
+pub const PATH_UNREADABLE: u32 = u32::MAX;
+
+/// A system call that took longer than asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SlowSyscall {
+    /// Size, version, kind.
+    pub header: Header,
+    /// System call, an index as of [`syscall_index`].
+    pub syscall: u32,
+    /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
+    pub time_ns: u64,
+    /// From entry to return, in nanoseconds.
+    pub latency_ns: u64,
+    /// What it returned.
+    pub result: i64,
+    /// Process (thread group) in the initial pid namespace.
+    pub pid: u32,
+    /// Thread in the initial pid namespace.
+    pub tid: u32,
+    /// Command name of the thread.
+    pub comm: Comm,
+}
+
+// SAFETY: repr(C), a header first, no padding (asserted below), integers and byte arrays only.
+unsafe impl Record for SlowSyscall {
+    const KIND: u8 = 2;
+}
+
+/// Where every record has its time, in bytes.
+const TIME_OFFSET: usize = 8;
+
+/// The time of a record of any kind; 0 if it is too short to have one.
+pub fn time_of(record: &[u8]) -> u64 {
+    let bytes = record.get(TIME_OFFSET..TIME_OFFSET + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_ne_bytes)
+}
+
+const _: () = assert!(core::mem::offset_of!(Open, time_ns) == TIME_OFFSET);
+const _: () = assert!(core::mem::offset_of!(SlowSyscall, time_ns) == TIME_OFFSET);
+const _: () = assert!(size_of::<Header>() == 4);
+const _: () = assert!(size_of::<Open>() == 72);
+const _: () = assert!(size_of::<SlowSyscall>() == 56);
+
+/// Where a kernel program counts: an index into the per-CPU array `COUNTERS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Events that passed the filters.
+    Seen = 0,
+    /// The ring or perf buffer was full.
+    BufferFull = 1,
+    /// The start was not recorded: it was before the probe attached, or another thread took its slot.
+    StartMissing = 2,
+    /// A hash map had no room for another key.
+    MapFull = 3,
+    /// Events beside the main report that passed (slow system calls).
+    SideSeen = 4,
+    /// Events beside the main report for which the buffer was full.
+    SideBufferFull = 5,
+    /// Processes that could not be followed because the table of followed processes was full.
+    FollowFull = 6,
+}
+
+/// How many entries `COUNTERS` has.
+pub const COUNTERS: u32 = 8;
+
+/// Sub-buckets per power of two, as a power of two: 8 sub-buckets, so that a bucket's middle is at most 6.25 % off.
+pub const SUB_BUCKET_BITS: u32 = 3;
+
+/// Values from two to the power of this on share the last bucket: 2^40 ns are 18 minutes.
+pub const MAX_VALUE_BITS: u32 = 40;
+
+/// Buckets of a [`Histogram`]: 8 for values below 8, then 8 for each power of two up to 2^40, and one for all above.
+pub const BUCKETS: usize = 8 + ((MAX_VALUE_BITS - SUB_BUCKET_BITS) as usize) * 8 + 1;
+
+/// A log-linear histogram as kernel programs keep it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Histogram {
+    /// Values per bucket, see [`bucket_of`].
+    pub buckets: [u64; BUCKETS],
+    /// Sum of all values.
+    pub sum: u64,
+    /// One more than the smallest value; 0 before the first.
+    pub min_plus_1: u64,
+    /// The largest value.
+    pub max: u64,
+}
+
+impl Histogram {
+    /// A histogram without values.
+    pub const EMPTY: Self = Self { buckets: [0; BUCKETS], sum: 0, min_plus_1: 0, max: 0 };
+}
+
+/// The bucket of a value.
+#[inline(always)]
+pub const fn bucket_of(value: u64) -> usize {
+    if value < 1 << SUB_BUCKET_BITS {
+        return value as usize;
+    }
+    if value >= 1 << MAX_VALUE_BITS {
+        return BUCKETS - 1;
+    }
+    let power = log2(value);
+    let sub = (value >> (power - SUB_BUCKET_BITS)) & ((1 << SUB_BUCKET_BITS) - 1);
+    (((power - SUB_BUCKET_BITS + 1) << SUB_BUCKET_BITS) as usize) + sub as usize
+}
+
+/// The smallest value of a bucket.
+pub const fn bucket_low(bucket: usize) -> u64 {
+    let bucket = bucket as u64;
+    if bucket < 1 << SUB_BUCKET_BITS {
+        return bucket;
+    }
+    let power = (bucket >> SUB_BUCKET_BITS) as u32 + SUB_BUCKET_BITS - 1;
+    let sub = bucket & ((1 << SUB_BUCKET_BITS) - 1);
+    (1 << power) + (sub << (power - SUB_BUCKET_BITS))
+}
+
+/// The smallest value above a bucket.
+pub const fn bucket_high(bucket: usize) -> u64 {
+    if bucket + 1 >= BUCKETS { u64::MAX } else { bucket_low(bucket + 1) }
+}
+
+/// The position of the highest bit that is set. By halving, because BPF has no instruction that counts leading zeros and
+/// LLVM's replacement for it is long.
+#[inline(always)]
+const fn log2(mut value: u64) -> u32 {
+    let mut power = 0;
+    let mut step = 32;
+    while step > 0 {
+        if value >> step != 0 {
+            value >>= step;
+            power += step;
+        }
+        step /= 2;
+    }
+    power
+}
+
+/// System calls of the native table have their number as index.
+pub const NATIVE_SYSCALLS: u32 = 512;
+
+/// Indexes of system calls in per-call arrays: native ones, 32-bit ones from [`NATIVE_SYSCALLS`] on, and the last for numbers
+/// that no table has.
+pub const SYSCALLS: u32 = 1024;
+
+/// The index of all numbers that no table has (and of the x32 ABI, whose numbers carry bit 30).
+pub const UNKNOWN_SYSCALL: u32 = SYSCALLS - 1;
+
+/// The index of a system call by its number.
+#[inline(always)]
+pub const fn syscall_index(number: u32, compat: bool) -> u32 {
+    if number >= NATIVE_SYSCALLS {
+        UNKNOWN_SYSCALL
+    } else if compat {
+        let index = NATIVE_SYSCALLS + number;
+        if index >= UNKNOWN_SYSCALL { UNKNOWN_SYSCALL } else { index }
+    } else {
+        number
+    }
+}
+
+/// Calls, errors and interrupted calls of one system call and process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SyscallCell {
+    /// Calls, counted at entry.
+    pub calls: u64,
+    /// Returns with an errno.
+    pub errors: u64,
+    /// Returns that a signal interrupted: the kernel restarts them or gives `EINTR`, which is decided later.
+    pub interrupted: u64,
+    /// Command name when the first call was seen.
+    pub comm: Comm,
+}
+
+/// The key of a [`SyscallCell`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct SyscallKey {
+    /// Process (thread group) in the initial pid namespace.
+    pub pid: u32,
+    /// System call, an index as of [`syscall_index`].
+    pub syscall: u32,
+}
+
+/// What threads are grouped by in `runq_latency`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RunqBy {
+    /// All in one, per CPU underneath.
+    Cpu = 0,
+    /// By thread group.
+    Pid = 1,
+    /// By command name.
+    Comm = 2,
+}
+
+/// A group of threads: a process with its command, or a command alone (`pid` 0).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct RunqKey {
+    /// Thread group, 0 when grouped by command.
+    pub pid: u32,
+    /// Always 0: hash keys have no padding.
+    pub zero: u32,
+    /// Command name; zeros when grouped by process.
+    pub comm: Comm,
+}
+
+/// A histogram with the command name that its key had when it was created.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct NamedHistogram {
+    /// The values.
+    pub histogram: Histogram,
+    /// Command name at the first value.
+    pub comm: Comm,
+}
+
+/// A device and an operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct BlockKey {
+    /// `gendisk.major`.
+    pub major: u32,
+    /// `gendisk.first_minor`.
+    pub minor: u32,
+    /// `REQ_OP_*` (include/linux/blk_types.h).
+    pub operation: u32,
+    /// Always 0: hash keys have no padding.
+    pub zero: u32,
+}
+
+/// What is known of one device and operation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BlockStats {
+    /// From the creation of the request to its issue to the driver.
+    pub queue: Histogram,
+    /// From issue to completion.
+    pub service: Histogram,
+    /// Requests that completed with an error.
+    pub errors: u64,
+    /// Bytes that completed.
+    pub bytes: u64,
+}
+
+/// The index of a thread's slot and the tag that tells threads of one slot apart.
+///
+/// A slot is one word, written and read at once: 8 bits of tag above 56 bits of time (2.2 years). Slots are
+/// [`START_SLOTS`] and thread ids at most 2^22 (`PID_MAX_LIMIT`, include/linux/threads.h), so the 6 remaining bits of
+/// the id are all in the tag, and no two threads are mistaken for each other.
+#[inline(always)]
+pub const fn start_slot(tid: u32) -> (u32, u64) {
+    (tid & (START_SLOTS - 1), ((tid >> START_SLOT_BITS) as u64 & 0x7f | 0x80) << START_TIME_BITS)
+}
+
+/// Bits of a thread id that index its slot.
+pub const START_SLOT_BITS: u32 = 16;
+/// Slots for start times.
+pub const START_SLOTS: u32 = 1 << START_SLOT_BITS;
+/// Bits of a start slot that hold the time, in nanoseconds.
+pub const START_TIME_BITS: u32 = 56;
+/// Masks the time of a start slot.
+pub const START_TIME_MASK: u64 = (1 << START_TIME_BITS) - 1;
+
+/// User space reads these out of maps byte by byte: the orphan rule wants the promise to stand here.
+#[cfg(feature = "user")]
+mod user {
+    use super::{BlockKey, BlockStats, Histogram, NamedHistogram, RunqKey, SyscallCell, SyscallKey};
+
+    // SAFETY: all of these are repr(C) without padding and valid for every bit pattern.
+    unsafe impl aya::Pod for Histogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SyscallCell {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SyscallKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for RunqKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NamedHistogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for BlockKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for BlockStats {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_gapless_and_a_value_lies_in_its_own() {
+        for bucket in 0..BUCKETS - 1 {
+            let (low, high) = (bucket_low(bucket), bucket_high(bucket));
+            assert_eq!(bucket_of(low), bucket, "low {low}");
+            assert_eq!(bucket_of(high - 1), bucket, "high {high}");
+        }
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+        assert_eq!(bucket_low(BUCKETS - 1), 1 << MAX_VALUE_BITS);
+    }
+
+    #[test]
+    fn the_middle_of_a_bucket_is_at_most_a_sixteenth_off() {
+        for bucket in 0..BUCKETS - 1 {
+            let (low, high) = (bucket_low(bucket), bucket_high(bucket) - 1);
+            let middle = u64::midpoint(low, high);
+            for value in [low, high] {
+                assert!(value.abs_diff(middle) * 16 <= value, "bucket {bucket}: {low}..={high}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_is_never_taken_for_another_of_its_slot() {
+        let (slot, tag) = start_slot(7);
+        for high in 1..64 {
+            let (other_slot, other_tag) = start_slot(7 + high * START_SLOTS);
+            assert_eq!(slot, other_slot);
+            assert_ne!(tag, other_tag);
+        }
+        assert_ne!(tag, 0, "an empty slot is nobody's");
+    }
+
+    #[test]
+    fn native_and_32_bit_calls_of_one_number_are_apart() {
+        assert_eq!(syscall_index(0, false), 0);
+        assert_eq!(syscall_index(0, true), 512);
+        assert_eq!(syscall_index(511, true), UNKNOWN_SYSCALL);
+        assert_eq!(syscall_index(4_000_000, false), UNKNOWN_SYSCALL);
+        assert_eq!(syscall_index(u32::MAX, true), UNKNOWN_SYSCALL);
+        assert_eq!(syscall_index(0x4000_0001, false), UNKNOWN_SYSCALL);
+    }
+}
