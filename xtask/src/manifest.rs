@@ -123,7 +123,7 @@ fn sources(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let package = Path::new(PACKAGE);
     let packages = [package.to_owned(), package.join("wire")];
     let mut files: BTreeSet<_> = packages.iter().map(|package| package.join("Cargo.toml")).collect();
-    let mut folders: Vec<_> = packages.iter().map(|package| package.join("src")).collect();
+    let mut folders: Vec<_> = packages.iter().rev().map(|package| package.join("src")).collect();
     while let Some(folder) = folders.pop() {
         for path in entries(&root.join(&folder))? {
             let relative = path.strip_prefix(root).context("a path outside the workspace")?.to_owned();
@@ -309,6 +309,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = format!("{:#}", source_hash(folder.path()).unwrap_err());
         assert!(error.contains("mcptrace-ebpf/src"), "{error}");
+        fs::create_dir_all(folder.path().join("mcptrace-ebpf/src")).unwrap();
+        let error = format!("{:#}", source_hash(folder.path()).unwrap_err());
+        assert!(error.contains("mcptrace-ebpf/wire/src"), "{error}");
         let error = format!("{:#}", Manifest::read(folder.path()).unwrap_err());
         assert!(error.contains("manifest.json"), "{error}");
     }
