@@ -20,7 +20,8 @@ pub fn installed() -> Vec<Script> {
 
 /// The tool of a file name.
 fn find(name: &str) -> Option<Script> {
-    name.ends_with(".bt").then(installed)?.into_iter().find(|tool| tool.name == name)
+    let is_file = Path::new(name).extension().is_some_and(|end| end == "bt");
+    is_file.then(installed)?.into_iter().find(|tool| tool.name == name)
 }
 
 /// The script of a name: of the library, or a tool of the host.

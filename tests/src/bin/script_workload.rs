@@ -31,19 +31,19 @@ fn perform(script: &str, folder: &Path) {
     match script {
         "thread_starts" => threads_and_processes(),
         "sleep_requests" => sleeps(),
-        "poll_timeouts" => times(7, || call(libc::SYS_poll, [0, 0, 0, 0])),
+        "poll_timeouts" => times(7, || call(libc::SYS_poll, [0; 4])),
         "scheduling_changes" => times(3, || call(libc::SYS_setpriority, [0, 0, 0, 0])),
         "file_removals" => removals(folder),
         "permission_changes" => permissions(folder),
         "file_status_calls" => {
-            times(13, || call(libc::SYS_access, [c"/nonexistent/mcptrace".as_ptr() as i64, 0, 0, 0]))
+            times(13, || call(libc::SYS_access, [c"/nonexistent/mcptrace".as_ptr() as i64, 0, 0, 0]));
         }
         "directory_scans" => scans(folder),
         "file_watches" => watches(folder),
         "file_locks" => locks(folder),
         "fd_growth" => descriptors(),
         "memory_mappings" | "address_space_lock" | "tlb_flushes" => {
-            times(13, || map(3, libc::PROT_READ | libc::PROT_WRITE))
+            times(13, || map(3, libc::PROT_READ | libc::PROT_WRITE));
         }
         "page_allocations" => map(61, libc::PROT_READ | libc::PROT_WRITE),
         "kernel_allocations" => times(23, || drop(std::io::pipe().unwrap())),
@@ -56,7 +56,7 @@ fn perform(script: &str, folder: &Path) {
         "clock_changes" => asks_the_clock(),
         "packet_sizes" | "napi_budget" | "route_failures" => packets(23),
         "socket_overflows" => overflow(),
-        "tcp_round_trip" => conversation(),
+        "tcp_round_trip" | "accept_queue" => conversation(),
         "disk_access_pattern" | "journal_commits" => syncs(folder),
         "writeback_reasons" => {
             fs::write(folder.join("dirty"), vec![1; 1 << 20]).unwrap();
@@ -64,7 +64,6 @@ fn perform(script: &str, folder: &Path) {
         }
         "cgroup_changes" => groups(),
         "directory_cache" | "vfs_call_rates" => times(23, || drop(fs::read("/proc/self/comm").unwrap())),
-        "accept_queue" => conversation(),
         other => panic!("nothing to do for {other}"),
     }
 }
