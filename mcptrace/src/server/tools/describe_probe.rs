@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Effect, Outcome, Row};
 use crate::{
+    executions::obstacle,
     kernel::discovery::{self, Access, DiscoveryError, KernelProbe},
     probes::{self, Entry, PROBES},
     report::Field,
@@ -14,7 +15,6 @@ use crate::{
         call::{Call, Reply},
         error::ToolError,
         schema,
-        tools::list_probes,
     },
     suggest::nearest,
 };
@@ -89,7 +89,7 @@ fn describe(name: &str) -> Result<Described, ToolError> {
 
 /// A native probe as an object.
 pub(in crate::server) fn native_object(entry: &Entry) -> Result<Map<String, Value>, ToolError> {
-    let reason = list_probes::reason(entry);
+    let reason = obstacle(entry);
     let native = Native {
         summary: entry.summary,
         category: entry.category,
