@@ -6,6 +6,7 @@ pub mod btf;
 pub mod cost;
 pub mod discovery;
 pub mod filter;
+pub mod hook;
 pub mod image;
 pub mod layout;
 pub mod loader;

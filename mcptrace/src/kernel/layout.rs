@@ -51,19 +51,24 @@ const OFFSETS: &[Offset] = &[
 #[derive(Debug)]
 pub struct Layout {
     globals: BTreeMap<&'static str, Result<u32, String>>,
-    tracepoints: BTreeSet<&'static str>,
+    tracepoints: BTreeSet<Box<str>>,
 }
 
 impl Layout {
-    /// Finds every offset, and which of the named tracepoints there are.
-    pub fn read(btf: &KernelBtf, tracepoints: &[&'static str]) -> Self {
+    /// Finds every offset and tracepoint.
+    pub fn read(btf: &KernelBtf) -> Self {
         let mut globals: BTreeMap<_, _> = OFFSETS.iter().map(|row| (row.global, find(btf, row))).collect();
         globals.insert("QUEUE_DISK", queue_disk(btf));
         globals.insert("CGROUP_ANCESTORS_ARE_IDS", Ok(u32::from(btf.offset("cgroup", "ancestors").is_err())));
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
-        let has = |name: &&&'static str| btf.tracepoint(name).is_ok();
-        Self { globals, tracepoints: tracepoints.iter().filter(has).copied().collect() }
+        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect() }
+    }
+
+    /// A kernel that has these tracepoints and nothing else.
+    #[cfg(test)]
+    pub(super) fn with_tracepoints(tracepoints: &[&'static str]) -> Self {
+        Self { globals: BTreeMap::new(), tracepoints: tracepoints.iter().map(|name| Box::from(*name)).collect() }
     }
 
     /// The value of a global, or why this kernel has none.
@@ -76,7 +81,7 @@ impl Layout {
         self.globals.iter().filter_map(|(name, value)| value.as_ref().ok().map(|value| (*name, *value)))
     }
 
-    /// Whether the kernel has a BTF tracepoint. Only those asked for in [`Layout::read`] are known.
+    /// Whether the kernel has a BTF tracepoint.
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.tracepoints.contains(name)
     }
