@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Effect, Outcome, Row};
 use crate::{
     bpftrace::tools,
+    executions::obstacle,
     kernel::discovery::{self, Access, DiscoveryError, KernelProbe},
     probes::{self, Entry, PROBES},
     report::Field,
@@ -113,7 +114,7 @@ fn describe(name: &str) -> Result<Described, ToolError> {
 
 /// A native probe as an object.
 pub(in crate::server) fn native_object(entry: &Entry) -> Result<Map<String, Value>, ToolError> {
-    let reason = list_probes::reason(entry);
+    let reason = obstacle(entry);
     let native = Native {
         summary: entry.summary,
         category: entry.category,
@@ -138,7 +139,7 @@ fn native(entry: &Entry) -> Result<Described, ToolError> {
 
 /// What a script is for, how to read it, and its text.
 fn library_script(script: &Script) -> Result<Described, ToolError> {
-    let reason = list_probes::obstacle(script);
+    let reason = list_probes::script_obstacle(script);
     let told = ScriptTold {
         summary: &script.question,
         available: reason.is_none(),

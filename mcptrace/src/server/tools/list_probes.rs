@@ -6,12 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{Effect, Outcome, Row};
 use crate::{
     bpftrace::tools,
-    executions::supported,
-    kernel::{
-        discovery::{self, Access, DEFAULT_LIMIT, Query},
-        loader::Kernel,
-    },
-    probes::{Entry, PROBES},
+    executions::obstacle,
+    kernel::discovery::{self, Access, DEFAULT_LIMIT, Query},
+    probes::PROBES,
     scripts::{self, ByPid, Script},
     server::{
         call::{Call, Reply},
@@ -159,7 +156,7 @@ fn list(arguments: &Arguments) -> Result<Listed, ToolError> {
 fn add_native(listed: &mut Listed, filter: &str) {
     let matching = PROBES.iter().filter(|entry| filter.is_empty() || glob(filter, entry.name));
     for entry in matching {
-        let reason = reason(entry);
+        let reason = obstacle(entry);
         listed.probes.push(entry.name.to_owned());
         listed.native.push(Native {
             name: entry.name,
@@ -214,13 +211,13 @@ impl Listing {
             cost: script.cost.clone(),
             by_pid: script.pid != ByPid::Never,
             path: script.path.as_ref().map(|path| path.display().to_string()),
-            reason: obstacle(script),
+            reason: script_obstacle(script),
         }
     }
 }
 
 /// Why a script cannot run here, as far as can be told without compiling it.
-pub(super) fn obstacle(script: &Script) -> Option<String> {
+pub(super) fn script_obstacle(script: &Script) -> Option<String> {
     let hooks = script.hooks();
     discovery::obstacle(hooks.iter().map(String::as_str), access())
 }
@@ -238,14 +235,6 @@ fn count_tracepoints() -> Option<u64> {
     }
     let page = discovery::list(&Query { filter: Some("tracepoint:*"), limit: 1, cursor: None }, access()).ok()?;
     Some(*COUNT.get_or_init(|| page.total))
-}
-
-/// Why a native probe cannot run here.
-pub(super) fn reason(entry: &Entry) -> Option<String> {
-    match Kernel::get() {
-        Ok(kernel) => supported(entry, kernel).err().map(|refusal| refusal.to_string()),
-        Err(error) => Some(error.to_string()),
-    }
 }
 
 /// Whether a name matches a pattern of `*` and `?`; a pattern without either matches any part of it.
