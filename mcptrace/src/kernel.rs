@@ -11,5 +11,6 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod processes;
 pub mod support;
 pub mod tracefs;
