@@ -593,7 +593,7 @@ mod bad_input {
             ("tools/call", json!({ "name": "run_probe", "arguments": [] }), -32602),
             ("tools/list", json!({ "cursor": "x" }), -32602),
             ("tools/cal", json!({}), -32601),
-            ("prompts/list", json!({}), -32601),
+            ("prompts/lists", json!({}), -32601),
             ("resources/read", json!({ "uri": "mcptrace://probes/nothing" }), -32002),
             ("resources/read", json!({ "uri": "file:///etc/passwd" }), -32002),
             ("resources/read", json!({}), -32602),
