@@ -65,6 +65,8 @@ pub struct ProbeRequest {
 pub struct ScriptRequest {
     /// The program text.
     pub program: String,
+    /// How it is called in results: the script's name and its process, if it is one of the library.
+    pub options: Row,
     /// How long, in seconds, from when it has attached.
     pub seconds: f64,
     /// Who asks.
@@ -260,7 +262,7 @@ impl Executions {
             kind: Kind::Script,
             probe: String::new(),
             filter: Row::new(),
-            options: Row::new(),
+            options: request.options.clone(),
             owner: request.owner.clone(),
         };
         let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
