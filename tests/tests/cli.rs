@@ -13,7 +13,7 @@ use std::{
 
 use mcptrace::{
     probes::PROBES,
-    report::{Envelope, Report, Status},
+    report::{Envelope, Kind, Report, Status},
 };
 use mcptrace_tests::{
     probing::{assert_gone, programs_of},
