@@ -81,6 +81,13 @@ pub struct Attach {
     pub tracepoint: &'static str,
 }
 
+impl Attach {
+    /// A program at a BTF tracepoint.
+    pub const fn tracepoint(program: &'static str, tracepoint: &'static str) -> Self {
+        Self { program, tracepoint }
+    }
+}
+
 /// A program that is attached; detaches when dropped.
 #[derive(Debug)]
 pub struct AttachedProgram {
