@@ -102,6 +102,17 @@ pub fn count(counter: Counter) {
     }
 }
 
+/// Adds one to a counter from a program at a function of user space. The kernel may run another thread on this CPU in the midst of
+/// such a program (bpf_prog_run_array_uprobe, include/linux/bpf.h, 6.0 and later), so plain arithmetic would lose counts; for the
+/// same reason these programs have no per-CPU scratch space.
+#[inline(always)]
+pub fn count_shared(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: as in `count`.
+        unsafe { add(value, 1) };
+    }
+}
+
 /// Whether the current thread passes the filters.
 #[inline(always)]
 pub fn current_passes() -> bool {

@@ -7,6 +7,7 @@ pub mod cgroups;
 pub mod cost;
 pub mod discovery;
 pub mod filter;
+pub mod hook;
 pub mod image;
 pub mod layout;
 pub mod loader;

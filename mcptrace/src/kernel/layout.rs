@@ -76,24 +76,25 @@ const OFFSETS: &[Offset] = &[
 #[derive(Debug)]
 pub struct Layout {
     globals: BTreeMap<&'static str, Result<u32, String>>,
-    tracepoints: BTreeSet<&'static str>,
+    tracepoints: BTreeSet<Box<str>>,
 }
 
 impl Layout {
-    /// Finds every offset, and which of the named tracepoints there are.
-    pub fn read(btf: &KernelBtf, tracepoints: &[&'static str]) -> Self {
+    /// Finds every offset and tracepoint.
+    pub fn read(btf: &KernelBtf) -> Self {
         let mut globals: BTreeMap<_, _> = OFFSETS.iter().map(|row| (row.global, find(btf, row))).collect();
         globals.insert("QUEUE_DISK", queue_disk(btf));
         globals.insert("CGROUP_ANCESTORS_ARE_IDS", Ok(u32::from(btf.offset("cgroup", "ancestors").is_err())));
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
-        globals.insert("EXIT_TELLS_LAST", Ok(u32::from(parameters(btf, "sched_process_exit").len() > 1)));
-        globals.insert("VICTIM_IS_TASK", Ok(u32::from(takes_task(&parameters(btf, "mark_victim")))));
-        let (first, stride) = rss_counts(btf);
-        globals.insert("MM_RSS", first);
-        globals.insert("MM_RSS_STRIDE", stride);
-        let has = |name: &&&'static str| btf.tracepoint(name).is_ok();
-        Self { globals, tracepoints: tracepoints.iter().filter(has).copied().collect() }
+        globals.extend(process_globals(btf));
+        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect() }
+    }
+
+    /// A kernel that has these tracepoints and nothing else.
+    #[cfg(test)]
+    pub(super) fn with_tracepoints(tracepoints: &[&'static str]) -> Self {
+        Self { globals: BTreeMap::new(), tracepoints: tracepoints.iter().map(|name| Box::from(*name)).collect() }
     }
 
     /// The value of a global, or why this kernel has none.
@@ -106,7 +107,7 @@ impl Layout {
         self.globals.iter().filter_map(|(name, value)| value.as_ref().ok().map(|value| (*name, *value)))
     }
 
-    /// Whether the kernel has a BTF tracepoint. Only those asked for in [`Layout::read`] are known.
+    /// Whether the kernel has a BTF tracepoint.
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.tracepoints.contains(name)
     }
@@ -136,6 +137,17 @@ fn request_argument(btf: &KernelBtf) -> Result<u32, String> {
     let parameters = btf.tracepoint("block_rq_issue").map_err(|error: BtfError| error.to_string())?;
     let position = parameters.iter().position(|parameter| parameter.type_name.starts_with("struct request *"));
     position.map(|index| index as u32).ok_or_else(|| "block_rq_issue of this kernel has no request".to_owned())
+}
+
+/// What differs between kernels in how processes end and what memory they have.
+fn process_globals(btf: &KernelBtf) -> [(&'static str, Result<u32, String>); 4] {
+    let (first, stride) = rss_counts(btf);
+    [
+        ("EXIT_TELLS_LAST", Ok(u32::from(parameters(btf, "sched_process_exit").len() > 1))),
+        ("VICTIM_IS_TASK", Ok(u32::from(takes_task(&parameters(btf, "mark_victim"))))),
+        ("MM_RSS", first),
+        ("MM_RSS_STRIDE", stride),
+    ]
 }
 
 /// The C types of a tracepoint's arguments; none if there is no such tracepoint.

@@ -10,7 +10,7 @@ use crate::{
     clock::Clock,
     kernel::{
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Row},
     signals,
