@@ -9,5 +9,6 @@
 
 pub use mcptrace_wire::*;
 
+pub mod actor;
 pub mod kernel;
 pub mod syscall;

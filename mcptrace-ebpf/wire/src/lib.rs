@@ -6,6 +6,14 @@
 
 #![no_std]
 
+mod privileges;
+mod processes;
+mod time;
+
+pub use privileges::*;
+pub use processes::*;
+pub use time::*;
+
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.
 pub const WIRE_VERSION: u8 = 1;
 
