@@ -10,5 +10,6 @@
 pub use mcptrace_wire::*;
 
 pub mod actor;
+pub mod function;
 pub mod kernel;
 pub mod syscall;

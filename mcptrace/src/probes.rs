@@ -6,7 +6,10 @@
 mod actor;
 pub mod block_latency;
 pub mod catalogue;
+pub mod dns_latency;
 pub mod file_opens;
+pub mod function_latency;
+mod functions;
 pub mod oom_kills;
 pub mod options;
 pub mod process_exec;
@@ -40,6 +43,8 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_opens::FileOpens>(),
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
+    Entry::of::<dns_latency::DnsLatency>(),
+    Entry::of::<function_latency::FunctionLatency>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
@@ -98,6 +103,11 @@ pub trait Probe: Sized + Send + Sync + 'static {
     /// An event as a row; `None` if the record is malformed.
     fn row(_record: &[u8], _clock: &Clock) -> Option<Row> {
         None
+    }
+
+    /// The same for events whose fields have names that only this run knows.
+    fn named_row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
+        Self::row(record, clock)
     }
 }
 
@@ -207,7 +217,7 @@ impl<P: Probe> Reader for P {
     }
 
     fn row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
-        P::row(record, clock)
+        self.named_row(record, clock)
     }
 
     fn event_fields(&self) -> Vec<Field> {

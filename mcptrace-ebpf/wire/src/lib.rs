@@ -6,10 +6,12 @@
 
 #![no_std]
 
+mod functions;
 mod privileges;
 mod processes;
 mod time;
 
+pub use functions::*;
 pub use privileges::*;
 pub use processes::*;
 pub use time::*;
