@@ -13,7 +13,7 @@ use std::{
 
 use mcptrace::{
     probes::PROBES,
-    report::{Envelope, Report, Status},
+    report::{Envelope, Kind, Report, Status},
 };
 use mcptrace_tests::{
     probing::{assert_gone, programs_of},
@@ -323,6 +323,29 @@ fn list_shows_native_and_kernel_probes() {
 }
 
 #[test]
+fn scripts_are_listed_shown_and_run() {
+    let listed = succeeded(&["script", "list"]);
+    assert!(listed.contains(" *sleep_requests ") && listed.contains("bpftrace tools of this host"), "{listed}");
+    let json: serde_json::Value = serde_json::from_str(&succeeded(&["script", "list", "--json"])).unwrap();
+    let one = json["scripts"].as_array().unwrap().iter().find(|one| one["name"] == "slab_growth").unwrap();
+    assert_eq!((one["by_pid"].as_bool(), one["cost"].as_str()), (Some(false), Some("high")));
+    assert!(succeeded(&["script", "show", "tcp-round-trip"]).starts_with("// question: "));
+    let text = succeeded(&["script", "run", "workqueue_latency", "-d", "2"]);
+    assert!(text.contains("@run_us is") || text.contains("@run_us:"), "{text}");
+    let json = succeeded(&["script", "run", "thread_starts", "-d", "1", "--pid", "1", "--json"]);
+    let envelope: Envelope = serde_json::from_str(&json).unwrap();
+    assert_eq!((envelope.kind, envelope.options["script"].as_str()), (Kind::Script, Some("thread_starts")));
+    for (arguments, part) in [
+        (["script", "run", "slab_growth", "--pid=1"], "leave --pid out"),
+        (["script", "run", "syscall_stacks", "-d1"], "give its --pid"),
+        (["script", "run", "tcp_round_trips", "-d1"], "did you mean `tcp_round_trip`?"),
+    ] {
+        let message = refused(&arguments, 2);
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
 fn describe_tells_all_about_native_and_kernel_probes() {
     let native = succeeded(&["describe", "file_opens"]);
     for part in ["--path-prefix TEXT", "latency_ns (ns)", "tp_btf/sys_exit", "mcptrace run file_opens --failed-only"] {
@@ -358,4 +381,35 @@ fn doctor_fails_where_native_probes_cannot_run() {
     let output = unprivileged(&folder).arg("doctor").output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stdout(&output).contains("CAP_BPF"), "{}", stdout(&output));
+}
+
+#[test]
+fn followed_events_come_once_each_and_while_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let (mut child, programs) = attached(&["--follow", "--json", "--path-prefix", folder, "--comm", "sh"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    assert!(Command::new("sh").args(["-c", &opens_23_times(folder)]).status().unwrap().code() == Some(3));
+    let rows: Vec<serde_json::Value> =
+        lines.by_ref().take(23).map(|line| serde_json::from_str(&line).unwrap()).collect();
+    assert_eq!(child.try_wait().unwrap(), None, "it came before the end");
+    assert_eq!(rows.iter().filter(|row| row["errno"] == "ENOENT").count(), 7, "{rows:?}");
+    signal(child.id(), libc::SIGINT);
+    let last: Envelope = serde_json::from_str(&lines.next().unwrap()).unwrap();
+    assert_eq!((last.status, last.loss.seen, last.loss.delivered), (Status::Stopped, Some(23), Some(23)));
+    let Some(Report::Events(events)) = last.report else { panic!("{:?}", last.report) };
+    assert_eq!((events.rows.len(), events.rows_total), (0, 23), "nothing comes twice");
+    assert_eq!(lines.next(), None);
+    ended(child, &programs);
+}
+
+#[test]
+fn a_followed_report_comes_anew_every_second() {
+    let text = succeeded(&["run", "syscall_counts", "--follow", "--json", "--seconds", "2.5"]);
+    let calls: Vec<u64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Envelope>(line).unwrap())
+        .map(|envelope| envelope.loss.seen.unwrap())
+        .collect();
+    assert!(calls.len() >= 2 && calls.is_sorted() && calls[0] < calls[calls.len() - 1], "{calls:?}");
 }
