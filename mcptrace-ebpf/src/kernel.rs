@@ -102,6 +102,21 @@ pub fn count(counter: Counter) {
     }
 }
 
+/// Adds one to a counter that several programs of an object count under: one of them may interrupt another.
+#[inline(always)]
+pub fn count_shared(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is into the map's value, which outlives the program's run.
+        unsafe { add(value, 1) };
+    }
+}
+
+/// Whether any filter on threads is in force.
+#[inline(always)]
+pub fn is_filtered() -> bool {
+    FILTERS.load() != 0
+}
+
 /// Whether the current thread passes the filters.
 #[inline(always)]
 pub fn current_passes() -> bool {
@@ -386,7 +401,7 @@ pub unsafe fn record_shared(histogram: *mut Histogram, value: u64) {
 /// large and small, and refuses the pointer that is computed from it. It forgets a number that is negated (check_alu_op,
 /// kernel/bpf/verifier.c), and two negations change nothing.
 #[inline(always)]
-fn forgotten(number: usize) -> usize {
+pub fn forgotten(number: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
         let mut number = number as u64;

@@ -9,5 +9,7 @@
 
 pub use mcptrace_wire::*;
 
+pub mod file;
 pub mod kernel;
+pub mod socket;
 pub mod syscall;

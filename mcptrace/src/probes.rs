@@ -8,8 +8,10 @@ pub mod catalogue;
 pub mod file_opens;
 pub mod options;
 pub mod runq_latency;
+pub mod sockets;
 pub mod syscall_counts;
 pub mod syscall_latency;
+pub mod tcp_connections;
 
 use std::collections::BTreeSet;
 
@@ -37,6 +39,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_opens::FileOpens>(),
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
+    Entry::of::<tcp_connections::TcpConnections>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.

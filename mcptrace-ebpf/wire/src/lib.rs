@@ -6,6 +6,12 @@
 
 #![no_std]
 
+mod files;
+mod net;
+
+pub use files::*;
+pub use net::*;
+
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.
 pub const WIRE_VERSION: u8 = 1;
 

@@ -4,11 +4,14 @@
 //! 6 MB: load it, ask everything, drop it.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 
-use libbpf_rs::btf::types::{Array, Composite, Enum, Enum64, Float, Func, FuncProto, Int, MemberAttr, Ptr, Typedef};
+use libbpf_rs::btf::types::{
+    Array, Composite, Enum, Enum64, EnumMember, Float, Func, FuncProto, Int, MemberAttr, Ptr, Typedef,
+};
 use libbpf_rs::btf::{Btf, BtfKind, BtfType, HasSize as _, ReferencesType as _, TypeId};
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +197,13 @@ impl KernelBtf {
         let function: Func<'_> = self.btf.type_by_id(id).ok_or_else(missing)?;
         let proto = FuncProto::try_from(function.referenced_type()).map_err(|_| missing())?;
         Ok(Prototype { parameters: self.parameters(&proto), returns: self.type_name(proto.referenced_type_id()) })
+    }
+
+    /// The names of an enum's values; empty if there is no such enum.
+    pub fn enumerators(&self, name: &str) -> BTreeMap<u32, String> {
+        let Some(found) = self.find::<Enum<'_>>(name).next() else { return BTreeMap::new() };
+        let one = |member: EnumMember<'_>| Some((member.value as u32, member.name?.to_str()?.to_owned()));
+        found.iter().filter_map(one).collect()
     }
 
     fn composites(&self, name: &str) -> impl Iterator<Item = Composite<'_>> {
