@@ -102,11 +102,14 @@ pub fn count(counter: Counter) {
     }
 }
 
-/// Adds one to a counter that several programs of an object count under: one of them may interrupt another.
+/// Adds one to a counter that several programs of an object count under, one of which may interrupt another, or from a program at a
+/// function of user space. The kernel may run another thread on this CPU in the midst of such a program (bpf_prog_run_array_uprobe,
+/// include/linux/bpf.h, 6.0 and later), so plain arithmetic would lose counts; for the same reason these programs have no per-CPU
+/// scratch space.
 #[inline(always)]
 pub fn count_shared(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the pointer is into the map's value, which outlives the program's run.
+        // SAFETY: as in `count`.
         unsafe { add(value, 1) };
     }
 }

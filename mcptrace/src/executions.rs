@@ -16,6 +16,7 @@ use crate::{
     kernel::{
         attached::{Attached, Transport, possible_cpus},
         filter::{Filter, FilterError},
+        hook,
         loader::{Kernel, LoadError},
     },
     probes::{self, Context, Entry, OptionError},
@@ -391,14 +392,10 @@ pub fn find(name: &str) -> Result<&'static Entry, Refusal> {
 
 /// Why a probe cannot run on this kernel, if so.
 pub fn supported(entry: &Entry, kernel: &Kernel) -> Result<(), Refusal> {
-    let missing_hook = entry.hooks.iter().find(|hook| !kernel.layout.has_tracepoint(hook.tracepoint));
-    let missing_offset = entry.needs.iter().find_map(|need| kernel.layout.global(need).err());
-    let reason = match (missing_hook, missing_offset) {
-        (Some(hook), _) => format!("it has no BTF tracepoint `{}`", hook.tracepoint),
-        (None, Some(reason)) => reason,
-        (None, None) => return Ok(()),
-    };
-    Err(Refusal::Unsupported { probe: entry.name, reason })
+    let missing_hook = hook::resolve(entry.hooks, &kernel.layout).err();
+    let missing_offset = || entry.needs.iter().find_map(|need| kernel.layout.global(need).err());
+    let missing = missing_hook.or_else(missing_offset);
+    missing.map_or(Ok(()), |reason| Err(Refusal::Unsupported { probe: entry.name, reason }))
 }
 
 fn check_options(entry: &Entry, options: &Map<String, Value>) -> Result<(), Refusal> {

@@ -6,14 +6,15 @@
 pub mod block_latency;
 pub mod catalogue;
 pub mod file_opens;
+pub mod net_traffic;
 pub mod options;
+pub mod packet_drops;
 pub mod runq_latency;
 pub mod sockets;
 pub mod syscall_counts;
 pub mod syscall_latency;
 pub mod tcp_connections;
-
-use std::collections::BTreeSet;
+pub mod tcp_retransmits;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
@@ -26,8 +27,8 @@ use crate::{
     kernel::{
         attached::{Maps, Plan, Transport},
         filter::Resolved,
+        hook::{self, Attach},
         layout::Layout,
-        loader::Attach,
     },
     report::{Field, Report, Row},
 };
@@ -40,10 +41,13 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
     Entry::of::<tcp_connections::TcpConnections>(),
+    Entry::of::<tcp_retransmits::TcpRetransmits>(),
+    Entry::of::<packet_drops::PacketDrops>(),
+    Entry::of::<net_traffic::NetTraffic>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
-pub const FOLLOW: Attach = Attach { program: "follow", tracepoint: "sched_process_fork" };
+pub const FOLLOW: Attach = Attach::tracepoint("follow", "sched_process_fork");
 
 /// A native probe.
 pub trait Probe: Sized + Send + Sync + 'static {
@@ -167,6 +171,8 @@ pub struct Entry {
     pub schema: fn() -> Schema,
     /// Checks the options and makes a plan.
     pub prepare: fn(&Map<String, Value>, &Context<'_>) -> Result<Prepared, OptionError>,
+    /// A plan with the default options, for trying whether a kernel takes the programs.
+    pub trial: fn(&Context<'_>) -> Plan,
 }
 
 /// A probe ready to be loaded.
@@ -225,7 +231,13 @@ impl Entry {
             event_fields: P::event_fields,
             schema: || schema_for!(P::Options),
             prepare: prepare::<P>,
+            trial: trial::<P>,
         }
+    }
+
+    /// Where it attaches, in words.
+    pub fn hook_names(&self) -> Vec<String> {
+        hook::names(self.hooks)
     }
 
     /// The names of its options, in alphabetical order.
@@ -245,13 +257,6 @@ impl std::fmt::Debug for Entry {
 /// The probe of a name.
 pub fn find(name: &str) -> Option<&'static Entry> {
     PROBES.iter().find(|entry| entry.name == name)
-}
-
-/// Every tracepoint that some probe attaches to or would.
-pub fn tracepoints() -> Vec<&'static str> {
-    let hooks = PROBES.iter().flat_map(|entry| entry.hooks);
-    let all: BTreeSet<_> = hooks.chain(&[FOLLOW]).map(|hook| hook.tracepoint).chain(["block_io_start"]).collect();
-    all.into_iter().collect()
 }
 
 /// The fixed part of a record, and what follows it; `None` if its header is not that of such a record.
@@ -281,6 +286,11 @@ fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Res
         _ => Map::new(),
     };
     Ok(Prepared { plan, options, reader: Box::new(probe) })
+}
+
+/// Where an option has no default, what the catalogue says is tried.
+fn trial<P: Probe>(context: &Context<'_>) -> Plan {
+    P::plan(&P::Options::default(), context).map_or_else(|_| plan_of::<P>(context), |(_, plan)| plan)
 }
 
 fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, OptionError> {
@@ -313,6 +323,8 @@ fn plan_of<P: Probe>(context: &Context<'_>) -> Plan {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]

@@ -28,7 +28,6 @@ pub(super) fn text(entry: &Entry) -> String {
 
 /// All about a probe, for programs.
 pub(super) fn json(entry: &Entry) -> Value {
-    let hooks: Vec<_> = entry.hooks.iter().map(|hook| format!("tp_btf/{}", hook.tracepoint)).collect();
     json!({
         "name": entry.name,
         "category": entry.category,
@@ -37,7 +36,7 @@ pub(super) fn json(entry: &Entry) -> Value {
         "options": (entry.schema)(),
         "fields": (entry.fields)(),
         "event_fields": (entry.event_fields)(),
-        "hooks": hooks,
+        "hooks": entry.hook_names(),
         "cost_ns": entry.cost_ns,
         "next": entry.next,
         "example": serde_json::from_str::<Value>(entry.example).unwrap_or_default(),
@@ -103,9 +102,8 @@ fn field(field: &Field) -> String {
 }
 
 fn needs(entry: &Entry) -> String {
-    let hooks: Vec<_> = entry.hooks.iter().map(|hook| format!("tp_btf/{}", hook.tracepoint)).collect();
     let cost = units::duration(entry.cost_ns);
-    format!("Hooks:\n{}Cost:\n  {cost} an event on the reference machine\n", indented(&hooks.join(", ")))
+    format!("Hooks:\n{}Cost:\n  {cost} an event on the reference machine\n", indented(&entry.hook_names().join(", ")))
 }
 
 fn next(entry: &Entry) -> String {

@@ -16,8 +16,9 @@ use bytes::{Bytes, BytesMut};
 use mcptrace_wire::Counter;
 
 use super::{
+    hook::Attach,
     image::Image,
-    loader::{Attach, AttachedProgram, Kernel, LoadError, chain},
+    loader::{AttachedProgram, Kernel, LoadError, chain},
 };
 
 /// `BPF_MAP_TYPE_ARRAY` (include/uapi/linux/bpf.h): what the ring becomes when the perf path is taken, so that kernels

@@ -404,7 +404,7 @@ fn index(btf: &Btf<'_>) -> Vec<(u64, u32)> {
     let wanted = |found: &BtfType<'_>| {
         let name = found.name()?.as_encoded_bytes();
         let wanted = match found.kind() {
-            BtfKind::Struct | BtfKind::Union => true,
+            BtfKind::Struct | BtfKind::Union | BtfKind::Enum => true,
             BtfKind::Typedef => name.starts_with(TRACEPOINT_PREFIX.as_bytes()),
             BtfKind::Func => name.starts_with(ITERATOR_PREFIX.as_bytes()),
             _ => false,
@@ -580,6 +580,20 @@ mod tests {
         assert_eq!(btf.offset("twin", "same"), Ok(0));
         assert_eq!(btf.offset("twin", "own"), Ok(4));
         assert!(matches!(btf.offset("twin", "moved"), Err(BtfError::Ambiguous { .. })));
+    }
+
+    #[test]
+    fn an_enums_values_have_names_and_another_enum_has_none() {
+        let types = Types::new();
+        // SAFETY: as above.
+        types.add("color", |btf, name| unsafe { sys::btf__add_enum(btf, name, 4) });
+        for (name, value) in [("RED", 1), ("BLUE", 1 << 16)] {
+            // SAFETY: as above.
+            types.add(name, |btf, name| unsafe { sys::btf__add_enum_value(btf, name, value) });
+        }
+        let btf = types.read();
+        assert_eq!(btf.enumerators("color"), BTreeMap::from([(1, "RED".into()), (1 << 16, "BLUE".into())]));
+        assert!(btf.enumerators("taste").is_empty());
     }
 
     #[test]

@@ -6,17 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::loader::{AttachedProgram, Kernel};
+use super::{
+    hook::Hook,
+    loader::{AttachedProgram, Kernel},
+};
 
-/// Nanoseconds that a hook costs before its program's first instruction, by tracepoint.
+/// Nanoseconds that a hook costs before its program's first instruction.
 ///
 /// Measured on the reference machine (Linux 6.18, 2 vCPU AMD EPYC) with empty programs: 77 for entering a system call, which
 /// includes the kernel's slow path for traced calls, 45 more for its return, 15 for any other tracepoint.
-pub fn hook_ns(tracepoint: &str) -> f64 {
-    match tracepoint {
-        "sys_enter" => 77.0,
-        "sys_exit" => 45.0,
-        _ => 15.0,
+pub fn hook_ns(hook: &Hook) -> f64 {
+    match hook {
+        Hook::Tracepoint("sys_enter") => 77.0,
+        Hook::Tracepoint("sys_exit") => 45.0,
+        Hook::Tracepoint(_) => 15.0,
+        // An interrupt of the timer, or a trap into the kernel and back.
+        Hook::Clock { .. } | Hook::Function(_) => 1000.0,
     }
 }
 
@@ -51,8 +56,10 @@ static EMPTY_RUN_NS: OnceLock<f64> = OnceLock::new();
 /// How many runs are enough.
 const ENOUGH_RUNS: u64 = 200;
 
-fn attach_empty(beside: &AttachedProgram) -> Option<(AttachedProgram, Info)> {
-    let program = Kernel::get().ok()?.attach_empty(beside.tracepoint).ok()?;
+/// Where the first tracepoint program is, else where a busy machine has enough events.
+fn attach_empty(beside: &[AttachedProgram]) -> Option<(AttachedProgram, Info)> {
+    let tracepoint = beside.iter().find_map(|program| program.hook.tracepoint()).unwrap_or("sched_switch");
+    let program = Kernel::get().ok()?.attach_empty(tracepoint).ok()?;
     let before = info(program.raw_fd())?;
     Some((program, before))
 }
@@ -91,7 +98,7 @@ impl Sample {
     pub fn begin(programs: &[AttachedProgram]) -> Option<Self> {
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok()?;
         let before = programs.iter().map(|program| info(program.raw_fd())).collect::<Option<_>>()?;
-        let empty = programs.first().filter(|_| EMPTY_RUN_NS.get().is_none()).and_then(attach_empty);
+        let empty = if EMPTY_RUN_NS.get().is_none() { attach_empty(programs) } else { None };
         Some(Self { started: Instant::now(), before, empty, _statistics: statistics })
     }
 
@@ -110,7 +117,7 @@ impl Sample {
             let after = info(program.raw_fd())?;
             let runs = after.runs - before.runs;
             let in_program = (after.run_time_ns - before.run_time_ns) as f64 - runs as f64 * empty_run_ns;
-            cost.ns += in_program.max(0.0) + runs as f64 * hook_ns(program.tracepoint);
+            cost.ns += in_program.max(0.0) + runs as f64 * hook_ns(&program.hook);
             if program.name == counts {
                 cost.events = runs;
             }

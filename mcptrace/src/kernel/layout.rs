@@ -92,23 +92,36 @@ const OFFSETS: &[Offset] = &[
     offset("MOUNT_POINT", &[("mount", "mnt_mountpoint")]),
 ];
 
+/// Enums whose names are shown.
+const ENUMS: &[&str] = &["skb_drop_reason", "sk_rst_reason"];
+
 /// What was found.
 #[derive(Debug)]
 pub struct Layout {
     globals: BTreeMap<&'static str, Result<u32, String>>,
-    tracepoints: BTreeSet<&'static str>,
+    tracepoints: BTreeSet<Box<str>>,
+    enumerators: BTreeMap<&'static str, BTreeMap<u32, String>>,
 }
 
 impl Layout {
-    /// Finds every offset, and which of the named tracepoints there are.
-    pub fn read(btf: &KernelBtf, tracepoints: &[&'static str]) -> Self {
+    /// Finds every offset and tracepoint.
+    pub fn read(btf: &KernelBtf) -> Self {
         let mut globals: BTreeMap<_, _> = OFFSETS.iter().map(|row| (row.global, find(btf, row))).collect();
         globals.insert("QUEUE_DISK", queue_disk(btf));
         globals.insert("CGROUP_ANCESTORS_ARE_IDS", Ok(u32::from(btf.offset("cgroup", "ancestors").is_err())));
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
-        let has = |name: &&&'static str| btf.tracepoint(name).is_ok();
-        Self { globals, tracepoints: tracepoints.iter().filter(has).copied().collect() }
+        globals.insert("HAS_DROP_REASON", Ok(u32::from(has_parameters(btf, "kfree_skb", 3))));
+        globals.insert("HAS_RESET_REASON", Ok(u32::from(has_parameters(btf, "tcp_send_reset", 3))));
+        let enumerators = ENUMS.iter().map(|name| (*name, btf.enumerators(name))).collect();
+        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect(), enumerators }
+    }
+
+    /// A kernel that has these tracepoints and nothing else.
+    #[cfg(test)]
+    pub(super) fn with_tracepoints(tracepoints: &[&'static str]) -> Self {
+        let tracepoints = tracepoints.iter().map(|name| Box::from(*name)).collect();
+        Self { globals: BTreeMap::new(), tracepoints, enumerators: BTreeMap::new() }
     }
 
     /// The value of a global, or why this kernel has none.
@@ -121,7 +134,12 @@ impl Layout {
         self.globals.iter().filter_map(|(name, value)| value.as_ref().ok().map(|value| (*name, *value)))
     }
 
-    /// Whether the kernel has a BTF tracepoint. Only those asked for in [`Layout::read`] are known.
+    /// The names of an enum's values; none if the kernel has no such enum. Only those that probes ask for are known.
+    pub fn enumerators(&self, name: &str) -> BTreeMap<u32, String> {
+        self.enumerators.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Whether the kernel has a BTF tracepoint.
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.tracepoints.contains(name)
     }
@@ -151,6 +169,11 @@ fn request_argument(btf: &KernelBtf) -> Result<u32, String> {
     let parameters = btf.tracepoint("block_rq_issue").map_err(|error: BtfError| error.to_string())?;
     let position = parameters.iter().position(|parameter| parameter.type_name.starts_with("struct request *"));
     position.map(|index| index as u32).ok_or_else(|| "block_rq_issue of this kernel has no request".to_owned())
+}
+
+/// Whether a tracepoint has at least so many arguments.
+fn has_parameters(btf: &KernelBtf, tracepoint: &str, count: usize) -> bool {
+    btf.tracepoint(tracepoint).is_ok_and(|parameters| parameters.len() >= count)
 }
 
 /// `bpf_get_current_task_btf` came with 5.11 (commit 3ca1032ab7ab); so did the prototype that describes it.

@@ -1,17 +1,25 @@
 //! The one loader of the server: the kernel's types and features, read at the first native call and kept.
 
 use std::{
+    fmt::Debug,
+    num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
-    programs::{BtfTracePoint, Program, ProgramFd, links::FdLink},
+    programs::{
+        BtfTracePoint, PerfEvent, Program, ProgramError, ProgramFd, UProbe,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+    },
+    util::online_cpus,
 };
 
 use super::{
     btf::{BtfError, KernelBtf},
+    hook::{Attach, Function, Hook, resolve},
     image::{Image, ImageError},
     layout::Layout,
 };
@@ -37,14 +45,14 @@ pub enum LoadError {
         reason: String,
     },
     /// A program was refused.
-    #[error("the kernel refused program `{program}` of `{probe}` at `tp_btf/{hook}`: {reason}")]
+    #[error("the kernel refused program `{program}` of `{probe}` at `{hook}`: {reason}")]
     Program {
         /// The probe.
         probe: &'static str,
         /// The program in the object.
         program: &'static str,
-        /// The tracepoint.
-        hook: &'static str,
+        /// Where it attaches.
+        hook: String,
         /// The chain of causes, with the verifier's last words.
         reason: String,
     },
@@ -59,6 +67,14 @@ pub enum LoadError {
         /// The path of this program.
         binary: String,
     },
+    /// The kernel lacks a hook.
+    #[error("`{probe}` cannot run on this kernel: {reason}")]
+    Hook {
+        /// The probe.
+        probe: &'static str,
+        /// Which.
+        reason: String,
+    },
     /// A buffer could not be opened.
     #[error("cannot open the {what}: {reason}")]
     Buffer {
@@ -72,30 +88,29 @@ pub enum LoadError {
 /// An empty program for every way to attach.
 const ATTACH_TYPES: &[u8] = aya::include_bytes_aligned!("../../bpf/attach_types.o");
 
-/// A program of an object and the BTF tracepoint that it attaches to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attach {
-    /// The function in the object.
-    pub program: &'static str,
-    /// The tracepoint.
-    pub tracepoint: &'static str,
-}
-
 /// A program that is attached; detaches when dropped.
 #[derive(Debug)]
 pub struct AttachedProgram {
     /// The function in the object.
     pub name: &'static str,
-    /// The tracepoint.
-    pub tracepoint: &'static str,
+    /// Where it attaches; the first place, if there are several.
+    pub hook: Hook,
     fd: ProgramFd,
-    link: Option<FdLink>,
+    links: Vec<Link>,
 }
+
+/// Whatever detaches when dropped.
+type Link = Box<dyn Held>;
+
+/// What may be held without being looked at.
+trait Held: Debug + Send + Sync {}
+
+impl<T: Debug + Send + Sync> Held for T {}
 
 impl AttachedProgram {
     /// Detaches; what the program has counted stays readable.
     pub fn detach(&mut self) {
-        self.link = None;
+        self.links.clear();
     }
 
     /// The file descriptor number of the program.
@@ -131,7 +146,7 @@ impl Kernel {
     fn read() -> Result<Self, LoadError> {
         // What fails comes back as an error; libbpf would write it to standard error as well.
         libbpf_rs::set_print(None);
-        let layout = Layout::read(&KernelBtf::load()?, &crate::probes::tracepoints());
+        let layout = Layout::read(&KernelBtf::load()?);
         let btf = Btf::from_sys_fs().map_err(LoadError::ParseBtf)?;
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.
         let mut loader = EbpfLoader::new();
@@ -140,7 +155,7 @@ impl Kernel {
         Ok(Self { btf, loader: Mutex::new(loader), layout })
     }
 
-    /// Loads an object and attaches its programs, in the order given. All or nothing.
+    /// Loads an object and attaches its programs, in the order given, as far as this kernel has their hooks. All or nothing.
     pub fn attach(
         &self,
         probe: &'static str,
@@ -149,7 +164,10 @@ impl Kernel {
     ) -> Result<(Ebpf, Vec<AttachedProgram>), LoadError> {
         let loaded = self.load(image.bytes());
         let mut ebpf = loaded.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
-        let programs = attach.iter().map(|one| self.attach_one(&mut ebpf, probe, *one)).collect::<Result<_, _>>()?;
+        let mut programs = Vec::new();
+        for one in self.resolved(probe, attach)? {
+            self.attach_one(&mut ebpf, probe, one, &mut programs)?;
+        }
         Ok((ebpf, programs))
     }
 
@@ -162,13 +180,18 @@ impl Kernel {
     pub fn check(&self, probe: &'static str, image: &Image, attach: &[Attach]) -> Result<(), LoadError> {
         let loaded = self.load(image.bytes());
         let mut ebpf = loaded.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
-        attach.iter().try_for_each(|one| self.load_one(&mut ebpf, probe, *one).map(drop))
+        let attach = self.resolved(probe, attach)?;
+        attach.iter().try_for_each(|one| self.load_one(&mut ebpf, probe, one).map(drop))
+    }
+
+    fn resolved(&self, probe: &'static str, attach: &[Attach]) -> Result<Vec<Attach>, LoadError> {
+        resolve(attach, &self.layout).map_err(|reason| LoadError::Hook { probe, reason })
     }
 
     /// Attaches a program that does nothing.
     pub fn attach_empty(&self, tracepoint: &'static str) -> Result<AttachedProgram, LoadError> {
         let image = Image::new(ATTACH_TYPES)?;
-        let (_, programs) = self.attach("attach_types", &image, &[Attach { program: "empty_tp_btf", tracepoint }])?;
+        let (_, programs) = self.attach("attach_types", &image, &[Attach::tracepoint("empty_tp_btf", tracepoint)])?;
         programs.into_iter().next().ok_or(LoadError::Btf(BtfError::Missing))
     }
 
@@ -177,40 +200,94 @@ impl Kernel {
         &self.btf
     }
 
+    /// Loads a program, unless it is loaded: one program may attach to several functions.
     fn load_one<'a>(
         &self,
         ebpf: &'a mut Ebpf,
         probe: &'static str,
-        attach: Attach,
-    ) -> Result<&'a mut BtfTracePoint, LoadError> {
-        let Attach { program, tracepoint } = attach;
-        let failed = |reason| LoadError::Program { probe, program, hook: tracepoint, reason };
-        let handle: &mut BtfTracePoint = ebpf
-            .program_mut(program)
-            .ok_or_else(|| failed("the object has no such program".to_owned()))
-            .and_then(|found: &mut Program| found.try_into().map_err(|error| refused(&error, failed)))?;
-        handle.load(tracepoint, &self.btf).map_err(|error| refused(&error, failed))?;
-        Ok(handle)
+        attach: &Attach,
+    ) -> Result<&'a mut Program, LoadError> {
+        let failed = |reason| failed(probe, attach, reason);
+        let found = ebpf.program_mut(attach.program);
+        let program = found.ok_or_else(|| failed("the object has no such program".to_owned()))?;
+        if program.fd().is_err() {
+            self.load_program(program, &attach.hook).map_err(|error| refused(&error, failed))?;
+        }
+        Ok(program)
     }
 
-    fn attach_one(&self, ebpf: &mut Ebpf, probe: &'static str, attach: Attach) -> Result<AttachedProgram, LoadError> {
-        let Attach { program, tracepoint } = attach;
-        let failed = |reason| LoadError::Program { probe, program, hook: tracepoint, reason };
-        let handle = self.load_one(ebpf, probe, attach)?;
-        let id = handle.attach().map_err(|error| refused(&error, failed))?;
-        let link: FdLink = handle.take_link(id).map_err(|error| refused(&error, failed))?.into();
-        let fd = handle.fd().and_then(ProgramFd::try_clone_fd).map_err(|error| refused(&error, failed))?;
-        Ok(AttachedProgram { name: program, tracepoint, fd, link: Some(link) })
+    fn load_program(&self, program: &mut Program, hook: &Hook) -> Result<(), ProgramError> {
+        match hook {
+            Hook::Tracepoint(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, &self.btf),
+            Hook::Clock { .. } => <&mut PerfEvent>::try_from(program)?.load(),
+            Hook::Function(_) => <&mut UProbe>::try_from(program)?.load(),
+        }
     }
+
+    fn attach_one(
+        &self,
+        ebpf: &mut Ebpf,
+        probe: &'static str,
+        attach: Attach,
+        programs: &mut Vec<AttachedProgram>,
+    ) -> Result<(), LoadError> {
+        let program = self.load_one(ebpf, probe, &attach)?;
+        let attached = link(program, &attach.hook);
+        let links = attached.map_err(|error| refused(&error, |reason| failed(probe, &attach, reason)))?;
+        if let Some(known) = programs.iter_mut().find(|known| known.name == attach.program) {
+            known.links.extend(links);
+            return Ok(());
+        }
+        let fd = program.fd().and_then(ProgramFd::try_clone_fd);
+        let fd = fd.map_err(|error| refused(&error, |reason| failed(probe, &attach, reason)))?;
+        programs.push(AttachedProgram { name: attach.program, hook: attach.hook, fd, links });
+        Ok(())
+    }
+}
+
+fn failed(probe: &'static str, attach: &Attach, reason: String) -> LoadError {
+    LoadError::Program { probe, program: attach.program, hook: attach.hook.to_string(), reason }
+}
+
+fn link(program: &mut Program, hook: &Hook) -> Result<Vec<Link>, ProgramError> {
+    match hook {
+        Hook::Tracepoint(_) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            let id = program.attach()?;
+            Ok(vec![Box::new(program.take_link(id)?)])
+        }
+        Hook::Clock { hertz } => link_clock(program.try_into()?, *hertz),
+        Hook::Function(function) => link_function(program.try_into()?, function).map(|link| vec![link]),
+    }
+}
+
+/// A CPU that goes offline meanwhile has its event moved nowhere: its samples end.
+fn link_clock(program: &mut PerfEvent, hertz: u32) -> Result<Vec<Link>, ProgramError> {
+    let clock = PerfEventConfig::Software(SoftwareEvent::CpuClock);
+    let cpus = online_cpus().map_err(|(_, error)| ProgramError::IOError(error))?;
+    let one = |cpu| -> Result<Link, ProgramError> {
+        let policy = SamplePolicy::Frequency(hertz.into());
+        let id = program.attach(clock, PerfEventScope::AllProcessesOneCpu { cpu }, policy, false)?;
+        Ok(Box::new(program.take_link(id)?))
+    };
+    cpus.into_iter().map(one).collect()
+}
+
+fn link_function(program: &mut UProbe, function: &Function) -> Result<Link, ProgramError> {
+    let scope = function.pid.and_then(NonZeroU32::new).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
+    let location = UProbeAttachLocation::AbsoluteOffset(function.offset);
+    let point = UProbeAttachPoint { location, cookie: function.cookie };
+    let id = program.attach(point, &function.path, scope)?;
+    Ok(Box::new(program.take_link(id)?))
 }
 
 /// aya's `ProgramFd::try_clone` under a name that composes.
 trait TryCloneFd {
-    fn try_clone_fd(&self) -> Result<ProgramFd, aya::programs::ProgramError>;
+    fn try_clone_fd(&self) -> Result<ProgramFd, ProgramError>;
 }
 
 impl TryCloneFd for ProgramFd {
-    fn try_clone_fd(&self) -> Result<ProgramFd, aya::programs::ProgramError> {
+    fn try_clone_fd(&self) -> Result<ProgramFd, ProgramError> {
         self.try_clone().map_err(Into::into)
     }
 }

@@ -323,7 +323,8 @@ pub fn info(options: &Options) -> Info {
     let kernel = Kernel::get();
     let kernel = kernel.as_ref().map(|kernel| *kernel);
     let facts = machine.facts(kernel.err().map(ToString::to_string));
-    let probes = probes::check(kernel, &facts);
+    let attach_types = attach::check(kernel.ok(), &facts);
+    let probes = probes::check(kernel, &facts, &attach_types);
     let mut info = Info {
         mcptrace: env!("CARGO_PKG_VERSION").to_owned(),
         native_works: probes.iter().any(|probe| probe.available),
@@ -333,7 +334,7 @@ pub fn info(options: &Options) -> Info {
         cpus: machine::cpus(),
         btf: machine.btf.clone(),
         problems: Vec::new(),
-        attach_types: attach::check(kernel.ok(), &facts),
+        attach_types,
         map_types: features::maps(&facts),
         helpers: features::helpers(&facts),
         run_time_statistics: features::run_time_statistics(&facts),

@@ -12,7 +12,7 @@ use crate::{
     distribution::{Distribution, RELATIVE_ERROR},
     kernel::{
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Histogram, Report, Series},
 };
@@ -42,10 +42,8 @@ impl Probe for BlockLatency {
     ];
     const EXAMPLE: &'static str = r#"{"probe":"block_latency","seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/block_latency.o");
-    const HOOKS: &'static [Attach] = &[
-        Attach { program: "issued", tracepoint: "block_rq_issue" },
-        Attach { program: "completed", tracepoint: "block_rq_complete" },
-    ];
+    const HOOKS: &'static [Attach] =
+        &[Attach::tracepoint("issued", "block_rq_issue"), Attach::tracepoint("completed", "block_rq_complete")];
     const NEEDS: &'static [&'static str] = &[
         "REQUEST_START",
         "REQUEST_FLAGS",
@@ -64,7 +62,7 @@ impl Probe for BlockLatency {
         let mut plan = plan_of::<Self>(context);
         if context.filter.on_threads {
             plan.globals.push(("FILTERED", 1_u32.to_ne_bytes().to_vec()));
-            plan.attach.insert(0, maker(context));
+            plan.attach.splice(0..0, MAKER.iter().cloned());
         }
         Ok((Self, plan))
     }
@@ -79,13 +77,8 @@ impl Probe for BlockLatency {
 }
 
 /// The hook that sees who makes a request: `block_io_start` came with 6.5 (commit 5a80bd075f3b).
-fn maker(context: &Context<'_>) -> Attach {
-    if context.layout.has_tracepoint("block_io_start") {
-        Attach { program: "queued", tracepoint: "block_io_start" }
-    } else {
-        Attach { program: "inserted", tracepoint: "block_rq_insert" }
-    }
-}
+const MAKER: &[Attach] =
+    &[Attach::tracepoint("queued", "block_io_start"), Attach::tracepoint("inserted", "block_rq_insert").alternative()];
 
 fn found(stats: &BTreeMap<BlockKey, BlockStats>, name: impl Fn(u32, u32) -> String) -> Found {
     let mut series = Vec::new();

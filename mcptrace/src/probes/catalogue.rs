@@ -44,7 +44,7 @@ fn section(entry: &Entry) -> String {
     if !events.is_empty() && events != (entry.fields)() {
         let _ = writeln!(text, "- fields of events: {}", fields(&events));
     }
-    let hooks: Vec<_> = entry.hooks.iter().map(|hook| format!("`tp_btf/{}`", hook.tracepoint)).collect();
+    let hooks: Vec<_> = entry.hook_names().into_iter().map(|hook| format!("`{hook}`")).collect();
     let _ = writeln!(text, "- hooks: {}", hooks.join(", "));
     let _ =
         writeln!(text, "- cost: about {} ns an event on the reference machine (docs/performance.md)", entry.cost_ns);

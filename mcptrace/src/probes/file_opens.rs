@@ -17,7 +17,7 @@ use crate::{
     kernel::{
         arch::{syscall_name, syscall_pair},
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Row},
     text::{comm, untrusted},
@@ -64,7 +64,7 @@ impl Probe for FileOpens {
         r#"{"probe":"file_opens","options":{"failed_only":true,"path_prefix":"/etc/"},"seconds":5}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/file_opens.o");
     const HOOKS: &'static [Attach] =
-        &[Attach { program: "enter", tracepoint: "sys_enter" }, Attach { program: "exit", tracepoint: "sys_exit" }];
+        &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 900.0;

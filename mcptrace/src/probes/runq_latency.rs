@@ -12,7 +12,7 @@ use crate::{
     distribution::{Distribution, RELATIVE_ERROR},
     kernel::{
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Histogram, Report, Row, Series},
     text::comm,
@@ -50,9 +50,9 @@ impl Probe for RunqLatency {
     const EXAMPLE: &'static str = r#"{"probe":"runq_latency","options":{"by":"comm"},"seconds":5}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/runq_latency.o");
     const HOOKS: &'static [Attach] = &[
-        Attach { program: "wakeup", tracepoint: "sched_wakeup" },
-        Attach { program: "wakeup_new", tracepoint: "sched_wakeup_new" },
-        Attach { program: "switch", tracepoint: "sched_switch" },
+        Attach::tracepoint("wakeup", "sched_wakeup"),
+        Attach::tracepoint("wakeup_new", "sched_wakeup_new"),
+        Attach::tracepoint("switch", "sched_switch"),
     ];
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";

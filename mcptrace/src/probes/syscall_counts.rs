@@ -12,7 +12,7 @@ use crate::{
     kernel::{
         arch::{ARCH, syscall_name},
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Report, Row, Table},
     text::comm,
@@ -63,7 +63,7 @@ impl Probe for SyscallCounts {
     const EXAMPLE: &'static str = r#"{"probe":"syscall_counts","options":{"by":"comm"},"seconds":5}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/syscall_counts.o");
     const HOOKS: &'static [Attach] =
-        &[Attach { program: "exit", tracepoint: "sys_exit" }, Attach { program: "enter", tracepoint: "sys_enter" }];
+        &[Attach::tracepoint("exit", "sys_exit"), Attach::tracepoint("enter", "sys_enter")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "enter";
     const COST_NS: f64 = 130.0;

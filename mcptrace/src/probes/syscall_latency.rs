@@ -17,7 +17,7 @@ use crate::{
     kernel::{
         arch::{syscall_name, syscall_pair},
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Histogram, Report, Row},
     text::comm,
@@ -69,7 +69,7 @@ impl Probe for SyscallLatency {
         r#"{"probe":"syscall_latency","options":{"syscall":"fsync","slower_than_us":10000},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/syscall_latency.o");
     const HOOKS: &'static [Attach] =
-        &[Attach { program: "enter", tracepoint: "sys_enter" }, Attach { program: "exit", tracepoint: "sys_exit" }];
+        &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 260.0;

@@ -19,7 +19,7 @@ use crate::{
     kernel::{
         arch::syscall_pair,
         attached::{Maps, Plan},
-        loader::Attach,
+        hook::Attach,
     },
     report::{Field, Histogram, Report, Row},
     text::comm,
@@ -76,10 +76,8 @@ impl Probe for TcpConnections {
     ];
     const EXAMPLE: &'static str = r#"{"probe":"tcp_connections","options":{"port":443},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/tcp_connections.o");
-    const HOOKS: &'static [Attach] = &[
-        Attach { program: "changed", tracepoint: "inet_sock_set_state" },
-        Attach { program: "accepted", tracepoint: "sys_exit" },
-    ];
+    const HOOKS: &'static [Attach] =
+        &[Attach::tracepoint("changed", "inet_sock_set_state"), Attach::tracepoint("accepted", "sys_exit")];
     const NEEDS: &'static [&'static str] = &[
         "SK_FAMILY",
         "SK_STATE",

@@ -108,6 +108,7 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "tcp_serve" => net::serve(number(1), number(2), number(3)),
         "tcp_connect" => net::connect(words[1], number(2), number(3), number(4), number(5)),
         "tcp_refused" => net::refused(words[1], number(2), number(3)),
+        "tcp_unanswered" => return net::unanswered(number(1), number(2)),
         "udp_bind" => return net::bind(words[1]),
         "udp_receive" => net::receive(number(1), number(2)),
         "udp_send" => net::send(words[1], number(2), number(3), number(4)),

@@ -1,7 +1,7 @@
 //! Whether each native probe runs here: the kernel has what it needs, and its verifier takes the programs.
 
 use super::{
-    ProbeSupport, Why,
+    Check, ProbeSupport, Why,
     explain::{Facts, Failure, Needs},
     once,
 };
@@ -10,14 +10,24 @@ use crate::{
     kernel::{
         attached::{self, Transport, possible_cpus},
         filter::Filter,
+        hook::Need,
         loader::{Kernel, LoadError, chain},
     },
     probes::{Context, Entry, PROBES},
 };
 
 /// Every probe of the catalogue.
-pub(super) fn check(kernel: Result<&Kernel, &LoadError>, facts: &Facts) -> Vec<ProbeSupport> {
-    PROBES.iter().map(|entry| support(entry, check_one(entry, kernel, facts).err())).collect()
+pub(super) fn check(kernel: Result<&Kernel, &LoadError>, facts: &Facts, ways: &[Check]) -> Vec<ProbeSupport> {
+    let why = |entry| check_one(entry, kernel, facts).err().or_else(|| closed_way(entry, ways));
+    PROBES.iter().map(|entry| support(entry, why(entry))).collect()
+}
+
+/// A way to attach that one of its hooks needs and that does not work here: programs can load all the same.
+fn closed_way(entry: &Entry, ways: &[Check]) -> Option<Why> {
+    let needed = |way: &&Check| entry.hooks.iter().any(|one| one.need == Need::Required && one.hook.way() == way.name);
+    let closed = ways.iter().filter(|way| way.works == Some(false)).find(needed)?;
+    let reason = closed.reason.clone().unwrap_or_default();
+    Some(Why { reason: format!("it attaches by {}: {reason}", closed.name), remedy: closed.remedy.clone() })
 }
 
 fn support(entry: &Entry, why: Option<Why>) -> ProbeSupport {
@@ -27,7 +37,7 @@ fn support(entry: &Entry, why: Option<Why>) -> ProbeSupport {
     ProbeSupport {
         name: entry.name.to_owned(),
         available,
-        hooks: entry.hooks.iter().map(|hook| format!("tp_btf/{}", hook.tracepoint)).collect(),
+        hooks: entry.hook_names(),
         reason,
         remedy,
         cost_ns: entry.cost_ns,
@@ -49,8 +59,7 @@ fn load(entry: &Entry, kernel: &Kernel) -> Result<(), Result<LoadError, String>>
     let ring = aya::sys::is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(true);
     let transport = if ring { Transport::Ring } else { Transport::Perf };
     let context = Context { layout: &kernel.layout, filter: &filter, cpus: possible_cpus(), transport };
-    let prepared = (entry.prepare)(&serde_json::Map::new(), &context).map_err(|error| Err(error.to_string()))?;
-    attached::check(kernel, &prepared.plan).map_err(Ok)
+    attached::check(kernel, &(entry.trial)(&context)).map_err(Ok)
 }
 
 fn why(error: &LoadError, facts: &Facts) -> Why {

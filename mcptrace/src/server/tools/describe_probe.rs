@@ -99,7 +99,7 @@ pub(in crate::server) fn native_object(entry: &Entry) -> Result<Map<String, Valu
         options: options(entry),
         fields: (entry.fields)(),
         event_fields: (entry.event_fields)(),
-        hooks: entry.hooks.iter().map(|hook| format!("tp_btf/{}", hook.tracepoint)).collect(),
+        hooks: entry.hook_names(),
         needs: entry.needs,
         cost_ns: entry.cost_ns,
         example: serde_json::from_str(entry.example).unwrap_or_default(),

@@ -110,7 +110,7 @@ pub(crate) fn start(request: &ProbeRequest) -> Result<Probe> {
 
 fn attach_empty(probe: &str) -> Result<Vec<Ebpf>> {
     let entry = mcptrace::probes::find(probe).context("no such probe")?;
-    entry.hooks.iter().map(|hook| attach_empty_to(hook.tracepoint)).collect()
+    entry.hooks.iter().filter_map(|one| one.hook.tracepoint()).map(attach_empty_to).collect()
 }
 
 /// Each in an object of its own: a program is loaded for one tracepoint.

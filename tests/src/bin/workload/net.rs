@@ -3,7 +3,10 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd as _, FromRawFd as _},
     sync::Mutex,
+    thread,
+    time::Duration,
 };
 
 static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
@@ -18,9 +21,11 @@ fn loopback(family: &str, port: i64) -> SocketAddr {
     (address, u16::try_from(port).unwrap()).into()
 }
 
-/// Listens; gives the port.
+/// Listens; gives the port, which is below those that the kernel gives to clients (net.ipv4.ip_local_port_range).
 pub(crate) fn listen(family: &str) -> Vec<i64> {
-    let listener = TcpListener::bind(loopback(family, 0)).unwrap();
+    let first = 10_007 + i64::from(std::process::id()) % 10_007;
+    let mut listeners = (first..32_768).filter_map(|port| TcpListener::bind(loopback(family, port)).ok());
+    let listener = listeners.next().unwrap();
     let port = listener.local_addr().unwrap().port();
     *LISTENER.lock().unwrap() = Some(listener);
     vec![port.into()]
@@ -80,5 +85,34 @@ pub(crate) fn send(family: &str, port: i64, times: i64, bytes: i64) {
     let socket = UdpSocket::bind(loopback(family, 0)).unwrap();
     for _ in 0..times {
         assert_eq!(socket.send_to(&vec![7; bytes as usize], loopback(family, port)).unwrap() as i64, bytes);
+    }
+}
+
+/// Makes so many connects that nobody answers, each in a socket of its own, waits, and gives up; gives the port. The queue of the listener
+/// has room for one connection, and further SYNs are let fall.
+pub(crate) fn unanswered(times: i64, milliseconds: i64) -> Vec<i64> {
+    let listener = TcpListener::bind(loopback("v4", 0)).unwrap();
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let port = listener.local_addr().unwrap().port();
+    let _first = TcpStream::connect(loopback("v4", port.into())).unwrap();
+    let _others: Vec<_> = (0..times).map(|_| begin_connect(port)).collect();
+    thread::sleep(Duration::from_millis(milliseconds as u64));
+    vec![port.into()]
+}
+
+fn begin_connect(port: u16) -> TcpStream {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: the address is good for the call, and nobody else owns the socket.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
+        let result = libc::connect(socket, (&raw const address).cast(), size_of_val(&address) as u32);
+        assert_eq!((result, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINPROGRESS)));
+        TcpStream::from_raw_fd(socket)
     }
 }
