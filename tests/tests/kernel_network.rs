@@ -44,6 +44,13 @@ fn counter(file: &str, group: &str, name: &str) -> u64 {
     pairs.find(|(each, _)| *each == name).unwrap().1.parse().unwrap()
 }
 
+/// One of IPv6: a line each.
+fn counter_of_ipv6(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/net/snmp6").unwrap();
+    let mut pairs = text.lines().filter_map(|line| line.split_once(char::is_whitespace));
+    pairs.find(|(each, _)| *each == name).unwrap().1.trim().parse().unwrap()
+}
+
 /// The sum of a column over the rows with these fields.
 fn sum(envelope: &Envelope, fields: &[(&str, &str)], column: &str) -> u64 {
     let is = |row: &&Row| fields.iter().all(|(field, value)| row.get(*field).is_some_and(|found| found == value));
@@ -195,13 +202,8 @@ fn datagrams_to_a_closed_port_are_dropped_for_want_of_a_socket() {
     for (family, protocol) in [("v4", "ipv4"), ("v6", "ipv6")] {
         let closed = workload!().run(&format!("udp_bind {family}"))[0];
         let mut client = workload!();
-        let no_ports = || match family {
-            "v4" => counter("/proc/net/snmp", "Udp", "NoPorts"),
-            _ => {
-                let text = std::fs::read_to_string("/proc/net/snmp6").unwrap();
-                let line = text.lines().find(|line| line.starts_with("Udp6NoPorts")).unwrap();
-                line.split_whitespace().nth(1).unwrap().parse().unwrap()
-            }
+        let no_ports = || {
+            if family == "v4" { counter("/proc/net/snmp", "Udp", "NoPorts") } else { counter_of_ipv6("Udp6NoPorts") }
         };
         let before = no_ports();
         let envelope = around("packet_drops", &json!({}), &Filter::default(), || {

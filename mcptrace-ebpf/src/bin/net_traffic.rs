@@ -2,7 +2,6 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
-    Global,
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
     macros::{btf_tracepoint, map},
     maps::HashMap,
@@ -13,10 +12,6 @@ use mcptrace_ebpf::{
     kernel::{add, count_shared, current_passes},
     socket::{ends_of_trusted, port_passes},
 };
-
-/// Whether processes are told apart.
-#[unsafe(no_mangle)]
-static BY_PROCESS: Global<u32> = Global::new(1);
 
 /// `MSG_PEEK` (include/linux/socket.h): what is received stays there to be received again.
 const MSG_PEEK: u32 = 2;
@@ -86,12 +81,11 @@ fn cell(ctx: &BtfTracePointContext) -> Option<*mut TrafficCell> {
 
 #[inline(always)]
 fn key(ends: &Endpoints) -> TrafficKey {
-    let pid = if BY_PROCESS.load() != 0 { (bpf_get_current_pid_tgid() >> 32) as u32 } else { 0 };
     // A socket without a peer has remote port 0: its own port is the one that says something.
     let port_is_local = ends.remote_port == 0 || ends.local_port < ends.remote_port;
     TrafficKey {
         remote: ends.remote,
-        pid,
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         port: if port_is_local { ends.local_port } else { ends.remote_port },
         family: ends.family,
         protocol: ends.protocol,

@@ -29,7 +29,7 @@ pub struct NetTraffic {
 }
 
 /// Options of the probe.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// What results are grouped by, beyond what the probe always tells apart
@@ -40,21 +40,15 @@ pub struct Options {
     pub port: Option<u16>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { by: By::Pid, port: None }
-    }
-}
-
 /// What a row is of: the process or command it is grouped by, and the rest of the key.
-type Key = (Option<String>, TrafficKey);
+type Key = (String, TrafficKey);
 
 impl Probe for NetTraffic {
     const NAME: &'static str = "net_traffic";
     const SUMMARY: &'static str = "Who sends and receives how much over the network, and with whom?";
     const CATEGORY: &'static str = "network";
-    const DETAILS: &'static str = "Payload that programs give to and take from TCP, UDP and other IP sockets, by process (options.by: pid, comm or \
-        total), protocol, peer and port. sends and receives are calls that moved it: of UDP one is a datagram, of TCP it may be many packets or a \
+    const DETAILS: &'static str = "Payload that programs give to and take from TCP, UDP and other IP sockets, by process (of one command together with \
+        options.by = comm), protocol, peer and port. sends and receives are calls that moved it: of UDP one is a datagram, of TCP it may be many packets or a \
         part of one; segments sent again and headers are not in it. port is the lower of both ports, as a rule that of the service; port_of says \
         whose it is. A UDP socket that is not connected shows no peer (0.0.0.0 or ::). What a program peeks at counts when it is taken. Not seen: \
         unix sockets, kernel-internal users, splice and zero-copy out of a TCP socket, calls that fail. Needs 6.4.";
@@ -79,7 +73,6 @@ impl Probe for NetTraffic {
         options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.push(("PORT", u32::from(options.port.unwrap_or(0)).to_ne_bytes().to_vec()));
-        plan.globals.push(("BY_PROCESS", u32::from(options.by != By::Total).to_ne_bytes().to_vec()));
         Ok((Self { by: options.by }, plan))
     }
 
@@ -98,11 +91,9 @@ fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> Found {
     let mut groups: Vec<_> = grouped(cells, by).into_iter().collect();
     groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.sent_bytes + cell.received_bytes));
     let rows: Vec<Row> = groups.iter().map(|(key, cell)| row(key, cell)).collect();
-    let mut key = ["protocol", "peer", "port", "port_of"].map(str::to_owned).to_vec();
-    match by {
-        By::Pid => drop(key.splice(0..0, ["pid".to_owned(), "comm".to_owned()])),
-        By::Comm => key.insert(0, "comm".to_owned()),
-        _ => {}
+    let mut key = ["comm", "protocol", "peer", "port", "port_of"].map(str::to_owned).to_vec();
+    if by != By::Comm {
+        key.insert(0, "pid".to_owned());
     }
     let table = Table { key, columns: NetTraffic::fields(), rows_total: rows.len() as u64, rows, others: None };
     Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
@@ -111,9 +102,8 @@ fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> Found {
 fn grouped(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> BTreeMap<Key, TrafficCell> {
     let mut groups: BTreeMap<Key, TrafficCell> = BTreeMap::new();
     for (key, cell) in cells {
-        let name = (by != By::Total).then(|| comm(&cell.comm));
-        let pid = if by == By::Pid { key.pid } else { 0 };
-        let group = groups.entry((name, TrafficKey { pid, ..*key })).or_default();
+        let pid = if by == By::Comm { 0 } else { key.pid };
+        let group = groups.entry((comm(&cell.comm), TrafficKey { pid, ..*key })).or_default();
         group.sent_bytes += cell.sent_bytes;
         group.received_bytes += cell.received_bytes;
         group.sends += cell.sends;
@@ -127,9 +117,7 @@ fn row((name, key): &Key, cell: &TrafficCell) -> Row {
     if key.pid != 0 {
         row.insert("pid".into(), key.pid.into());
     }
-    if let Some(name) = name {
-        row.insert("comm".into(), name.clone().into());
-    }
+    row.insert("comm".into(), name.clone().into());
     row.insert("protocol".into(), protocol_name(key.protocol).into());
     row.insert("peer".into(), address(key.remote, key.family).into());
     row.insert("port".into(), key.port.into());
@@ -167,7 +155,7 @@ mod tests {
         let by_comm = table(By::Comm);
         assert_eq!((by_comm.rows.len(), &by_comm.rows[0]["received_bytes"]), (1, &40.into()));
         assert_eq!((&by_comm.rows[0]["peer"], &by_comm.rows[0]["port_of"]), (&"10.0.0.1".into(), &"peer".into()));
-        assert_eq!(table(By::Pid).rows.len(), 2);
-        assert_eq!(table(By::Total).rows[0].get("comm"), None);
+        assert_eq!((table(By::Pid).rows.len(), table(By::Total).rows.len()), (2, 2));
+        assert_eq!((by_comm.rows[0].get("pid"), &by_comm.key[0]), (None, &"comm".to_owned()));
     }
 }
