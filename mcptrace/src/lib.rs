@@ -13,6 +13,7 @@ pub mod executions;
 pub mod kernel;
 pub mod probes;
 pub mod report;
+pub mod scripts;
 pub mod server;
 pub mod store;
 pub mod suggest;

@@ -1,4 +1,4 @@
-//! Completion of the arguments of resource templates: names of probes, ids of executions.
+//! Completion of the arguments of resource templates: names of probes and scripts, ids of executions.
 
 use std::sync::Arc;
 
@@ -8,16 +8,20 @@ use rmcp::{
 };
 
 use super::resources::{EXECUTION_URI, PROBE_URI};
-use crate::{execution::Execution, probes::PROBES};
+use crate::{bpftrace::tools, execution::Execution, probes::PROBES, scripts};
 
 /// What an argument may be, given what has been typed: first what starts with it, then what contains it.
 pub(super) fn complete(
     request: &CompleteRequestParams,
     executions: &[Arc<Execution>],
 ) -> Result<CompleteResult, ErrorData> {
+    let installed = tools::installed();
     let candidates: Vec<&str> = match (&request.r#ref, request.argument.name.as_str()) {
         (Reference::Resource(template), "name") if template.uri.starts_with(PROBE_URI) => {
             PROBES.iter().map(|entry| entry.name).collect()
+        }
+        (Reference::Resource(template), "name") if template.uri.starts_with(scripts::URI) => {
+            scripts::library().iter().chain(&installed).map(|script| script.name.as_str()).collect()
         }
         (Reference::Resource(template), "id") if template.uri.starts_with(EXECUTION_URI) => {
             executions.iter().map(|execution| execution.identity.id.as_str()).collect()
@@ -31,7 +35,9 @@ pub(super) fn complete(
 fn unknown(request: &CompleteRequestParams) -> ErrorData {
     let argument = crate::text::untrusted(request.argument.name.as_bytes(), 60);
     let message = format!(
-        "nothing completes `{argument}` of that reference: known are `name` of {PROBE_URI}{{name}} and `id` of {EXECUTION_URI}{{id}}"
+        "nothing completes `{argument}` of that reference: known are `name` of {PROBE_URI}{{name}} and {SCRIPT_URI}{{name}}, and `id` of \
+         {EXECUTION_URI}{{id}}",
+        SCRIPT_URI = scripts::URI
     );
     ErrorData::invalid_params(message, None)
 }
