@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod attached;
 pub mod btf;
+pub mod cgroups;
 pub mod cost;
 pub mod discovery;
 pub mod filter;

@@ -3,13 +3,18 @@
 //!
 //! A probe is one file here, one file of the same name in `mcptrace-ebpf/src/bin`, and a row in [`PROBES`].
 
+mod actor;
 pub mod block_latency;
 pub mod catalogue;
 pub mod file_opens;
 pub mod net_traffic;
+pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
+pub mod process_exec;
+pub mod process_exit;
 pub mod runq_latency;
+pub mod signals;
 pub mod sockets;
 pub mod syscall_counts;
 pub mod syscall_latency;
@@ -44,6 +49,10 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<tcp_retransmits::TcpRetransmits>(),
     Entry::of::<packet_drops::PacketDrops>(),
     Entry::of::<net_traffic::NetTraffic>(),
+    Entry::of::<process_exec::ProcessExec>(),
+    Entry::of::<process_exit::ProcessExit>(),
+    Entry::of::<signals::Signals>(),
+    Entry::of::<oom_kills::OomKills>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -304,6 +313,16 @@ fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, Option
         let message = given.iter().find_map(alone);
         OptionError::new(message.unwrap_or_else(|| format!("options of {}: {error}", P::NAME)))
     })
+}
+
+/// Puts a field into a row.
+fn put(row: &mut Row, name: &str, value: impl Into<Value>) {
+    row.insert(name.to_owned(), value.into());
+}
+
+/// Fields without units.
+fn plain(names: &[&str]) -> Vec<Field> {
+    names.iter().map(|name| Field::new(*name, "")).collect()
 }
 
 /// A plan with a probe's own hooks and nothing set.

@@ -8,9 +8,15 @@
 
 mod files;
 mod net;
+mod privileges;
+mod processes;
+mod time;
 
 pub use files::*;
 pub use net::*;
+pub use privileges::*;
+pub use processes::*;
+pub use time::*;
 
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.
 pub const WIRE_VERSION: u8 = 1;

@@ -132,7 +132,7 @@ fn probe(entry: &Entry) -> Command {
         .last(true)
         .value_parser(value_parser!(OsString));
     Command::new(entry.name)
-        .alias(entry.name.replace('_', "-"))
+        .aliases(entry.name.contains('_').then(|| entry.name.replace('_', "-")))
         .about(entry.summary)
         .after_help(probe_help::after_help(entry))
         .args(options::arguments(entry))
