@@ -13,5 +13,6 @@ pub mod kallsyms;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod processes;
 pub mod support;
 pub mod tracefs;
