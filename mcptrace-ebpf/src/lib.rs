@@ -10,5 +10,7 @@
 pub use mcptrace_wire::*;
 
 pub mod actor;
+pub mod file;
 pub mod kernel;
+pub mod socket;
 pub mod syscall;
