@@ -10,14 +10,19 @@ pub mod dns_latency;
 pub mod file_opens;
 pub mod function_latency;
 mod functions;
+pub mod net_traffic;
 pub mod oom_kills;
 pub mod options;
+pub mod packet_drops;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
 pub mod signals;
+pub mod sockets;
 pub mod syscall_counts;
 pub mod syscall_latency;
+pub mod tcp_connections;
+pub mod tcp_retransmits;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
@@ -45,6 +50,10 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<runq_latency::RunqLatency>(),
     Entry::of::<dns_latency::DnsLatency>(),
     Entry::of::<function_latency::FunctionLatency>(),
+    Entry::of::<tcp_connections::TcpConnections>(),
+    Entry::of::<tcp_retransmits::TcpRetransmits>(),
+    Entry::of::<packet_drops::PacketDrops>(),
+    Entry::of::<net_traffic::NetTraffic>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
@@ -78,6 +87,8 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const COUNTS: &'static str;
     /// What it adds to each event on the reference machine, in nanoseconds.
     const COST_NS: f64;
+    /// Whether it measures durations, which `min_duration_us` can then filter by.
+    const HAS_DURATION: bool = true;
     /// Its options.
     type Options: DeserializeOwned + Serialize + JsonSchema + Default;
 
@@ -173,6 +184,8 @@ pub struct Entry {
     pub needs: &'static [&'static str],
     /// What it adds to each event on the reference machine, in nanoseconds.
     pub cost_ns: f64,
+    /// See [`Probe::HAS_DURATION`].
+    pub has_duration: bool,
     /// Columns or fields of the report.
     pub fields: fn() -> Vec<Field>,
     /// Fields of the events.
@@ -237,6 +250,7 @@ impl Entry {
             hooks: P::HOOKS,
             needs: P::NEEDS,
             cost_ns: P::COST_NS,
+            has_duration: P::HAS_DURATION,
             fields: P::fields,
             event_fields: P::event_fields,
             schema: || schema_for!(P::Options),
@@ -355,6 +369,16 @@ mod tests {
             assert!(entry.name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'), "{}", entry.name);
             assert!(entry.summary.ends_with(['.', '?']) && entry.summary.len() <= 120, "{}", entry.summary);
             assert!(!entry.next.is_empty() && !entry.details.is_empty());
+        }
+    }
+
+    /// Without this a filter that does nothing would be shown as one that was applied.
+    #[test]
+    fn only_kernel_files_that_compare_durations_take_min_duration() {
+        for entry in PROBES {
+            let path = format!("{}/../mcptrace-ebpf/src/bin/{}.rs", env!("CARGO_MANIFEST_DIR"), entry.name);
+            let compares = std::fs::read_to_string(&path).unwrap().contains("duration_passes(");
+            assert_eq!(compares, entry.has_duration, "{}: duration_passes and HAS_DURATION disagree", entry.name);
         }
     }
 

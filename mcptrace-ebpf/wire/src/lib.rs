@@ -6,12 +6,16 @@
 
 #![no_std]
 
+mod files;
 mod functions;
+mod net;
 mod privileges;
 mod processes;
 mod time;
 
+pub use files::*;
 pub use functions::*;
+pub use net::*;
 pub use privileges::*;
 pub use processes::*;
 pub use time::*;

@@ -4,6 +4,7 @@
 //! When it does not fit, rows go first, and the last lines say which.
 
 mod columns;
+pub mod live;
 mod shapes;
 pub mod units;
 
@@ -165,7 +166,7 @@ fn loss(loss: &Loss) -> Option<String> {
 
 /// Without the cost of an event where the sampled window had none.
 fn overhead(cost: &Overhead) -> String {
-    let each = (cost.ns_per_event > 0.0).then(|| format!("{} an event, ", units::duration(cost.ns_per_event)));
+    let each = cost.ns_per_event.map(|ns| format!("{} an event, ", units::duration(ns)));
     let percent = decimal(cost.cpu_percent);
     format!("overhead: {}{percent} % of one CPU ({})", each.unwrap_or_default(), plain(&cost.method, 32))
 }
