@@ -11,4 +11,5 @@ pub use mcptrace_wire::*;
 
 pub mod actor;
 pub mod kernel;
+pub mod memory;
 pub mod syscall;
