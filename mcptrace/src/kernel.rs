@@ -12,5 +12,6 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod processes;
 pub mod support;
 pub mod tracefs;

@@ -105,7 +105,7 @@ mod versions {
             let begun = client.initialize(version).await;
             assert_eq!(begun["protocolVersion"], version);
             assert!(begun["instructions"].as_str().unwrap().contains("run_probe"));
-            assert!(begun["capabilities"].get("prompts").is_none(), "none are served");
+            assert!(begun["capabilities"]["prompts"].is_object());
             assert_eq!(tools(&mut client).await.len(), 8);
             assert!(!client.tool("list_executions", json!({})).await.is_error);
         }
@@ -337,6 +337,54 @@ mod library_scripts {
     }
 }
 
+mod prompts {
+    use super::*;
+
+    #[tokio::test]
+    async fn are_listed_with_their_arguments() {
+        let listed = client().await.request("prompts/list", json!({})).await;
+        let prompts = listed["result"]["prompts"].as_array().unwrap();
+        assert_eq!(prompts.len(), 10);
+        assert!(prompts.iter().all(|prompt| prompt["description"].is_string() && prompt["title"].is_string()));
+        let requests = prompts.iter().find(|prompt| prompt["name"] == "slow_requests").unwrap();
+        assert_eq!(
+            (&requests["arguments"][0]["name"], &requests["arguments"][0]["required"]),
+            (&json!("pid"), &json!(true))
+        );
+    }
+
+    #[tokio::test]
+    async fn are_filled_in_or_refused() {
+        let mut client = client().await;
+        let ask = |name: &str, arguments: Value| json!({ "name": name, "arguments": arguments });
+        let got = client.request("prompts/get", ask("what_does_it_do", json!({ "pid": "4242" }))).await;
+        let text = got["result"]["messages"][0]["content"]["text"].as_str().unwrap();
+        assert!(text.contains(r#"run_probe {"probe":"syscall_counts","filter":{"pid":4242}}"#), "{text}");
+        for (name, arguments) in
+            [("what_does_it_do", json!({})), ("high_cpu", json!({ "pid": "x" })), ("none", json!({}))]
+        {
+            let refused = client.request("prompts/get", ask(name, arguments)).await;
+            assert_eq!(refused["error"]["code"], -32602, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn complete_processes_and_commands() {
+        let mut client = client().await;
+        let ask = |argument: &str, value: &str| {
+            let reference = json!({ "type": "ref/prompt", "name": "high_cpu" });
+            json!({ "ref": reference, "argument": { "name": argument, "value": value } })
+        };
+        let own = std::process::id().to_string();
+        let found = client.request("completion/complete", ask("pid", &own)).await;
+        assert_eq!(found["result"]["completion"]["values"][0], own.as_str());
+        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let found = client.request("completion/complete", ask("comm", &comm[..4])).await;
+        assert!(found["result"]["completion"]["values"].as_array().unwrap().contains(&json!(comm.trim())), "{found}");
+        assert_eq!(client.request("completion/complete", ask("device", "")).await["error"]["code"], -32602);
+    }
+}
+
 mod bad_input {
     use super::*;
 
@@ -545,7 +593,7 @@ mod bad_input {
             ("tools/call", json!({ "name": "run_probe", "arguments": [] }), -32602),
             ("tools/list", json!({ "cursor": "x" }), -32602),
             ("tools/cal", json!({}), -32601),
-            ("prompts/list", json!({}), -32601),
+            ("prompts/lists", json!({}), -32601),
             ("resources/read", json!({ "uri": "mcptrace://probes/nothing" }), -32002),
             ("resources/read", json!({ "uri": "file:///etc/passwd" }), -32002),
             ("resources/read", json!({}), -32602),

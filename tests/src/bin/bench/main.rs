@@ -7,6 +7,7 @@
 mod cases;
 mod document;
 mod flood;
+mod games;
 mod machine;
 mod memory;
 mod peer;
