@@ -28,6 +28,11 @@ pub trait Source: Send + Sync {
     /// What was found so far; after `run` has returned, all of it.
     fn snapshot(&self, seconds: f64, page: &Page) -> Snapshot;
 
+    /// The events of a page and the place after them, if it sends events; cheap, unlike [`Source::snapshot`].
+    fn events(&self, _page: &Page) -> Option<(Events, u64)> {
+        None
+    }
+
     /// What was seen and lost so far; cheap.
     fn loss(&self) -> Loss;
 
