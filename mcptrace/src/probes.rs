@@ -11,17 +11,22 @@ pub mod cpu_slices;
 pub mod file_opens;
 pub mod irq_time;
 pub mod memory_reclaim;
+pub mod net_traffic;
 pub mod oom_kills;
 pub mod options;
+pub mod packet_drops;
 pub mod page_faults;
 pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
 pub mod signals;
+pub mod sockets;
 pub mod syscall_counts;
 pub mod syscall_errors;
 pub mod syscall_latency;
+pub mod tcp_connections;
+pub mod tcp_retransmits;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
@@ -47,6 +52,10 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_opens::FileOpens>(),
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
+    Entry::of::<tcp_connections::TcpConnections>(),
+    Entry::of::<tcp_retransmits::TcpRetransmits>(),
+    Entry::of::<packet_drops::PacketDrops>(),
+    Entry::of::<net_traffic::NetTraffic>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),

@@ -6,10 +6,14 @@
 
 #![no_std]
 
+mod files;
+mod net;
 mod privileges;
 mod processes;
 mod time;
 
+pub use files::*;
+pub use net::*;
 pub use privileges::*;
 pub use processes::*;
 pub use time::*;
