@@ -43,7 +43,7 @@ pub struct Options {
     pub failed_only: bool,
     /// What results are grouped by, beyond what the probe always tells apart
     pub by: By,
-    /// Also list each one as an event
+    /// Also list single events
     pub events: bool,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]

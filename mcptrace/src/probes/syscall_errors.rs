@@ -46,7 +46,7 @@ pub struct Options {
     pub syscall: Option<String>,
     /// What results are grouped by, beyond what the probe always tells apart
     pub by: By,
-    /// Also list each one as an event
+    /// Also list single events
     pub events: bool,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]
