@@ -96,6 +96,8 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const COUNTS: &'static str;
     /// What it adds to each event on the reference machine, in nanoseconds.
     const COST_NS: f64;
+    /// Whether it measures durations, which `min_duration_us` can then filter by.
+    const HAS_DURATION: bool = true;
     /// Its options.
     type Options: DeserializeOwned + Serialize + JsonSchema + Default;
 
@@ -186,6 +188,8 @@ pub struct Entry {
     pub needs: &'static [&'static str],
     /// What it adds to each event on the reference machine, in nanoseconds.
     pub cost_ns: f64,
+    /// See [`Probe::HAS_DURATION`].
+    pub has_duration: bool,
     /// Columns or fields of the report.
     pub fields: fn() -> Vec<Field>,
     /// Fields of the events.
@@ -250,6 +254,7 @@ impl Entry {
             hooks: P::HOOKS,
             needs: P::NEEDS,
             cost_ns: P::COST_NS,
+            has_duration: P::HAS_DURATION,
             fields: P::fields,
             event_fields: P::event_fields,
             schema: || schema_for!(P::Options),
@@ -373,6 +378,16 @@ mod tests {
             assert!(entry.name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'), "{}", entry.name);
             assert!(entry.summary.ends_with(['.', '?']) && entry.summary.len() <= 120, "{}", entry.summary);
             assert!(!entry.next.is_empty() && !entry.details.is_empty());
+        }
+    }
+
+    /// Without this a filter that does nothing would be shown as one that was applied.
+    #[test]
+    fn only_kernel_files_that_compare_durations_take_min_duration() {
+        for entry in PROBES {
+            let path = format!("{}/../mcptrace-ebpf/src/bin/{}.rs", env!("CARGO_MANIFEST_DIR"), entry.name);
+            let compares = std::fs::read_to_string(&path).unwrap().contains("duration_passes(");
+            assert_eq!(compares, entry.has_duration, "{}: duration_passes and HAS_DURATION disagree", entry.name);
         }
     }
 
