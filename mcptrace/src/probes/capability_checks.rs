@@ -69,6 +69,7 @@ impl Probe for CapabilityChecks {
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("check", "cap_capable")];
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "check";
+    const HAS_DURATION: bool = false;
     const COST_NS: f64 = 250.0;
     type Options = Options;
 

@@ -41,6 +41,7 @@ impl Probe for PageFaults {
     const HOOKS: &'static [Attach] = &[Attach::page_faults("minor", false), Attach::page_faults("major", true)];
     const NEEDS: &'static [&'static str] = &["TASK_MM", "MM_RSS", "MM_RSS_STRIDE"];
     const COUNTS: &'static str = "minor";
+    const HAS_DURATION: bool = false;
     const COST_NS: f64 = 600.0;
     type Options = NoOptions;
 

@@ -243,6 +243,7 @@ impl Probe for PrivilegedActions {
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_TGID", "TASK_REAL_PARENT"];
     const COUNTS: &'static str = "exit";
+    const HAS_DURATION: bool = false;
     const COST_NS: f64 = 1500.0;
     type Options = Options;
 

@@ -73,6 +73,7 @@ impl Probe for SyscallErrors {
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "exit";
+    const HAS_DURATION: bool = false;
     const COST_NS: f64 = 350.0;
     type Options = Options;
 
