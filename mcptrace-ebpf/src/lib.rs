@@ -13,5 +13,6 @@ pub mod actor;
 pub mod file;
 pub mod function;
 pub mod kernel;
+pub mod memory;
 pub mod socket;
 pub mod syscall;

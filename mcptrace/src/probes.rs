@@ -5,21 +5,32 @@
 
 mod actor;
 pub mod block_latency;
+pub mod capability_checks;
 pub mod catalogue;
+<<<<<<< HEAD
 pub mod dns_latency;
 pub mod file_opens;
 pub mod function_latency;
 mod functions;
+=======
+pub mod cpu_slices;
+pub mod file_opens;
+pub mod irq_time;
+pub mod memory_reclaim;
+>>>>>>> main
 pub mod net_traffic;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
+pub mod page_faults;
+pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
 pub mod signals;
 pub mod sockets;
 pub mod syscall_counts;
+pub mod syscall_errors;
 pub mod syscall_latency;
 pub mod tcp_connections;
 pub mod tcp_retransmits;
@@ -27,7 +38,7 @@ pub mod tcp_retransmits;
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
 use schemars::{JsonSchema, Schema, schema_for};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -58,6 +69,13 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
     Entry::of::<oom_kills::OomKills>(),
+    Entry::of::<syscall_errors::SyscallErrors>(),
+    Entry::of::<cpu_slices::CpuSlices>(),
+    Entry::of::<irq_time::IrqTime>(),
+    Entry::of::<memory_reclaim::MemoryReclaim>(),
+    Entry::of::<page_faults::PageFaults>(),
+    Entry::of::<capability_checks::CapabilityChecks>(),
+    Entry::of::<privileged_actions::PrivilegedActions>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -329,6 +347,11 @@ fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, Option
         OptionError::new(message.unwrap_or_else(|| format!("options of {}: {error}", P::NAME)))
     })
 }
+
+/// Options of a probe that has none.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NoOptions {}
 
 /// Puts a field into a row.
 fn put(row: &mut Row, name: &str, value: impl Into<Value>) {
