@@ -7,17 +7,13 @@ mod actor;
 pub mod block_latency;
 pub mod capability_checks;
 pub mod catalogue;
-<<<<<<< HEAD
+pub mod cpu_slices;
 pub mod dns_latency;
 pub mod file_opens;
 pub mod function_latency;
 mod functions;
-=======
-pub mod cpu_slices;
-pub mod file_opens;
 pub mod irq_time;
 pub mod memory_reclaim;
->>>>>>> main
 pub mod net_traffic;
 pub mod oom_kills;
 pub mod options;
@@ -59,12 +55,11 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_opens::FileOpens>(),
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
-    Entry::of::<dns_latency::DnsLatency>(),
-    Entry::of::<function_latency::FunctionLatency>(),
     Entry::of::<tcp_connections::TcpConnections>(),
     Entry::of::<tcp_retransmits::TcpRetransmits>(),
     Entry::of::<packet_drops::PacketDrops>(),
     Entry::of::<net_traffic::NetTraffic>(),
+    Entry::of::<dns_latency::DnsLatency>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
@@ -76,6 +71,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<page_faults::PageFaults>(),
     Entry::of::<capability_checks::CapabilityChecks>(),
     Entry::of::<privileged_actions::PrivilegedActions>(),
+    Entry::of::<function_latency::FunctionLatency>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
