@@ -10,4 +10,5 @@
 pub use mcptrace_wire::*;
 
 pub mod kernel;
+pub mod stack;
 pub mod syscall;

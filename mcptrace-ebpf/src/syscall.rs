@@ -170,6 +170,13 @@ pub fn open_call(ctx: &BtfTracePointContext, opens: &OpenSyscalls, index: u32) -
     }
 }
 
+/// The first three arguments of the call of an index that a thread returns from.
+#[inline(always)]
+pub fn call_arguments(ctx: &BtfTracePointContext, index: u32) -> [u64; 3] {
+    // SAFETY: the first argument of sys_enter and sys_exit is a BTF pointer to struct pt_regs.
+    unsafe { arguments(ctx.arg(0), index >= crate::NATIVE_SYSCALLS) }
+}
+
 /// The first three arguments of a system call.
 #[inline(always)]
 unsafe fn arguments(regs: *const u8, compat: bool) -> [u64; 3] {

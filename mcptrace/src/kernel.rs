@@ -11,5 +11,7 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod stacks;
 pub mod support;
+pub mod symbols;
 pub mod tracefs;

@@ -5,11 +5,20 @@
 
 pub mod block_latency;
 pub mod catalogue;
+pub mod cpu_profile;
 pub mod file_opens;
+pub mod futex_waits;
+pub mod heap_growth;
+pub mod kernel_locks;
+pub mod offcpu_stacks;
 pub mod options;
 pub mod runq_latency;
+pub mod stacks;
 pub mod syscall_counts;
 pub mod syscall_latency;
+pub mod wakeup_chains;
+
+use std::sync::Arc;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
@@ -35,6 +44,12 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_opens::FileOpens>(),
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
+    Entry::of::<cpu_profile::CpuProfile>(),
+    Entry::of::<offcpu_stacks::OffcpuStacks>(),
+    Entry::of::<wakeup_chains::WakeupChains>(),
+    Entry::of::<kernel_locks::KernelLocks>(),
+    Entry::of::<futex_waits::FutexWaits>(),
+    Entry::of::<heap_growth::HeapGrowth>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -86,6 +101,16 @@ pub trait Probe: Sized + Send + Sync + 'static {
         false
     }
 
+    /// Takes in a record that is part of the report and no event of its own, as the frames of a stack are; false if it is malformed.
+    fn take(&self, _record: &[u8]) -> bool {
+        false
+    }
+
+    /// Memory that it holds for what it took in, in bytes.
+    fn bytes(&self) -> usize {
+        0
+    }
+
     /// An event as a row; `None` if the record is malformed.
     fn row(_record: &[u8], _clock: &Clock) -> Option<Row> {
         None
@@ -101,6 +126,8 @@ pub struct Found {
     pub delivered: u64,
     /// What a reader must know to not misread it.
     pub notes: Vec<String>,
+    /// All stacks as folded text, if the report is of stacks.
+    pub folded: Option<Arc<str>>,
 }
 
 /// What a plan may depend on.
@@ -182,6 +209,10 @@ pub trait Reader: Send + Sync {
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError>;
     /// See [`Probe::accepts`].
     fn accepts(&self, record: &[u8]) -> bool;
+    /// See [`Probe::take`].
+    fn take(&self, record: &[u8]) -> bool;
+    /// See [`Probe::bytes`].
+    fn bytes(&self) -> usize;
     /// See [`Probe::row`].
     fn row(&self, record: &[u8], clock: &Clock) -> Option<Row>;
     /// See [`Probe::event_fields`].
@@ -195,6 +226,14 @@ impl<P: Probe> Reader for P {
 
     fn accepts(&self, record: &[u8]) -> bool {
         P::accepts(record)
+    }
+
+    fn take(&self, record: &[u8]) -> bool {
+        P::take(self, record)
+    }
+
+    fn bytes(&self) -> usize {
+        P::bytes(self)
     }
 
     fn row(&self, record: &[u8], clock: &Clock) -> Option<Row> {

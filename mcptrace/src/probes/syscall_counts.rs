@@ -88,7 +88,12 @@ impl Probe for SyscallCounts {
             by => grouped(maps.hash("CELLS")?, by),
         };
         let delivered = counts.values().map(|count| count.calls).sum();
-        Ok(Found { report: Some(Report::Table(table(counts, self.by, seconds))), delivered, notes: Vec::new() })
+        Ok(Found {
+            report: Some(Report::Table(table(counts, self.by, seconds))),
+            delivered,
+            notes: Vec::new(),
+            folded: None,
+        })
     }
 
     fn fields() -> Vec<Field> {
