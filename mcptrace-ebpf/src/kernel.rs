@@ -47,9 +47,9 @@ static FILTER_MIN_NS: Global<u64> = Global::new(0);
 
 /// Offsets in `struct task_struct` and what hangs on it, from the running kernel's BTF.
 #[unsafe(no_mangle)]
-static TASK_PID: Global<u32> = Global::new(0);
+pub(crate) static TASK_PID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static TASK_TGID: Global<u32> = Global::new(0);
+pub(crate) static TASK_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_COMM: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -200,12 +200,33 @@ fn comm_passes(comm: Comm) -> bool {
     a == low && b == high
 }
 
+/// The user id of a task.
+///
+/// # Safety
+///
+/// `task` points to a `struct task_struct`.
 #[inline(always)]
-unsafe fn task_uid(task: *const u8) -> u32 {
+pub unsafe fn task_uid(task: *const u8) -> u32 {
     // SAFETY: the caller passes a task; a failed read gives zeros, and the probe's support check has proven the offsets.
     unsafe {
         let cred: *const u8 = read_kernel(task.wrapping_add(TASK_CRED.load() as usize));
         read_kernel(cred.wrapping_add(CRED_UID.load() as usize))
+    }
+}
+
+/// The id of a task's control group in the version 2 hierarchy.
+///
+/// # Safety
+///
+/// `task` points to a `struct task_struct`.
+#[inline(always)]
+pub unsafe fn task_cgroup(task: *const u8) -> u64 {
+    // SAFETY: as in `task_uid`.
+    unsafe {
+        let set: *const u8 = read_kernel(task.wrapping_add(TASK_CGROUPS.load() as usize));
+        let cgroup: *const u8 = read_kernel(set.wrapping_add(CSS_SET_DFL_CGRP.load() as usize));
+        let node: *const u8 = read_kernel(cgroup.wrapping_add(CGROUP_KN.load() as usize));
+        read_kernel(node.wrapping_add(KN_ID.load() as usize))
     }
 }
 

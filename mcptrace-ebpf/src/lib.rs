@@ -9,6 +9,7 @@
 
 pub use mcptrace_wire::*;
 
+pub mod actor;
 pub mod kernel;
 pub mod stack;
 pub mod syscall;

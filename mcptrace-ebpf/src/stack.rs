@@ -164,14 +164,14 @@ unsafe fn capture_in<C: EbpfContext>(
             kernel_frames = frames(context, (&raw mut (*scratch).record.kernel).cast(), KERNEL_FRAMES as u32 * 8, 0, 8);
         }
         if sides & USER_SIDE != 0 {
-            let flags = u64::from(BPF_F_USER_STACK as u32);
+            let flags = u64::from(BPF_F_USER_STACK);
             user_frames = frames(context, (&raw mut (*scratch).user).cast(), USER_FRAMES as u32 * 8, flags, 8);
         }
         let kernel = hash((&raw const (*scratch).record.kernel).cast(), kernel_frames, KERNEL_FRAMES as u32, SEED);
         let id = hash((&raw const (*scratch).user).cast(), user_frames, USER_FRAMES as u32, kernel);
         let pid = if STACK_BY_PROCESS.load() == 0 { 0 } else { (bpf_get_current_pid_tgid() >> 32) as u32 };
         let key = StackKey { id: id | LEAST_STACK, pid, zero: 0 };
-        if STACKS.get_ptr(&key).is_some() {
+        if STACKS.get_ptr(key).is_some() {
             return Ok(key);
         }
         define(context, buffers, scratch, &key, kernel_frames)
@@ -222,7 +222,7 @@ unsafe fn define<C: EbpfContext>(
         let record = &raw mut (*scratch).record;
         let mut user_frames = 0;
         if STACK_SIDES.load() & USER_SIDE != 0 {
-            let flags = u64::from(BPF_F_USER_STACK as u32 | BPF_F_USER_BUILD_ID as u32);
+            let flags = u64::from(BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
             user_frames = frames(context, (&raw mut (*record).user).cast(), USER_FRAMES as u32 * FRAME, flags, FRAME);
         }
         if user_frames > USER_FRAMES as u32 {
@@ -244,6 +244,6 @@ unsafe fn define<C: EbpfContext>(
     }
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
     let nothing = StackWeight { count: 0, sum: 0 };
-    let _ = STACKS.insert(key, &nothing, 1);
+    let _ = STACKS.insert(key, nothing, 1);
     if STACKS.get_ptr(key).is_none() { Err(Counter::MapFull) } else { Ok(*key) }
 }

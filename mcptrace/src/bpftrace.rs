@@ -12,6 +12,7 @@ mod record;
 mod reports;
 mod session;
 mod text;
+pub mod tools;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

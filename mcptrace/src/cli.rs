@@ -10,6 +10,7 @@ mod output;
 mod probe_help;
 mod progress;
 mod run;
+mod script;
 mod serve;
 mod workload;
 
@@ -32,6 +33,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: run::define, run: run::run },
     Verb { define: list::define, run: list::run },
     Verb { define: describe::define, run: describe::run },
+    Verb { define: script::define, run: script::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: gate::define, run: gate::run },
 ];

@@ -17,7 +17,7 @@ use crate::{
         attached::{Attached, Transport, possible_cpus},
         filter::{Filter, FilterError},
         hook,
-        loader::{Kernel, LoadError},
+        loader::{self, Kernel, LoadError},
     },
     probes::{self, Context, Entry, OptionError},
     report::{Kind, Row, Status},
@@ -65,6 +65,8 @@ pub struct ProbeRequest {
 pub struct ScriptRequest {
     /// The program text.
     pub program: String,
+    /// How it is called in results: the script's name and its process, if it is one of the library.
+    pub options: Row,
     /// How long, in seconds, from when it has attached.
     pub seconds: f64,
     /// Who asks.
@@ -260,7 +262,7 @@ impl Executions {
             kind: Kind::Script,
             probe: String::new(),
             filter: Row::new(),
-            options: Row::new(),
+            options: request.options.clone(),
             owner: request.owner.clone(),
         };
         let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
@@ -388,6 +390,17 @@ pub fn summary(execution: &Execution) -> Summary {
 pub fn find(name: &str) -> Result<&'static Entry, Refusal> {
     let nearest = || nearest(name, probes::PROBES.iter().map(|entry| entry.name)).map(str::to_owned);
     probes::find(name).ok_or_else(|| Refusal::UnknownProbe { name: name.to_owned(), did_you_mean: nearest() })
+}
+
+/// Why a probe cannot run here, as this process, if so. Cheap: nothing is loaded.
+pub fn obstacle(entry: &Entry) -> Option<String> {
+    if let Some(lack) = loader::lack_of_privilege() {
+        return Some(lack.to_string());
+    }
+    match Kernel::get() {
+        Ok(kernel) => supported(entry, kernel).err().map(|refusal| refusal.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Why a probe cannot run on this kernel, if so.

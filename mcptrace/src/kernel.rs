@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod attached;
 pub mod btf;
+pub mod cgroups;
 pub mod cost;
 pub mod discovery;
 pub mod filter;
@@ -11,6 +12,7 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod privilege;
+pub mod processes;
 pub mod stacks;
 pub mod support;
 pub mod symbols;

@@ -3,6 +3,7 @@
 //!
 //! A probe is one file here, one file of the same name in `mcptrace-ebpf/src/bin`, and a row in [`PROBES`].
 
+mod actor;
 pub mod block_latency;
 pub mod catalogue;
 pub mod cpu_profile;
@@ -11,8 +12,12 @@ pub mod futex_waits;
 pub mod heap_growth;
 pub mod kernel_locks;
 pub mod offcpu_stacks;
+pub mod oom_kills;
 pub mod options;
+pub mod process_exec;
+pub mod process_exit;
 pub mod runq_latency;
+pub mod signals;
 pub mod stacks;
 pub mod syscall_counts;
 pub mod syscall_latency;
@@ -50,6 +55,10 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<kernel_locks::KernelLocks>(),
     Entry::of::<futex_waits::FutexWaits>(),
     Entry::of::<heap_growth::HeapGrowth>(),
+    Entry::of::<process_exec::ProcessExec>(),
+    Entry::of::<process_exit::ProcessExit>(),
+    Entry::of::<signals::Signals>(),
+    Entry::of::<oom_kills::OomKills>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -334,6 +343,16 @@ fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, Option
         let message = given.iter().find_map(alone);
         OptionError::new(message.unwrap_or_else(|| format!("options of {}: {error}", P::NAME)))
     })
+}
+
+/// Puts a field into a row.
+fn put(row: &mut Row, name: &str, value: impl Into<Value>) {
+    row.insert(name.to_owned(), value.into());
+}
+
+/// Fields without units.
+fn plain(names: &[&str]) -> Vec<Field> {
+    names.iter().map(|name| Field::new(*name, "")).collect()
 }
 
 /// A plan with a probe's own hooks and nothing set.

@@ -192,6 +192,17 @@ impl ServerProcess {
     pub fn spawn(environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program());
         command.envs(environment.iter().copied());
+        Self::of(command)
+    }
+
+    /// Starts it by a command whose last words it is, and begins a conversation.
+    pub async fn start_by(command: Command) -> Self {
+        let mut process = Self::of(command);
+        process.client.initialize("2025-11-25").await;
+        process
+    }
+
+    fn of(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let client = Client::new(child.stdout.take().unwrap(), child.stdin.take().unwrap());

@@ -13,7 +13,7 @@ use std::{
 
 use mcptrace::{
     probes::PROBES,
-    report::{Envelope, Report, Status},
+    report::{Envelope, Kind, Report, Status},
 };
 use mcptrace_tests::{
     probing::{assert_gone, programs_of},
@@ -316,6 +316,29 @@ fn list_shows_native_and_kernel_probes() {
     assert!(json["total"].as_u64().unwrap() > 3);
     let nothing = succeeded(&["list", "no_such_thing_at_all"]);
     assert!(nothing.contains("Kernel probes: 0\nnote: "), "{nothing}");
+}
+
+#[test]
+fn scripts_are_listed_shown_and_run() {
+    let listed = succeeded(&["script", "list"]);
+    assert!(listed.contains(" *sleep_requests ") && listed.contains("bpftrace tools of this host"), "{listed}");
+    let json: serde_json::Value = serde_json::from_str(&succeeded(&["script", "list", "--json"])).unwrap();
+    let one = json["scripts"].as_array().unwrap().iter().find(|one| one["name"] == "slab_growth").unwrap();
+    assert_eq!((one["by_pid"].as_bool(), one["cost"].as_str()), (Some(false), Some("high")));
+    assert!(succeeded(&["script", "show", "tcp-round-trip"]).starts_with("// question: "));
+    let text = succeeded(&["script", "run", "workqueue_latency", "-d", "2"]);
+    assert!(text.contains("@run_us is") || text.contains("@run_us:"), "{text}");
+    let json = succeeded(&["script", "run", "thread_starts", "-d", "1", "--pid", "1", "--json"]);
+    let envelope: Envelope = serde_json::from_str(&json).unwrap();
+    assert_eq!((envelope.kind, envelope.options["script"].as_str()), (Kind::Script, Some("thread_starts")));
+    for (arguments, part) in [
+        (["script", "run", "slab_growth", "--pid=1"], "leave --pid out"),
+        (["script", "run", "syscall_stacks", "-d1"], "give its --pid"),
+        (["script", "run", "tcp_round_trips", "-d1"], "did you mean `tcp_round_trip`?"),
+    ] {
+        let message = refused(&arguments, 2);
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 #[test]

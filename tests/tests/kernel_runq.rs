@@ -163,8 +163,9 @@ fn threads_and_children_are_followed_if_asked_for() {
     let tid = workload.run("thread")[0] as u32;
     let of_thread = Filter { tid: Some(tid), ..Filter::default() };
     let envelope = around("runq_latency", &json!({}), &of_thread, || drop(workload.run("in_thread nanosleep 23 1000")));
-    // Woken for the command and after each sleep; it may have been preempted as well.
-    assert!(series(&envelope)[0].count >= 24, "{:?}", series(&envelope));
+    // Woken for the command and after each sleep; it may have been preempted as well. A sleep whose time is up before the thread
+    // has left its CPU, as happens when a hypervisor takes the CPU away, is no wait.
+    assert!(series(&envelope)[0].count >= 22, "{:?}", series(&envelope));
     let with_children = Filter { descendants: true, ..of_pid(workload.pid()) };
     let envelope =
         around("runq_latency", &json!({"by": "pid"}), &with_children, || drop(workload.run("fork clone 17 7")));

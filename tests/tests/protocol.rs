@@ -4,7 +4,11 @@
 
 use std::{collections::BTreeSet, process::Command, sync::Arc, time::Duration};
 
-use mcptrace::executions::{Executions, Limits};
+use mcptrace::{
+    executions::{Executions, Limits},
+    probes::PROBES,
+    scripts::{self, library},
+};
 use mcptrace_tests::mcp::{Answer, Client};
 use serde_json::{Map, Value, json};
 
@@ -101,7 +105,7 @@ mod versions {
             let begun = client.initialize(version).await;
             assert_eq!(begun["protocolVersion"], version);
             assert!(begun["instructions"].as_str().unwrap().contains("run_probe"));
-            assert!(begun["capabilities"].get("prompts").is_none(), "none are served");
+            assert!(begun["capabilities"]["prompts"].is_object());
             assert_eq!(tools(&mut client).await.len(), 8);
             assert!(!client.tool("list_executions", json!({})).await.is_error);
         }
@@ -289,6 +293,98 @@ mod results {
     }
 }
 
+mod library_scripts {
+    use super::*;
+
+    #[tokio::test]
+    async fn are_listed_with_what_they_answer_and_the_hosts_tools_beside_them() {
+        let mut client = client().await;
+        let listed = client.tool("list_probes", json!({ "source": "scripts" })).await.success();
+        let scripts = listed["scripts"].as_array().unwrap();
+        let own = scripts.iter().filter(|script| script.get("path").is_none()).count();
+        assert_eq!((own, listed["total"].as_u64().unwrap()), (library().len(), scripts.len() as u64));
+        assert!(scripts.iter().all(|script| !script["question"].as_str().unwrap().is_empty()));
+        let found = client.tool("list_probes", json!({ "source": "scripts", "filter": "inotify" })).await.success();
+        assert!(found.get("scripts").is_none(), "it is not in a question: {found}");
+        let found = client.tool("list_probes", json!({ "source": "scripts", "filter": "round trip" })).await.success();
+        assert_eq!(found["scripts"][0]["name"], "tcp_round_trip");
+        assert!(client.tool("list_probes", json!({})).await.success().get("scripts").is_none(), "only when asked for");
+    }
+
+    #[tokio::test]
+    async fn are_described_with_how_to_read_them() {
+        let described = client().await.tool("describe_probe", json!({ "name": "syscall_stacks" })).await;
+        assert!(described.text.contains("example: exec_program {\"script\":\"syscall_stacks\""), "{}", described.text);
+        let described = described.success();
+        assert_eq!((&described["kind"], &described["pid"]), (&json!("script"), &json!("required")));
+        assert_eq!(described["hooks"], json!(["tracepoint:raw_syscalls:sys_enter"]));
+    }
+
+    #[tokio::test]
+    async fn run_by_name_for_one_process() {
+        let mut client = client().await;
+        let mut sleeper = Command::new("sh").args(["-c", "while :; do sleep 0.05; done"]).spawn().unwrap();
+        let arguments = json!({ "script": "thread_starts", "pid": sleeper.id(), "timeout": 2 });
+        let begun = client.tool("exec_program", arguments).await.success();
+        assert!(begun["read"].as_str().unwrap().contains("@threads"), "{begun}");
+        let wait = json!({ "execution_id": begun["execution_id"], "wait_seconds": 40 });
+        let found = client.tool("get_result", wait).await.success();
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        let rows = &found["reports"][0]["rows"];
+        assert_eq!((&rows[0]["key2"], rows.as_array().unwrap().len()), (&json!(sleeper.id()), 1), "{found}");
+        assert_eq!(found["options"], json!({ "script": "thread_starts", "pid": sleeper.id() }), "{found}");
+    }
+}
+
+mod prompts {
+    use super::*;
+
+    #[tokio::test]
+    async fn are_listed_with_their_arguments() {
+        let listed = client().await.request("prompts/list", json!({})).await;
+        let prompts = listed["result"]["prompts"].as_array().unwrap();
+        assert_eq!(prompts.len(), 10);
+        assert!(prompts.iter().all(|prompt| prompt["description"].is_string() && prompt["title"].is_string()));
+        let requests = prompts.iter().find(|prompt| prompt["name"] == "slow_requests").unwrap();
+        assert_eq!(
+            (&requests["arguments"][0]["name"], &requests["arguments"][0]["required"]),
+            (&json!("pid"), &json!(true))
+        );
+    }
+
+    #[tokio::test]
+    async fn are_filled_in_or_refused() {
+        let mut client = client().await;
+        let ask = |name: &str, arguments: Value| json!({ "name": name, "arguments": arguments });
+        let got = client.request("prompts/get", ask("what_does_it_do", json!({ "pid": "4242" }))).await;
+        let text = got["result"]["messages"][0]["content"]["text"].as_str().unwrap();
+        assert!(text.contains(r#"run_probe {"probe":"syscall_counts","filter":{"pid":4242}}"#), "{text}");
+        for (name, arguments) in
+            [("what_does_it_do", json!({})), ("high_cpu", json!({ "pid": "x" })), ("none", json!({}))]
+        {
+            let refused = client.request("prompts/get", ask(name, arguments)).await;
+            assert_eq!(refused["error"]["code"], -32602, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn complete_processes_and_commands() {
+        let mut client = client().await;
+        let ask = |argument: &str, value: &str| {
+            let reference = json!({ "type": "ref/prompt", "name": "high_cpu" });
+            json!({ "ref": reference, "argument": { "name": argument, "value": value } })
+        };
+        let own = std::process::id().to_string();
+        let found = client.request("completion/complete", ask("pid", &own)).await;
+        assert_eq!(found["result"]["completion"]["values"][0], own.as_str());
+        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let found = client.request("completion/complete", ask("comm", &comm[..4])).await;
+        assert!(found["result"]["completion"]["values"].as_array().unwrap().contains(&json!(comm.trim())), "{found}");
+        assert_eq!(client.request("completion/complete", ask("device", "")).await["error"]["code"], -32602);
+    }
+}
+
 mod bad_input {
     use super::*;
 
@@ -359,7 +455,16 @@ mod bad_input {
             ),
             ("get_result", json!({ "execution_id": "exec_0" }), "unknown_execution", "exec_0", None),
             ("stop_execution", json!({ "execution_id": "" }), "unknown_execution", "list_executions", None),
-            ("exec_program", json!({ "script": "tcplife" }), "unknown_script", "tcplife", None),
+            (
+                "exec_program",
+                json!({ "script": "tcp_rount_trip" }),
+                "unknown_script",
+                "tcp_rount",
+                Some("tcp_round_trip"),
+            ),
+            ("exec_program", json!({ "script": "slab_growth", "pid": 1 }), "invalid_argument", "leave `pid` out", None),
+            ("exec_program", json!({ "script": "syscall_stacks" }), "invalid_argument", "give its `pid`", None),
+            ("exec_program", json!({ "program": "BEGIN{}", "pid": 1 }), "invalid_argument", "goes with `script`", None),
         ])
         .await;
     }
@@ -488,7 +593,7 @@ mod bad_input {
             ("tools/call", json!({ "name": "run_probe", "arguments": [] }), -32602),
             ("tools/list", json!({ "cursor": "x" }), -32602),
             ("tools/cal", json!({}), -32601),
-            ("prompts/list", json!({}), -32601),
+            ("prompts/lists", json!({}), -32601),
             ("resources/read", json!({ "uri": "mcptrace://probes/nothing" }), -32002),
             ("resources/read", json!({ "uri": "file:///etc/passwd" }), -32002),
             ("resources/read", json!({}), -32602),
@@ -574,10 +679,14 @@ mod resources {
     use super::*;
 
     async fn read(client: &mut Client, uri: &str) -> Value {
+        serde_json::from_str(&read_text(client, uri, "application/json").await).unwrap()
+    }
+
+    async fn read_text(client: &mut Client, uri: &str, kind: &str) -> String {
         let answer = client.request("resources/read", json!({ "uri": uri })).await;
         let content = &answer["result"]["contents"][0];
-        assert_eq!((&content["uri"], &content["mimeType"]), (&json!(uri), &json!("application/json")), "{answer}");
-        serde_json::from_str(content["text"].as_str().unwrap()).unwrap()
+        assert_eq!((&content["uri"], &content["mimeType"]), (&json!(uri), &json!(kind)), "{answer}");
+        content["text"].as_str().unwrap().to_owned()
     }
 
     #[tokio::test]
@@ -591,9 +700,13 @@ mod resources {
             .iter()
             .map(|one| one["uri"].as_str().unwrap().to_owned())
             .collect();
-        assert_eq!(uris.len(), 1 + 5 + 1, "{uris:?}");
+        assert_eq!(uris.len(), 1 + PROBES.len() + library().len() + 1, "{uris:?}");
         for uri in &uris {
-            assert!(read(&mut client, uri).await.is_object(), "{uri}");
+            if uri.starts_with(scripts::URI) {
+                assert!(read_text(&mut client, uri, "text/plain").await.starts_with("// question: "), "{uri}");
+            } else {
+                assert!(read(&mut client, uri).await.is_object(), "{uri}");
+            }
         }
     }
 
@@ -621,10 +734,12 @@ mod resources {
     async fn templates_have_arguments_that_complete() {
         let mut client = client().await;
         let templates = client.request("resources/templates/list", json!({})).await;
-        assert_eq!(templates["result"]["resourceTemplates"].as_array().unwrap().len(), 2);
+        assert_eq!(templates["result"]["resourceTemplates"].as_array().unwrap().len(), 3);
         let ask = |uri: &str, name: &str, value: &str| json!({ "ref": { "type": "ref/resource", "uri": uri }, "argument": { "name": name, "value": value } });
         let found = client.request("completion/complete", ask("mcptrace://probes/{name}", "name", "sys")).await;
         assert_eq!(found["result"]["completion"]["values"], json!(["syscall_counts", "syscall_latency"]));
+        let found = client.request("completion/complete", ask("mcptrace://scripts/{name}", "name", "tcp_r")).await;
+        assert_eq!(found["result"]["completion"]["values"][0], "tcp_round_trip");
         let other = client.request("completion/complete", ask("mcptrace://nothing/{name}", "name", "")).await;
         assert_eq!(other["error"]["code"], -32602);
     }

@@ -51,8 +51,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn build_server() -> Result<PathBuf> {
     eprintln!("xtask: building mcptrace (a few minutes the first time)");
-    process::run(process::cargo().args(["build", "--release", "--package", "mcptrace", "--target-dir", "target"]))?;
-    Ok(workspace_root().join("target/release/mcptrace"))
+    process::run(process::cargo().args(["build", "--package", "mcptrace", "--target-dir", "target"]))?;
+    Ok(workspace_root().join("target/debug/mcptrace"))
 }
 
 fn server_command(server: &Path) -> Result<Command> {

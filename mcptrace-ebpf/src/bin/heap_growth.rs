@@ -173,7 +173,7 @@ fn freed(address: u64) {
     let weight = FREED.get_ptr_mut(&key).or_else(|| {
         // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used. There are no more stacks than in STACKS.
         let nothing = StackWeight { count: 0, sum: 0 };
-        let _ = FREED.insert(&key, &nothing, 1);
+        let _ = FREED.insert(key, nothing, 1);
         FREED.get_ptr_mut(&key)
     });
     let Some(weight) = weight else { return };

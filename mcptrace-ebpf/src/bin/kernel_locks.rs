@@ -99,7 +99,7 @@ fn add(key: &LockKey, ns: u64) -> Result<(), Counter> {
     let waits = LOCKS.get_ptr_mut(key).or_else(|| {
         // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used.
         let nothing = Waits { count: 0, total_ns: 0, max_ns: 0 };
-        let _ = LOCKS.insert(key, &nothing, 1);
+        let _ = LOCKS.insert(key, nothing, 1);
         LOCKS.get_ptr_mut(key)
     });
     let Some(waits) = waits else { return Err(Counter::MapFull) };

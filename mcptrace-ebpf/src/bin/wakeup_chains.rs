@@ -86,7 +86,7 @@ fn weigh(key: &WakeKey, ns: u64) -> Result<(), Counter> {
     let weight = WAKES.get_ptr_mut(key).or_else(|| {
         // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used.
         let nothing = StackWeight { count: 0, sum: 0 };
-        let _ = WAKES.insert(key, &nothing, 1);
+        let _ = WAKES.insert(key, nothing, 1);
         WAKES.get_ptr_mut(key)
     });
     let Some(weight) = weight else { return Err(Counter::MapFull) };

@@ -9,6 +9,13 @@
 mod stack;
 
 pub use stack::*;
+mod privileges;
+mod processes;
+mod time;
+
+pub use privileges::*;
+pub use processes::*;
+pub use time::*;
 
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.
 pub const WIRE_VERSION: u8 = 1;

@@ -10,6 +10,9 @@ use super::text::{escape, head};
 
 /// How much of bpftrace's words an error repeats, in bytes.
 const SAID_BYTES: usize = 2048;
+/// What bpftrace before 0.25 says to everyone else, whatever their capabilities.
+const ONLY_ROOT: &str = "only supports running as";
+const BE_ROOT: &str = "run mcptrace as root: this bpftrace asks for the user, not for capabilities; native probes need CAP_BPF and CAP_PERFMON alone";
 /// How many names an error proposes.
 const PROPOSALS: usize = 3;
 
@@ -123,6 +126,10 @@ impl ScriptError {
     }
 
     fn unlocated(lines: &[&str], ending: &str) -> Self {
+        let user = lines.iter().find(|line| line.contains(ONLY_ROOT));
+        if let Some(line) = user {
+            return Self::new(Category::Permission, escape(line.trim_start_matches("ERROR: "))).with_remedy(BE_ROOT);
+        }
         let telling = |line: &&&str| line.contains("ERROR") || line.contains("error") || line.contains("FATAL");
         let Some(line) = lines.iter().find(telling).or(lines.last()) else {
             return Self::new(Category::Other, format!("bpftrace {ending} and said nothing"));
@@ -237,7 +244,7 @@ fn categorize(message: &str) -> Category {
         ("Invalid condition", Type),
         ("String is too long", Type),
         ("requires", Type),
-        ("only supports running as", Permission),
+        (ONLY_ROOT, Permission),
         ("must be run as root", Permission),
         ("Operation not permitted", Permission),
         ("ermission denied", Permission),

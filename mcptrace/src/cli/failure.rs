@@ -4,7 +4,7 @@ use std::{io, process::ExitCode};
 
 use crate::{
     executions::Refusal,
-    kernel::{discovery::DiscoveryError, loader::LoadError, privilege},
+    kernel::{discovery::DiscoveryError, loader},
 };
 
 /// Ended hard by a second signal, as a shell counts SIGINT.
@@ -75,9 +75,7 @@ impl From<io::Error> for Failure {
 
 /// Which capability this process lacks for native probes and how to grant it, if it lacks one.
 pub(super) fn lack_of_privilege() -> Option<String> {
-    let missing = privilege::missing_for_native();
-    let binary = std::env::current_exe().map_or_else(|_| "mcptrace".to_owned(), |path| path.display().to_string());
-    (!missing.is_empty()).then(|| LoadError::Permission { missing: missing.join(" and "), binary }.to_string())
+    loader::lack_of_privilege().map(|lack| lack.to_string())
 }
 
 /// A message of the engine with its fields written as flags: `filter.min_duration_us` is `--min-duration-us` here.
@@ -92,6 +90,7 @@ pub(super) fn as_flags(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::loader::LoadError;
 
     #[test]
     fn fields_of_the_engine_are_flags_to_a_person() {
@@ -106,7 +105,7 @@ mod tests {
         assert_eq!(status(Refusal::Seconds { given: 0.0, longest: 1.0 }), 2);
         assert_eq!(status(Refusal::Busy { running: 8 }), 1);
         assert_eq!(status(Refusal::Unsupported { probe: "p", reason: "r".into() }), 3);
-        let missing = LoadError::Permission { missing: "CAP_BPF".into(), binary: "b".into() };
+        let missing = LoadError::Permission { missing: "CAP_BPF".into(), remedy: "r".into() };
         assert_eq!(status(Refusal::Load(missing)), 3);
     }
 }

@@ -5,11 +5,8 @@ use serde_json::{Value, json};
 
 use super::{Failure, failure, output};
 use crate::{
-    executions::supported,
-    kernel::{
-        discovery::{self, Access, DEFAULT_LIMIT, MAX_LIMIT, Page, Query},
-        loader::Kernel,
-    },
+    executions::obstacle,
+    kernel::discovery::{self, Access, DEFAULT_LIMIT, MAX_LIMIT, Page, Query},
     probes::{Entry, PROBES},
     report::text::units,
 };
@@ -68,17 +65,6 @@ fn is_about(entry: &Entry, filter: &str) -> bool {
         rest = found.map_or("", |at| &rest[at + part.len()..]);
         found.is_some()
     })
-}
-
-/// Why a probe cannot run here, if so.
-fn obstacle(entry: &Entry) -> Option<String> {
-    if let Some(missing) = failure::lack_of_privilege() {
-        return Some(missing);
-    }
-    match Kernel::get() {
-        Ok(kernel) => supported(entry, kernel).err().map(|refusal| refusal.to_string()),
-        Err(error) => Some(error.to_string()),
-    }
 }
 
 fn as_json(native: &[&Entry], kernel: Option<&Page>) -> Value {

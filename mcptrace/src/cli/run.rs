@@ -138,7 +138,7 @@ fn probe(entry: &Entry) -> Command {
         .last(true)
         .value_parser(value_parser!(OsString));
     Command::new(entry.name)
-        .alias(entry.name.replace('_', "-"))
+        .aliases(entry.name.contains('_').then(|| entry.name.replace('_', "-")))
         .about(entry.summary)
         .after_help(probe_help::after_help(entry))
         .args(options::arguments(entry))
@@ -153,7 +153,7 @@ fn unknown(name: &str) -> Failure {
     Failure::usage(format!("there is no probe `{name}`{near}\n\nThe probes are: {}", names.join(", ")))
 }
 
-fn length(text: &str) -> Result<f64, String> {
+pub(super) fn length(text: &str) -> Result<f64, String> {
     let right = format!("takes a number of seconds, more than 0 and at most {LONGEST_SECONDS}");
     let seconds: f64 = text.parse().map_err(|_| right.clone())?;
     if seconds > 0.0 && seconds <= LONGEST_SECONDS { Ok(seconds) } else { Err(right) }
@@ -202,7 +202,7 @@ async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> 
     let starter = Arc::clone(&executions);
     let execution = blocking(move || starter.start_probe(&request)).await??;
     let ended = follow(&execution, workload.as_mut(), &interrupted).await?;
-    let page = page(flags);
+    let page = page(flags.top, flags.json);
     write_stacks(&execution, flags).await?;
     let mut envelope = blocking(move || execution.envelope(&page)).await?;
     if ended.is_some() && !interrupted.is_cancelled() && envelope.status == Status::Stopped {
@@ -240,7 +240,7 @@ fn folded(execution: &Execution) -> Option<String> {
 }
 
 /// Waits for the end: of the time, of the command, or by a signal. Says how the command ended, if that came first.
-async fn follow(
+pub(super) async fn follow(
     execution: &Arc<Execution>,
     mut workload: Option<&mut Workload>,
     interrupted: &CancellationToken,
@@ -275,7 +275,7 @@ async fn end_of(workload: Option<&mut Workload>) -> Result<std::process::ExitSta
 }
 
 /// Set by the first SIGINT or SIGTERM; the second ends the program, and the kernel then detaches everything.
-fn interrupts() -> Result<CancellationToken, Failure> {
+pub(super) fn interrupts() -> Result<CancellationToken, Failure> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let token = CancellationToken::new();
     let set = token.clone();
@@ -291,17 +291,18 @@ fn interrupts() -> Result<CancellationToken, Failure> {
     Ok(token)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     spawn_blocking(work).await.map_err(|error| Failure::failed(format!("internal error: {error}")))
 }
 
-fn page(flags: &Flags) -> Page {
-    let default = if flags.json { MOST_ROWS as usize } else { DEFAULT_ROWS };
-    let limit = flags.top.map_or(default, |top| top as usize);
+/// How much of a result is shown.
+pub(super) fn page(top: Option<u32>, json: bool) -> Page {
+    let default = if json { MOST_ROWS as usize } else { DEFAULT_ROWS };
+    let limit = top.map_or(default, |top| top as usize);
     Page { from: 0, limit, max_bytes: MOST_JSON }
 }
 
-fn show(envelope: &Envelope, json: bool) -> Result<(), Failure> {
+pub(super) fn show(envelope: &Envelope, json: bool) -> Result<(), Failure> {
     if json {
         output::json(envelope)?;
     } else {

@@ -5,7 +5,9 @@
 
 use std::cell::OnceCell;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use libbpf_rs::btf::types::{Array, Composite, Enum, Enum64, Float, Func, FuncProto, Int, MemberAttr, Ptr, Typedef};
@@ -35,7 +37,10 @@ pub enum BtfError {
     )]
     Missing,
     /// They are there and cannot be read.
-    #[error("cannot read the kernel's types from {VMLINUX}: {0}")]
+    #[error(
+        "cannot read the kernel's types from {VMLINUX}: {0}. Native probes need them: use a kernel with CONFIG_DEBUG_INFO_BTF=y \
+         (most distributions' have it), and a /sys that is the kernel's own"
+    )]
     Unreadable(String),
     /// No such struct or union.
     #[error("this kernel has no struct `{0}`")]
@@ -126,6 +131,9 @@ impl KernelBtf {
         if !Path::new(VMLINUX).exists() {
             return Err(BtfError::Missing);
         }
+        // libbpf fails on an empty file without a reason.
+        let start = File::open(VMLINUX).and_then(|mut file| file.read_exact(&mut [0; 2]));
+        start.map_err(|error| BtfError::Unreadable(shortage(&error)))?;
         let btf = Btf::from_vmlinux().map_err(|error| BtfError::Unreadable(error.to_string()))?;
         Ok(Self { btf, index: OnceCell::new() })
     }
@@ -423,6 +431,10 @@ fn plain_name(found: &BtfType<'_>) -> String {
         BtfKind::Enum | BtfKind::Enum64 => format!("enum {name}"),
         _ => name,
     }
+}
+
+fn shortage(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof { "it is empty".into() } else { error.to_string() }
 }
 
 fn join(left: &str, right: &str) -> String {

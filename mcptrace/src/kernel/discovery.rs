@@ -3,6 +3,7 @@
 //! Names are written as bpftrace writes them (`tracepoint:sched:sched_switch`, `kfunc:vmlinux:vfs_read`,
 //! `usdt:/path:provider:name`). Filters are patterns over those names and nothing else.
 
+mod attach;
 pub mod binary;
 mod describe;
 mod filter;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::btf::BtfError;
 use super::tracefs::TracefsError;
+pub use attach::obstacle;
 use binary::{Binary, BinaryError};
 pub use describe::describe;
 use filter::{Filter, hash};

@@ -195,7 +195,7 @@ fn hierarchy(field: &'static str) -> Result<PathBuf, FilterError> {
     cgroup2_mount(&mounts).ok_or(FilterError::NoHierarchy(field))
 }
 
-fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
+pub(super) fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]))
 }
@@ -235,7 +235,7 @@ fn is_container(name: &str, id: &str) -> bool {
     name.starts_with(id) || name.rsplit_once('-').is_some_and(|(_, last)| last.starts_with(id))
 }
 
-fn subdirectories(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn subdirectories(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }

@@ -45,6 +45,31 @@ const OFFSETS: &[Offset] = &[
     offset("REQUEST_QUEUE", &[("request", "rq_disk"), ("request", "q")]),
     offset("DISK_MAJOR", &[("gendisk", "major")]),
     offset("DISK_MINOR", &[("gendisk", "first_minor")]),
+    offset("TASK_REAL_PARENT", &[("task_struct", "real_parent")]),
+    offset("TASK_LEADER", &[("task_struct", "group_leader")]),
+    offset("TASK_START_TIME", &[("task_struct", "start_time")]),
+    offset("TASK_EXIT_CODE", &[("task_struct", "exit_code")]),
+    offset("TASK_THREAD_NODE", &[("task_struct", "thread_node")]),
+    offset("TASK_UTIME", &[("task_struct", "utime")]),
+    offset("TASK_STIME", &[("task_struct", "stime")]),
+    offset("TASK_RUNTIME", &[("task_struct", "se.sum_exec_runtime")]),
+    offset("TASK_SIGNAL", &[("task_struct", "signal")]),
+    offset("TASK_MM", &[("task_struct", "mm")]),
+    offset("SIGNAL_LIVE", &[("signal_struct", "live.counter")]),
+    offset("SIGNAL_FLAGS", &[("signal_struct", "flags")]),
+    offset("SIGNAL_EXIT_CODE", &[("signal_struct", "group_exit_code")]),
+    offset("SIGNAL_THREADS", &[("signal_struct", "thread_head")]),
+    offset("SIGNAL_UTIME", &[("signal_struct", "utime")]),
+    offset("SIGNAL_STIME", &[("signal_struct", "stime")]),
+    offset("SIGNAL_RUNTIME", &[("signal_struct", "sum_sched_runtime")]),
+    offset("SIGNAL_MAXRSS", &[("signal_struct", "maxrss")]),
+    offset("SIGNAL_OOM_ADJ", &[("signal_struct", "oom_score_adj")]),
+    offset("SIGINFO_CODE", &[("kernel_siginfo", "si_code")]),
+    offset("BPRM_FILENAME", &[("linux_binprm", "filename")]),
+    offset("MM_ARG_START", &[("mm_struct", "arg_start")]),
+    offset("MM_ARG_END", &[("mm_struct", "arg_end")]),
+    offset("MM_TOTAL_VM", &[("mm_struct", "total_vm")]),
+    offset("IRQACTION_NAME", &[("irqaction", "name")]),
 ];
 
 /// What was found.
@@ -62,6 +87,7 @@ impl Layout {
         globals.insert("CGROUP_ANCESTORS_ARE_IDS", Ok(u32::from(btf.offset("cgroup", "ancestors").is_err())));
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
+        globals.extend(process_globals(btf));
         Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect() }
     }
 
@@ -111,6 +137,42 @@ fn request_argument(btf: &KernelBtf) -> Result<u32, String> {
     let parameters = btf.tracepoint("block_rq_issue").map_err(|error: BtfError| error.to_string())?;
     let position = parameters.iter().position(|parameter| parameter.type_name.starts_with("struct request *"));
     position.map(|index| index as u32).ok_or_else(|| "block_rq_issue of this kernel has no request".to_owned())
+}
+
+/// What differs between kernels in how processes end and what memory they have.
+fn process_globals(btf: &KernelBtf) -> [(&'static str, Result<u32, String>); 4] {
+    let (first, stride) = rss_counts(btf);
+    [
+        ("EXIT_TELLS_LAST", Ok(u32::from(parameters(btf, "sched_process_exit").len() > 1))),
+        ("VICTIM_IS_TASK", Ok(u32::from(takes_task(&parameters(btf, "mark_victim"))))),
+        ("MM_RSS", first),
+        ("MM_RSS_STRIDE", stride),
+    ]
+}
+
+/// The C types of a tracepoint's arguments; none if there is no such tracepoint.
+fn parameters(btf: &KernelBtf, tracepoint: &str) -> Vec<String> {
+    let parameters = btf.tracepoint(tracepoint).unwrap_or_default();
+    parameters.into_iter().map(|parameter| parameter.type_name).collect()
+}
+
+/// Whether a tracepoint's first argument is a task.
+fn takes_task(parameters: &[String]) -> bool {
+    parameters.first().is_some_and(|first| first.starts_with("struct task_struct *"))
+}
+
+/// Where a `struct mm_struct` counts its pages, and how far apart the counts are: a `struct percpu_counter` each from 6.2 on
+/// (commit f1a7941243c1), numbers before.
+fn rss_counts(btf: &KernelBtf) -> (Result<u32, String>, Result<u32, String>) {
+    let text = |error: BtfError| error.to_string();
+    if let Ok(offset) = btf.offset("mm_struct", "rss_stat.count") {
+        return (Ok(offset), Ok(8));
+    }
+    let counter = btf.offset("percpu_counter", "count").map_err(text);
+    // Each counter but the first begins where the one before it ends: four of them fill the member.
+    let member = btf.member("mm_struct", "rss_stat").map_err(text);
+    let first = member.clone().and_then(|member| counter.map(|count| member.offset + count));
+    (first, member.map(|member| member.size / 4))
 }
 
 /// `bpf_get_current_task_btf` came with 5.11 (commit 3ca1032ab7ab); so did the prototype that describes it.

@@ -22,6 +22,7 @@ use super::{
     hook::{Attach, Function, Hook, resolve},
     image::{Image, ImageError},
     layout::Layout,
+    privilege,
 };
 
 /// Why native probes cannot be loaded or attached.
@@ -57,15 +58,12 @@ pub enum LoadError {
         reason: String,
     },
     /// Not allowed to.
-    #[error(
-        "not permitted to load eBPF programs: this process lacks {missing}. Run as root, or give the binary the capabilities: \
-         sudo setcap cap_bpf,cap_perfmon+ep {binary}"
-    )]
+    #[error("not permitted to load eBPF programs: this process lacks {missing}. To change that: {remedy}")]
     Permission {
         /// The capabilities that it lacks.
         missing: String,
-        /// The path of this program.
-        binary: String,
+        /// How it gets them.
+        remedy: String,
     },
     /// The kernel lacks a hook.
     #[error("`{probe}` cannot run on this kernel: {reason}")]
@@ -292,14 +290,17 @@ impl TryCloneFd for ProgramFd {
     }
 }
 
+/// [`LoadError::Permission`], if this process may not load eBPF programs. Asked of the kernel, not tried.
+pub fn lack_of_privilege() -> Option<LoadError> {
+    let process = privilege::process();
+    let missing = process.missing_for_native();
+    let lack = || LoadError::Permission { missing: missing.join(" and "), remedy: process.grant(&missing) };
+    (!missing.is_empty()).then(lack)
+}
+
 /// An error with all its causes on one line; lack of privilege becomes [`LoadError::Permission`].
 fn refused(error: &(dyn std::error::Error + 'static), otherwise: impl FnOnce(String) -> LoadError) -> LoadError {
-    let missing = super::privilege::missing_for_native();
-    if !missing.is_empty() && is_permission(error) {
-        let binary = std::env::current_exe().map_or_else(|_| "mcptrace".to_owned(), |path| path.display().to_string());
-        return LoadError::Permission { missing: missing.join(" and "), binary };
-    }
-    otherwise(chain(error))
+    is_permission(error).then(lack_of_privilege).flatten().unwrap_or_else(|| otherwise(chain(error)))
 }
 
 fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {

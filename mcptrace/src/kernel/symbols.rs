@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -115,19 +115,14 @@ fn start() -> Option<Sender<Job>> {
 fn serve(jobs: &Receiver<Job>) {
     let mut symbolizer = symbolizer();
     let mut files = 0;
-    loop {
-        match jobs.recv_timeout(KEEP) {
-            Ok(job) => {
-                files += job.question.files.len();
-                if files > MOST_FILES {
-                    symbolizer = self::symbolizer();
-                    files = job.question.files.len();
-                }
-                // Nobody may be waiting any more.
-                let _ = job.answer.send(names(&symbolizer, &job));
-            }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+    while let Ok(job) = jobs.recv_timeout(KEEP) {
+        files += job.question.files.len();
+        if files > MOST_FILES {
+            symbolizer = self::symbolizer();
+            files = job.question.files.len();
         }
+        // Nobody may be waiting any more.
+        let _ = job.answer.send(names(&symbolizer, &job));
     }
     drop(symbolizer);
     super::loader::release_free_memory();

@@ -38,7 +38,7 @@ pub struct Options {
     pub hertz: u32,
     /// Which part of a stack is kept
     pub side: Side,
-    /// How events reach user space; the kernel decides if not set
+    /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Transport")]
     pub transport: Option<Transport>,

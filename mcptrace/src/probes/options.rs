@@ -99,6 +99,16 @@ impl Transport {
     }
 }
 
+/// Options of probes that only send events
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventOptions {
+    /// How events reach user space; left out, the kernel's best
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Transport")]
+    pub transport: Option<Transport>,
+}
+
 /// The index of a system call that an option names.
 pub fn syscall(name: &str) -> Result<u32, OptionError> {
     arch::syscall_by_name(name).ok_or_else(|| OptionError {

@@ -59,6 +59,9 @@ impl Unit {
     }
 }
 
+/// Command and functions.
+type Place = (String, Vec<Arc<str>>);
+
 /// One line of folded text before it is a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded {
@@ -96,7 +99,7 @@ pub fn marked(stack: &NamedStack) -> Vec<Arc<str>> {
 
 /// A report and its folded text out of command, functions (outermost first), how many of these have no name, and weight.
 pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, usize, u64)>, unit: &str) -> (Stacks, Arc<str>) {
-    let mut merged: HashMap<(String, Vec<Arc<str>>), (usize, u64)> = HashMap::new();
+    let mut merged: HashMap<Place, (usize, u64)> = HashMap::new();
     for (comm, frames, unknown, value) in stacks {
         merged.entry((comm, frames)).or_insert((unknown, 0)).1 += value;
     }

@@ -66,7 +66,7 @@ impl Probe for SyscallCounts {
         &[Attach::tracepoint("exit", "sys_exit"), Attach::tracepoint("enter", "sys_enter")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "enter";
-    const COST_NS: f64 = 130.0;
+    const COST_NS: f64 = 154.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -167,7 +167,7 @@ impl Call {
 
 fn progress_message(execution: &Execution) -> String {
     let loss = execution.loss();
-    let elapsed = format!("{:.0} of {:.0} s", execution.seconds(), execution.planned_seconds());
+    let elapsed = format!("{:.1} of {} s", execution.seconds(), execution.planned_seconds());
     match loss.seen {
         Some(seen) => format!("{elapsed}, {seen} events seen, {} lost", loss.dropped_total()),
         None => format!("{elapsed}, {} events lost", loss.dropped_total()),

@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 
 use super::{Server, bounds, tools::describe_native};
 use crate::{
+    bpftrace::tools,
     execution::{Execution, Page},
     executions::summary,
     probes::{self, PROBES},
     report::Report,
+    scripts,
 };
 
 const SCHEMA_URI: &str = "mcptrace://schema/report";
@@ -23,6 +25,7 @@ pub(super) const PROBE_URI: &str = "mcptrace://probes/";
 /// The resource of an execution, and that of its template.
 pub(super) const EXECUTION_URI: &str = "mcptrace://executions/";
 const JSON: &str = "application/json";
+const TEXT: &str = "text/plain";
 /// Rows and bytes of an execution that is read as a resource.
 const PAGE: Page = Page { from: 0, limit: 1000, max_bytes: 64 << 10 };
 
@@ -30,13 +33,16 @@ const PAGE: Page = Page { from: 0, limit: 1000, max_bytes: 64 << 10 };
 pub(super) fn list(executions: &[Arc<Execution>]) -> Vec<Resource> {
     let schema = resource(SCHEMA_URI, "report schema", "JSON schema of `report` in results");
     let probes = PROBES.iter().map(|entry| resource(&format!("{PROBE_URI}{}", entry.name), entry.name, entry.summary));
+    let scripts = scripts::library().iter().map(|script| {
+        resource(&format!("{}{}", scripts::URI, script.name), &script.name, &script.question).with_mime_type(TEXT)
+    });
     let executions = executions.iter().map(|execution| {
         let summary = summary(execution);
         let what = if summary.probe.is_empty() { "script" } else { &summary.probe };
         let text = format!("{what}, {}, started {}", summary.status.as_str(), summary.started);
         resource(&format!("{EXECUTION_URI}{}", summary.execution_id), &summary.execution_id, &text)
     });
-    [schema].into_iter().chain(probes).chain(executions).collect()
+    [schema].into_iter().chain(probes).chain(scripts).chain(executions).collect()
 }
 
 fn resource(uri: &str, name: &str, description: &str) -> Resource {
@@ -50,6 +56,12 @@ pub(super) fn templates() -> Vec<ResourceTemplate> {
     };
     vec![
         template(&format!("{PROBE_URI}{{name}}"), "probe", "A native probe: options, fields, needs, cost, example"),
+        template(
+            &format!("{}{{name}}", scripts::URI),
+            "script",
+            "A bpftrace script for exec_program, with its question",
+        )
+        .with_mime_type(TEXT),
         template(&format!("{EXECUTION_URI}{{id}}"), "execution", "What an execution found so far"),
         template(&format!("{EXECUTION_URI}{{id}}/folded"), "folded stacks", "All stacks of an execution, folded")
             .with_mime_type("text/plain"),
@@ -63,6 +75,10 @@ pub(super) async fn read(server: &Server, uri: &str) -> Result<ReadResourceResul
     if let Some(content) = stacks(server, uri).await {
         return Ok(ReadResourceResult::new(vec![content]));
     }
+    if let Some(name) = uri.strip_prefix(scripts::URI) {
+        let script = script(server, name).await.ok_or_else(|| not_found(uri))?;
+        return Ok(ReadResourceResult::new(vec![ResourceContents::text(script, uri).with_mime_type(TEXT)]));
+    }
     let content = if uri == SCHEMA_URI {
         Some(schema_for!(Report).to_value())
     } else if let Some(name) = uri.strip_prefix(PROBE_URI) {
@@ -75,6 +91,11 @@ pub(super) async fn read(server: &Server, uri: &str) -> Result<ReadResourceResul
     let content = content.ok_or_else(|| not_found(uri))?;
     let content = ResourceContents::text(content.to_string(), uri).with_mime_type(JSON);
     Ok(ReadResourceResult::new(vec![content]))
+}
+
+async fn script(server: &Server, name: &str) -> Option<String> {
+    let name = name.to_owned();
+    server.blocking(move |_| tools::named(&name)).await.ok()?.map(|script| script.text)
 }
 
 async fn probe(server: &Server, name: &str) -> Option<Value> {

@@ -2,26 +2,32 @@
 //!
 //! The schemas come from the types; nothing here says what a field is called or means.
 
+use std::collections::BTreeMap;
+
 use rmcp::model::JsonObject;
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::probes::PROBES;
 
+/// How many probes of an option are named; `describe_probe` and the error for a wrong option name all.
+const NAMED: usize = 5;
+
 /// The options of all probes as one flat object: each once, with the probes that take it.
 pub(super) fn options(_: &mut schemars::SchemaGenerator) -> Schema {
     let mut merged: Map<String, Value> = Map::new();
+    let mut takers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for entry in PROBES {
         let schema = (entry.schema)();
         let mut schema = schema.to_value();
         inline(&mut schema);
         for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            let known = merged.entry(name).or_insert_with(|| property.clone());
-            add_probe(known, entry.name);
+            merged.entry(name).or_insert_with(|| property.clone());
+            takers.entry(name.clone()).or_default().push(entry.name);
         }
     }
-    for property in merged.values_mut() {
-        close_probes(property);
+    for (name, property) in &mut merged {
+        name_probes(property, &takers[name]);
     }
     // What a probe does not take is refused by name when the probe is known; `published` closes the object.
     schemars::json_schema!({ "type": "object", "properties": merged, "additionalProperties": true })
@@ -79,20 +85,11 @@ fn object(schema: Value) -> JsonObject {
     }
 }
 
-const PROBES_START: &str = " [";
-
-fn add_probe(property: &mut Value, probe: &str) {
+fn name_probes(property: &mut Value, probes: &[&str]) {
     let Some(property) = property.as_object_mut() else { return };
     let said = property.get("description").and_then(Value::as_str).unwrap_or_default();
-    let text =
-        if said.contains(PROBES_START) { format!("{said}, {probe}") } else { format!("{said}{PROBES_START}{probe}") };
-    property.insert("description".into(), text.into());
-}
-
-fn close_probes(property: &mut Value) {
-    if let Some(Value::String(text)) = property.get_mut("description") {
-        text.push(']');
-    }
+    let who = if probes.len() > NAMED { "many".to_owned() } else { probes.join(", ") };
+    property.insert("description".into(), format!("{said} [{who}]").into());
 }
 
 /// Puts what `$ref` names in its place, and enums of described constants as plain enums.
@@ -239,7 +236,9 @@ mod tests {
         for entry in PROBES {
             for option in entry.option_names() {
                 let text = properties[&option]["description"].as_str().unwrap();
-                assert!(text.contains(entry.name) && text.ends_with(']'), "{option}: {text}");
+                let takers = PROBES.iter().filter(|entry| entry.option_names().contains(&option)).count();
+                let named = if takers > NAMED { text.ends_with(" [many]") } else { text.contains(entry.name) };
+                assert!(named && text.ends_with(']'), "{option}: {text}");
             }
         }
     }

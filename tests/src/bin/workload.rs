@@ -89,6 +89,10 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "fork_twice_as_one_id" => fork_twice_as_one_id(),
         "nanosleep" => times(1).for_each(|_| nanosleep(number(2))),
         "comm" => name(words[1]),
+        "spawn" => return times(1).flat_map(|_| spawn(&words[2..])).collect(),
+        "raise" => times(1).for_each(|_| kill_self(number(2))),
+        "raise_blocked" => raise_blocked(number(1), number(2)),
+        "touch" => touch(number(1)),
         "setuid" => assert_eq!(raw(libc::SYS_setuid, [number(1), 0, 0, 0]), 0),
         "seccomp_refuse" => refuse_by_seccomp(number(1)),
         "opendir" => return vec![raw(libc::SYS_openat, [-100, path(words[1]).as_ptr() as i64, 0o200_000, 0])],
@@ -228,6 +232,57 @@ fn fork(kind: &str, calls: i64, id: Option<i32>) -> i32 {
     assert_eq!(i64::from(unsafe { libc::waitpid(child as i32, &raw mut status, 0) }), child);
     assert_eq!(status, 0);
     child as i32
+}
+
+/// Runs a program and waits for it; its id, what wait(2) gives, its CPU time in microseconds, and its peak memory in KB. Words that
+/// begin with an x are bytes in hexadecimal.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it")]
+fn spawn(words: &[&str]) -> [i64; 4] {
+    use std::os::unix::ffi::OsStrExt as _;
+    let plain = |word: &&str| std::ffi::OsStr::from_bytes(path(word).strip_suffix(&[0]).unwrap()).to_owned();
+    let words: Vec<_> = words.iter().map(plain).collect();
+    let child = std::process::Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+    let mut status = 0;
+    // SAFETY: zeros are a valid rusage, and both have room.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::wait4(child.id() as i32, &raw mut status, 0, &raw mut usage), child.id() as i32);
+        usage
+    };
+    let microseconds = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
+    let cpu = microseconds(usage.ru_utime) + microseconds(usage.ru_stime);
+    [child.id().into(), status.into(), cpu, usage.ru_maxrss]
+}
+
+fn kill_self(signal: i64) {
+    assert_eq!(raw(libc::SYS_kill, [std::process::id().into(), signal, 0, 0]), 0);
+}
+
+/// Sends a signal to this process while it is blocked, and then takes it without a handler being run.
+fn raise_blocked(times: i64, signal: i64) {
+    // SAFETY: zeros are an empty set; all pointers are good for the calls.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, signal as i32);
+        assert_eq!(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()), 0);
+        (0..times).for_each(|_| kill_self(signal));
+        assert_eq!(libc::sigwaitinfo(&raw const set, std::ptr::null_mut()), signal as i32);
+        assert_eq!(libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()), 0);
+    }
+}
+
+/// Writes to so many pages of new memory, one after the other, and keeps them.
+fn touch(pages: i64) {
+    const PAGE: usize = 4096;
+    let length = pages as usize * PAGE;
+    // SAFETY: a new mapping, long enough; without huge pages, so that each page is a fault.
+    unsafe {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let memory = libc::mmap(std::ptr::null_mut(), length, access, flags, -1, 0).cast::<u8>();
+        assert_ne!(memory.cast(), libc::MAP_FAILED);
+        libc::madvise(memory.cast(), length, libc::MADV_NOHUGEPAGE);
+        (0..pages as usize).for_each(|page| memory.add(page * PAGE).write_volatile(1));
+    }
 }
 
 #[inline(always)]
@@ -529,7 +584,9 @@ extern "C" fn churn_memory(bytes: i64) {
         let mut aligned = std::ptr::null_mut();
         assert_eq!(libc::posix_memalign(&raw mut aligned, 64, bytes), 0);
         let all = [libc::malloc(bytes), libc::calloc(3, bytes), libc::memalign(64, bytes), aligned];
-        all.into_iter().for_each(|one| libc::free(std::hint::black_box(one)));
+        for one in all {
+            libc::free(std::hint::black_box(one));
+        }
     }
 }
 

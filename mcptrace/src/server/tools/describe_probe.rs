@@ -2,13 +2,16 @@
 
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Effect, Outcome, Row};
 use crate::{
+    bpftrace::tools,
+    executions::obstacle,
     kernel::discovery::{self, Access, DiscoveryError, KernelProbe},
     probes::{self, Entry, PROBES},
     report::Field,
+    scripts::{ByPid, Script},
     server::{
         bounds,
         call::{Call, Reply},
@@ -23,7 +26,7 @@ pub(super) const ROW: Row = Row {
     name: "describe_probe",
     title: "Describe a probe",
     description: "Tells all about one probe: for a native one what its numbers mean, options, fields with units, needs, cost, an example \
-        and what to look at next; for a kernel probe (tracepoint:sched:sched_switch) its arguments. Use it before a first run or a script. \
+        and what to look at next; for a kernel probe (tracepoint:sched:sched_switch) its arguments; a library script. Use it before a first run or a script. \
         Not for finding probes: list_probes.",
     input: || schema_for!(Arguments),
     output: schema::of_result::<Described>,
@@ -72,6 +75,25 @@ pub(in crate::server) struct Native {
     next: &'static [&'static str],
 }
 
+/// A library script, or a tool of the host.
+#[derive(Serialize)]
+struct ScriptTold<'a> {
+    summary: &'a str,
+    available: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    read: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    needs: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    cost: &'a str,
+    pid: &'static str,
+    hooks: Vec<String>,
+    example: Value,
+    program: &'a str,
+}
+
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
     let described = call.blocking(move |_| describe(&arguments.name)).await??;
@@ -82,6 +104,9 @@ fn describe(name: &str) -> Result<Described, ToolError> {
     if let Some(entry) = probes::find(name) {
         return native(entry);
     }
+    if let Some(script) = tools::named(name) {
+        return library_script(&script);
+    }
     let probe = discovery::describe(name, Access { allow_mount: true, fentry_works: None })
         .map_err(|error| unknown(name, error))?;
     kernel_probe(&probe)
@@ -89,7 +114,7 @@ fn describe(name: &str) -> Result<Described, ToolError> {
 
 /// A native probe as an object.
 pub(in crate::server) fn native_object(entry: &Entry) -> Result<Map<String, Value>, ToolError> {
-    let reason = list_probes::reason(entry);
+    let reason = obstacle(entry);
     let native = Native {
         summary: entry.summary,
         category: entry.category,
@@ -110,6 +135,28 @@ pub(in crate::server) fn native_object(entry: &Entry) -> Result<Map<String, Valu
 
 fn native(entry: &Entry) -> Result<Described, ToolError> {
     Ok(Described { name: entry.name.into(), kind: "native".into(), more: native_object(entry)? })
+}
+
+/// What a script is for, how to read it, and its text.
+fn library_script(script: &Script) -> Result<Described, ToolError> {
+    let reason = list_probes::script_obstacle(script);
+    let told = ScriptTold {
+        summary: &script.question,
+        available: reason.is_none(),
+        reason,
+        read: &script.read,
+        needs: &script.needs,
+        cost: &script.cost,
+        pid: match script.pid {
+            ByPid::Never => "no",
+            ByPid::Optional => "optional",
+            ByPid::Required => "required",
+        },
+        hooks: script.hooks(),
+        example: json!({ "script": script.name, "timeout": 5 }),
+        program: &script.text,
+    };
+    Ok(Described { name: script.name.clone(), kind: "script".into(), more: object(&told)? })
 }
 
 fn options(entry: &Entry) -> Value {
@@ -146,14 +193,15 @@ fn unknown(name: &str, error: DiscoveryError) -> ToolError {
 fn text(described: &Described) -> String {
     let mut lines = vec![format!("{} ({})", described.name, described.kind)];
     let told = |key: &str| described.more.get(key);
-    for key in ["summary", "details", "reason", "returns"] {
+    for key in ["summary", "details", "read", "reason", "returns"] {
         lines.extend(told(key).and_then(Value::as_str).map(str::to_owned));
     }
     lines.extend(told("options").and_then(Value::as_object).into_iter().flatten().map(option_line));
     for key in ["fields", "event_fields", "arguments"] {
         lines.extend(told(key).and_then(Value::as_array).map(|fields| format!("{key}: {}", field_names(fields))));
     }
-    lines.extend(told("example").map(|example| format!("example: run_probe {example}")));
+    let tool = if described.kind == "script" { "exec_program" } else { "run_probe" };
+    lines.extend(told("example").map(|example| format!("example: {tool} {example}")));
     for key in ["next", "notes"] {
         let said = told(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         lines.extend(said.map(|line| format!("{key}: {line}")));

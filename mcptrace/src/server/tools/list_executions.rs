@@ -61,5 +61,5 @@ fn text(listed: &Listed) -> String {
 fn line(one: &Summary) -> String {
     let what = if one.probe.is_empty() { "script" } else { &one.probe };
     let Summary { execution_id, status, started, seconds, planned_seconds, .. } = one;
-    format!("{execution_id}  {:9}  {what}  {seconds:.1} of {planned_seconds:.0} s  started {started}", status.as_str())
+    format!("{execution_id}  {:9}  {what}  {seconds:.1} of {planned_seconds} s  started {started}", status.as_str())
 }

@@ -5,12 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Effect, Outcome, Row};
 use crate::{
-    executions::supported,
-    kernel::{
-        discovery::{self, Access, DEFAULT_LIMIT, Query},
-        loader::Kernel,
-    },
-    probes::{Entry, PROBES},
+    bpftrace::tools,
+    executions::obstacle,
+    kernel::discovery::{self, Access, DEFAULT_LIMIT, Query},
+    probes::PROBES,
+    scripts::{self, ByPid, Script},
     server::{
         call::{Call, Reply},
         error::ToolError,
@@ -22,8 +21,8 @@ pub(super) const ROW: Row = Row {
     name: "list_probes",
     title: "List probes",
     description: "Lists what can be traced: native probes for run_probe (summary, and why one cannot run here), and kernel probes for \
-        exec_program by glob (syscalls:*read*, tracepoint:sched:*, kfunc:vfs_*, binary:/usr/bin/bash:*readline*), paged. Use it to find a \
-        name. Without filter it lists the native probes only. Not for arguments of one probe: describe_probe.",
+        exec_program by glob (syscalls:*read*, tracepoint:sched:*, kfunc:vfs_*, binary:/usr/bin/bash:*readline*), paged; scripts with \
+        source=scripts. Use it to find a name. Without filter it lists the native probes only. Not for arguments of one probe: describe_probe.",
     input: || schema_for!(Arguments),
     output: schema::of_result::<Listed>,
     effect: Effect::Settles,
@@ -74,9 +73,9 @@ struct Listed {
     /// The native ones
     #[serde(skip_serializing_if = "Vec::is_empty")]
     native: Vec<Native>,
-    /// Library scripts
+    /// Library scripts, and the host's own bpftrace tools
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    scripts: Vec<String>,
+    scripts: Vec<Listing>,
     /// How many tracepoints there are to list with a filter
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
@@ -94,6 +93,25 @@ struct Native {
     summary: &'static str,
     category: &'static str,
     available: bool,
+    /// Why it cannot run here
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Listing {
+    name: String,
+    question: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    cost: String,
+    /// Takes `pid`
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    by_pid: bool,
+    /// Where a tool of the host is
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    path: Option<String>,
     /// Why it cannot run here
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
@@ -122,8 +140,8 @@ fn list(arguments: &Arguments) -> Result<Listed, ToolError> {
             "`cursor` is of a list of kernel probes: pass the same filter and source with it",
         ));
     }
-    if source == Source::Scripts {
-        listed.notes.push("there are no library scripts in this version: pass a program to exec_program".into());
+    if matches!(source, Source::Scripts | Source::All) && arguments.cursor.is_empty() {
+        add_scripts(&mut listed, filter);
     }
     if arguments.source.is_none() && filter.is_empty() {
         listed.tracepoints = count_tracepoints();
@@ -138,7 +156,7 @@ fn list(arguments: &Arguments) -> Result<Listed, ToolError> {
 fn add_native(listed: &mut Listed, filter: &str) {
     let matching = PROBES.iter().filter(|entry| filter.is_empty() || glob(filter, entry.name));
     for entry in matching {
-        let reason = reason(entry);
+        let reason = obstacle(entry);
         listed.probes.push(entry.name.to_owned());
         listed.native.push(Native {
             name: entry.name,
@@ -168,6 +186,42 @@ fn add_kernel(listed: &mut Listed, arguments: &Arguments) -> Result<(), ToolErro
     Ok(())
 }
 
+fn add_scripts(listed: &mut Listed, filter: &str) {
+    let installed = tools::installed();
+    let all = scripts::library().iter().chain(&installed);
+    let matching = all.filter(|script| filter.is_empty() || is_about(script, filter));
+    listed.scripts.extend(matching.map(Listing::of));
+    listed.total += listed.scripts.len() as u64;
+    if !listed.scripts.is_empty() {
+        listed.notes.push("run scripts with exec_program {script}; describe_probe tells how to read one".into());
+    }
+}
+
+/// Whether a name matches, or the question has the word.
+fn is_about(script: &Script, filter: &str) -> bool {
+    let word = filter.to_lowercase();
+    glob(filter, &script.name) || (!filter.contains(['*', '?', ':']) && script.question.to_lowercase().contains(&word))
+}
+
+impl Listing {
+    fn of(script: &Script) -> Self {
+        Self {
+            name: script.name.clone(),
+            question: script.question.clone(),
+            cost: script.cost.clone(),
+            by_pid: script.pid != ByPid::Never,
+            path: script.path.as_ref().map(|path| path.display().to_string()),
+            reason: script_obstacle(script),
+        }
+    }
+}
+
+/// Why a script cannot run here, as far as can be told without compiling it.
+pub(super) fn script_obstacle(script: &Script) -> Option<String> {
+    let hooks = script.hooks();
+    discovery::obstacle(hooks.iter().map(String::as_str), access())
+}
+
 /// Read-only tools do not mount; this one may, because a fresh machine has tracefs unmounted.
 pub(super) fn access() -> Access {
     Access { allow_mount: true, fentry_works: None }
@@ -181,14 +235,6 @@ fn count_tracepoints() -> Option<u64> {
     }
     let page = discovery::list(&Query { filter: Some("tracepoint:*"), limit: 1, cursor: None }, access()).ok()?;
     Some(*COUNT.get_or_init(|| page.total))
-}
-
-/// Why a native probe cannot run here.
-pub(super) fn reason(entry: &Entry) -> Option<String> {
-    match Kernel::get() {
-        Ok(kernel) => supported(entry, kernel).err().map(|refusal| refusal.to_string()),
-        Err(error) => Some(error.to_string()),
-    }
 }
 
 /// Whether a name matches a pattern of `*` and `?`; a pattern without either matches any part of it.

@@ -76,10 +76,10 @@ impl Document {
             let Case { probe, workload, tool: words, .. } = costs.case;
             writeln!(
                 text,
-                "| `{probe}` | {} | {:.0} | {empty} | **{mcptrace}** | {bpftrace} | {tool} `{}` |",
+                "| `{probe}` | {} | {:.0} | {empty} | **{mcptrace}** | {bpftrace} | {tool}{} |",
                 workload.event(),
                 costs.untraced(),
-                words.join(" ")
+                if words.is_empty() { String::new() } else { format!(" `{}`", words.join(" ")) }
             )?;
         }
         writeln!(text)
@@ -108,7 +108,9 @@ impl Document {
 }
 
 fn cell(costs: &Costs, variant: Variant) -> String {
-    let Some(Added { min, median }) = costs.added(variant) else { return "does not run".to_owned() };
+    let Some(Added { min, median }) = costs.added(variant) else {
+        return if variant.is_there(costs.case) { "does not run" } else { "-" }.to_owned();
+    };
     format!("{min:.0} ({median:.0})")
 }
 
@@ -156,7 +158,7 @@ fn write_startup(text: &mut Text<'_>, startup: &Startup) -> fmt::Result {
     writeln!(
         text,
         "Milliseconds from the call (or the start of the process) until all programs are attached: the median of {runs} calls a second \
-         apart in a warm process, and of 5 starts of the others. The first native call of a process, which reads the kernel's types, took \
+         apart in a warm process, and of 3 starts of the others. The first native call of a process, which reads the kernel's types, took \
          {first_ms:.0} ms (`{first_probe}`).\n"
     )?;
     writeln!(text, "| probe | mcptrace | bpftrace | libbpf-tools | target {} |", startup::TARGET_MS)?;

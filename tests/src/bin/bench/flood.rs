@@ -1,12 +1,14 @@
 //! How many events a second come through, and whether all of them are accounted for.
 
 use std::{
+    io::{Read as _, Write as _},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mcptrace::{executions::ProbeRequest, kernel::filter::Filter, report::Loss};
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -24,29 +26,40 @@ pub(crate) struct Flood {
     pub(crate) loss: Loss,
 }
 
-/// Floods `file_opens`, which sees only this process.
+/// Floods `file_opens` from a process of its own, which is all that it sees.
 pub(crate) fn measure(quick: bool) -> Result<Flood> {
     eprintln!("bench: flood of file_opens");
-    let length = Duration::from_secs(if quick { 1 } else { 5 });
     // The reader and the flood share all CPUs, as they would anywhere.
     machine::keep_to_no_cpu()?;
-    let flood = flood(length);
+    let flood = flood(if quick { 1 } else { 10 });
     machine::keep_to_cpu(crate::TOOLS_CPU)?;
     flood
 }
 
-fn flood(length: Duration) -> Result<Flood> {
-    let filter = Filter { pid: Some(std::process::id()), ..Filter::default() };
+/// The process that opens: waits for the end of its input, opens for so long, and says how often.
+pub(crate) fn child(seconds: u64) -> Result<String> {
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    let opens = open_for(Duration::from_secs(seconds));
+    Ok(opens.to_string())
+}
+
+fn flood(seconds: u64) -> Result<Flood> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--flood-child", &seconds.to_string()]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start the flood")?;
+    let mut input = child.stdin.take().context("no pipe to the flood")?;
+    let filter = Filter { pid: Some(child.id()), ..Filter::default() };
     let request = ProbeRequest { probe: "file_opens".to_owned(), filter, seconds: 60.0, ..ProbeRequest::default() };
+    // What it opens on its way to its input is not the flood's.
+    thread::sleep(Duration::from_millis(500));
     let probe = variant::start(&request)?;
-    let before = probe.execution.loss().seen.unwrap_or_default();
-    let started = Instant::now();
-    let opens = open_for(length);
-    let seconds = started.elapsed().as_secs_f64();
+    input.flush()?;
+    drop(input);
+    let output = child.wait_with_output()?;
     probe.execution.stop_and_wait();
-    // Reading /proc and the like between attaching and the flood may have opened files.
-    let opens = opens + before;
-    Ok(Flood { seconds, opens, loss: probe.execution.loss() })
+    let opens =
+        String::from_utf8(output.stdout)?.trim().parse().context("the flood does not say how often it opened")?;
+    Ok(Flood { seconds: seconds as f64, opens, loss: probe.execution.loss() })
 }
 
 /// Opens and closes files in several threads; how often.

@@ -7,6 +7,7 @@
 mod cases;
 mod document;
 mod flood;
+mod games;
 mod machine;
 mod memory;
 mod peer;
@@ -41,10 +42,17 @@ struct Arguments {
     /// The mcptrace program whose memory is measured
     #[arg(long)]
     server: Option<PathBuf>,
+    /// Be the process that opens files for so many seconds
+    #[arg(long, hide = true)]
+    flood_child: Option<u64>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some(seconds) = arguments.flood_child {
+        println!("{}", flood::child(seconds)?);
+        return Ok(());
+    }
     ensure!(rustix::process::geteuid().is_root(), "this attaches tracing programs: run it as root (cargo xtask bench)");
     let cases = cases::chosen(&arguments.probes)?;
     machine::keep_to_cpu(TOOLS_CPU).context("cannot keep the tools to one CPU")?;

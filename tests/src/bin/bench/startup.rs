@@ -11,7 +11,7 @@ use crate::{
     cases::Case,
     peer::{Peer, resident_bytes},
     rounds::median,
-    variant::start_probe,
+    variant::{Variant, start_probe},
 };
 
 /// The target: from the call of `run_probe` until all is attached, in milliseconds.
@@ -48,9 +48,9 @@ pub(crate) struct PeerStart {
 /// Measures start-up. Nothing native may have been called in this process before.
 pub(crate) fn measure(cases: &[&'static Case], quick: bool) -> Result<Startup> {
     eprintln!("bench: start-up");
-    let (runs, peer_runs) = if quick { (3, 1) } else { (20, 5) };
+    let (runs, peer_runs) = if quick { (3, 1) } else { (11, 3) };
     let first_probe = cases[0].probe;
-    let first_ms = start_once(first_probe)?;
+    let first_ms = start_once(cases[0])?;
     let rows = cases.iter().map(|case| row(case, runs, peer_runs)).collect::<Result<_>>()?;
     Ok(Startup { first_ms, first_probe, runs, rows })
 }
@@ -58,31 +58,34 @@ pub(crate) fn measure(cases: &[&'static Case], quick: bool) -> Result<Startup> {
 fn row(case: &'static Case, runs: u32, peer_runs: u32) -> Result<Row> {
     Ok(Row {
         case,
-        mcptrace_ms: start_often(case.probe, runs)?,
-        bpftrace: start_peer(&["bpftrace", "-q", "-e", case.script], peer_runs),
-        tool: start_peer(case.tool, peer_runs),
+        mcptrace_ms: start_often(case, runs)?,
+        bpftrace: start_peer(case, Variant::Bpftrace, &["bpftrace", "-q", "-e", case.script], peer_runs),
+        tool: start_peer(case, Variant::Tool, case.tool, peer_runs),
     })
 }
 
 /// The median of runs a second apart: what a call finds that is not hot in any cache.
-fn start_often(probe: &str, runs: u32) -> Result<f64> {
+fn start_often(case: &Case, runs: u32) -> Result<f64> {
     let times = (0..runs).map(|_| {
         sleep(Duration::from_secs(1));
-        start_once(probe)
+        start_once(case)
     });
     Ok(median(times.collect::<Result<_>>()?).unwrap_or_default())
 }
 
-fn start_once(probe: &str) -> Result<f64> {
+fn start_once(case: &Case) -> Result<f64> {
     let started = Instant::now();
-    let running = start_probe(probe, 10.0)?;
+    let running = start_probe(case, 10.0)?;
     let took = milliseconds(started.elapsed());
     drop(running);
     Ok(took)
 }
 
-/// `None` if the tool does not run here.
-fn start_peer(words: &[&str], runs: u32) -> Option<PeerStart> {
+/// `None` if there is no such tool or it does not run here.
+fn start_peer(case: &Case, variant: Variant, words: &[&str], runs: u32) -> Option<PeerStart> {
+    if !variant.is_there(case) {
+        return None;
+    }
     let starts: Result<Vec<_>> = (0..runs).map(|_| start_peer_once(words)).collect();
     let starts = starts.inspect_err(|error| eprintln!("bench: {error:#}")).ok()?;
     let resident_bytes = starts.iter().map(|(_, bytes)| *bytes).max()?;

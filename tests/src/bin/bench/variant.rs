@@ -7,8 +7,11 @@ use aya::{Ebpf, EbpfLoader, programs::BtfTracePoint};
 use mcptrace::{
     execution::Execution,
     executions::{Executions, Limits, ProbeRequest},
-    kernel::loader::Kernel,
+    kernel::{hook, loader::Kernel},
+    probes::Entry,
 };
+
+use serde_json::Map;
 
 use crate::{cases::Case, peer::Peer};
 
@@ -50,10 +53,20 @@ impl Variant {
         Ok(match self {
             Self::None => Running::Nothing,
             Self::Empty => Running::other(attach_empty(case.probe)?),
-            Self::Mcptrace => Running::Probe(start_probe(case.probe, LONGEST_SECONDS)?),
+            Self::Mcptrace => Running::Probe(start_probe(case, LONGEST_SECONDS)?),
             Self::Bpftrace => Running::other(Peer::start(&["bpftrace", "-q", "-e", case.script])?),
             Self::Tool => Running::other(Peer::start(case.tool)?),
         })
+    }
+
+    /// Whether there is such a thing for a case.
+    pub(crate) fn is_there(self, case: &Case) -> bool {
+        match self {
+            Self::None | Self::Mcptrace => true,
+            Self::Empty => mcptrace::probes::find(case.probe).is_some_and(only_tracepoints),
+            Self::Bpftrace => !case.script.is_empty(),
+            Self::Tool => !case.tool.is_empty(),
+        }
     }
 }
 
@@ -96,9 +109,14 @@ impl Running {
     }
 }
 
-/// Starts a probe with its default options and no filter, as the server would.
-pub(crate) fn start_probe(probe: &str, seconds: f64) -> Result<Probe> {
-    start(&ProbeRequest { probe: probe.to_owned(), seconds, ..ProbeRequest::default() })
+/// Starts the probe of a case with no filter, as the server would.
+pub(crate) fn start_probe(case: &Case, seconds: f64) -> Result<Probe> {
+    let options = if case.options.is_empty() { Ok(Map::new()) } else { serde_json::from_str(case.options) };
+    start(&ProbeRequest { probe: case.probe.to_owned(), seconds, options: options?, ..ProbeRequest::default() })
+}
+
+fn only_tracepoints(entry: &Entry) -> bool {
+    entry.hooks.iter().all(|one| one.hook.tracepoint().is_some())
 }
 
 /// Starts a probe as the server would.
@@ -110,7 +128,8 @@ pub(crate) fn start(request: &ProbeRequest) -> Result<Probe> {
 
 fn attach_empty(probe: &str) -> Result<Vec<Ebpf>> {
     let entry = mcptrace::probes::find(probe).context("no such probe")?;
-    entry.hooks.iter().filter_map(|one| one.hook.tracepoint()).map(attach_empty_to).collect()
+    let hooks = hook::resolve(entry.hooks, &Kernel::get()?.layout).map_err(anyhow::Error::msg)?;
+    hooks.iter().filter_map(|one| one.hook.tracepoint()).map(attach_empty_to).collect()
 }
 
 /// Each in an object of its own: a program is loaded for one tracepoint.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::{WORKLOAD_CPU, machine};
+use crate::{WORKLOAD_CPU, games, machine};
 
 /// What a thread does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,40 @@ pub(crate) enum Workload {
     PingPong,
     /// Reads 4 KB from the disk, past the page cache.
     DirectRead,
+    /// Reads 4 KB of a file that is in the page cache.
+    CachedRead,
+    /// Synchronises a file that has nothing to write.
+    Sync,
+    /// Starts a program and waits for its end.
+    Spawn,
+    /// Sends this process a signal that it ignores.
+    Signal,
+    /// A system call that fails.
+    FailingCall,
+    /// Touches a page for the first time.
+    TouchPage,
+    /// Allocates memory and frees it.
+    Allocate,
+    /// A TCP connection to this process: made, accepted, closed.
+    Connect,
+    /// A datagram to this process over the loopback device, and its receipt.
+    Datagram,
+    /// A datagram to a port where nobody listens.
+    RefusedDatagram,
+    /// Looks up a name that needs no server.
+    LookUp,
+    /// Two threads of one CPU wake each other through a futex.
+    Futex,
+    /// Two CPUs append to one file, whose lock they contend for.
+    Lock,
+    /// Calls a function that does nothing.
+    Function,
+    /// A system call that asks for a capability.
+    Capability,
+    /// Sets the user that is set already.
+    SetUser,
+    /// Computes for a millisecond.
+    Compute,
 }
 
 /// The nanoseconds per event of one measurement.
@@ -44,6 +78,23 @@ impl Workload {
             Self::OpenClose => "open and close of a file",
             Self::PingPong => "switch to another thread of the same CPU and back, through pipes",
             Self::DirectRead => "read of 4 KB with O_DIRECT",
+            Self::CachedRead => "read of 4 KB from the page cache",
+            Self::Sync => "fdatasync of a file with nothing to write",
+            Self::Spawn => "start and end of a program",
+            Self::Signal => "signal that is ignored",
+            Self::FailingCall => "close of no file",
+            Self::TouchPage => "first touch of a page",
+            Self::Allocate => "malloc and free",
+            Self::Connect => "TCP connection over the loopback device, made, accepted and closed",
+            Self::Datagram => "datagram of 64 bytes over the loopback device, sent and received",
+            Self::RefusedDatagram => "datagram to a port where nobody listens",
+            Self::LookUp => "getaddrinfo of a numeric address",
+            Self::Futex => "switch to another thread of the same CPU and back, through a condition variable",
+            Self::Lock => "write to a file that another CPU writes to",
+            Self::Function => "call of an empty function",
+            Self::Capability => "system call that asks for a capability",
+            Self::SetUser => "setuid",
+            Self::Compute => "millisecond of computing",
         }
     }
 
@@ -81,6 +132,63 @@ impl Workload {
                 let mut file = DirectFile::create()?;
                 time(length, slice, || file.read())
             }
+            Self::CachedRead => {
+                let file = File::open(std::env::current_exe()?)?;
+                let mut buffer = [0; PAGE as usize];
+                time(length, slice, || Ok(file.read_exact_at(&mut buffer, 0)?))
+            }
+            Self::Sync => {
+                let file = tempfile::tempfile_in("/dev/shm")?;
+                time(length, slice, || Ok(file.sync_data()?))
+            }
+            Self::Spawn => time(length, slice, games::spawn),
+            Self::Signal => {
+                games::ignore_user_signal();
+                time(length, slice, games::signal)
+            }
+            Self::FailingCall => time(length, slice, games::failing_call),
+            Self::TouchPage => {
+                let mut pages = games::Pages::default();
+                time(length, slice, || pages.touch())
+            }
+            Self::Allocate => time(length, slice, || {
+                games::allocate();
+                Ok(())
+            }),
+            Self::Connect => {
+                let listener = games::Connections::listen()?;
+                time(length, slice, || listener.once())
+            }
+            Self::Datagram => {
+                let datagrams = games::Datagrams::start()?;
+                time(length, slice, || datagrams.once())
+            }
+            Self::RefusedDatagram => {
+                let datagrams = games::Datagrams::start()?;
+                time(length, slice, || datagrams.refused())
+            }
+            Self::LookUp => time(length, slice, games::look_up),
+            Self::Futex => {
+                let futex = games::Futex::start();
+                time(length, slice, || {
+                    futex.once();
+                    Ok(())
+                })
+            }
+            Self::Lock => {
+                let contention = games::Contention::start()?;
+                time(length, slice, || contention.once())
+            }
+            Self::Function => time(length, slice, || {
+                mcptrace_bench_function(std::hint::black_box(7));
+                Ok(())
+            }),
+            Self::Capability => time(length, slice, games::ask_capability),
+            Self::SetUser => time(length, slice, games::set_user),
+            Self::Compute => time(length, slice, || {
+                games::compute();
+                Ok(())
+            }),
         }
     }
 
@@ -88,12 +196,25 @@ impl Workload {
     /// pause between two looks of a reader at its buffer, so that no slice evades what reading costs.
     fn events_of_slice(self) -> u32 {
         match self {
-            Self::Getppid => 1000,
+            Self::Getppid | Self::FailingCall | Self::Capability | Self::SetUser => 1000,
             Self::OpenClose => 2000,
-            Self::PingPong => 40,
-            Self::DirectRead => 8,
+            Self::PingPong | Self::Datagram | Self::RefusedDatagram | Self::Futex => 40,
+            Self::DirectRead | Self::Connect => 8,
+            Self::CachedRead | Self::Sync | Self::Signal | Self::LookUp | Self::Lock => 500,
+            Self::TouchPage => games::PAGES,
+            Self::Allocate | Self::Function => 10_000,
+            Self::Spawn => 1,
+            // Long enough for the samples of a twentieth of a second.
+            Self::Compute => 50,
         }
     }
+}
+
+/// What `function_latency` is asked about: found by its name in this program.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mcptrace_bench_function(number: u64) -> u64 {
+    std::hint::black_box(number)
 }
 
 impl Timing {

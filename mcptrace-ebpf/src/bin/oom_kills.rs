@@ -1,0 +1,99 @@
+//! Sends an event for every process that the kernel kills for want of memory.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{
+    Global,
+    macros::{btf_tracepoint, map},
+    maps::{PerfEventByteArray, RingBuf},
+    programs::BtfTracePointContext,
+};
+use mcptrace_ebpf::{
+    Actor, Counter, Header, OomKill, Record, WIRE_VERSION,
+    actor::{current_actor, task_actor},
+    kernel::{count, current_passes, now, read_kernel, send, task_passes},
+};
+
+/// Whether the tracepoint passes the victim's task; older ones pass its id alone.
+#[unsafe(no_mangle)]
+static VICTIM_IS_TASK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_MM: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_OOM_ADJ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MM_TOTAL_VM: Global<u32> = Global::new(0);
+/// Where the first of the four counts of pages is, and how far apart they are.
+#[unsafe(no_mangle)]
+static MM_RSS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MM_RSS_STRIDE: Global<u32> = Global::new(0);
+
+/// The events.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// The events, on the perf path.
+#[map]
+static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
+
+#[btf_tracepoint(function = "mark_victim")]
+fn victim(ctx: BtfTracePointContext) -> i32 {
+    // Prototype: struct task_struct *task, uid_t uid; int pid in older kernels (include/trace/events/oom.h).
+    let mut kill = OomKill {
+        header: Header { size: size_of::<OomKill>() as u16, version: WIRE_VERSION, kind: OomKill::KIND },
+        score_adjustment: 0,
+        time_ns: now(),
+        trigger: current_actor(),
+        victim: Actor::default(),
+        pages: [0; 4],
+        virtual_pages: 0,
+        detailed: 0,
+    };
+    if VICTIM_IS_TASK.load() != 0 {
+        // SAFETY: a BTF pointer to task_struct.
+        unsafe {
+            if !task_passes(ctx.arg(0)) {
+                return 0;
+            }
+            describe(&mut kill, ctx.arg(0));
+        }
+    } else {
+        if !current_passes() {
+            return 0;
+        }
+        kill.victim.pid = ctx.arg(0);
+    }
+    count(Counter::Seen);
+    // SAFETY: the record is on the stack.
+    if !unsafe { send(&ctx, &EVENTS, &EVENTS_PERF, (&raw const kill).cast(), size_of::<OomKill>() as u32) } {
+        count(Counter::BufferFull);
+    }
+    0
+}
+
+mcptrace_ebpf::follows_forks!();
+
+#[inline(always)]
+unsafe fn describe(kill: &mut OomKill, task: *const u8) {
+    // SAFETY: the caller passes a task; a failed read gives zeros.
+    unsafe {
+        let signal: *const u8 = field(task, TASK_SIGNAL.load());
+        let mm: *const u8 = field(task, TASK_MM.load());
+        kill.score_adjustment = i32::from(field::<i16>(signal, SIGNAL_OOM_ADJ.load()));
+        kill.victim = task_actor(task);
+        let (first, stride) = (MM_RSS.load(), MM_RSS_STRIDE.load());
+        kill.pages =
+            [field(mm, first), field(mm, first + stride), field(mm, first + 2 * stride), field(mm, first + 3 * stride)];
+        kill.virtual_pages = field(mm, MM_TOTAL_VM.load());
+        kill.detailed = 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn field<T>(base: *const u8, offset: u32) -> T {
+    // SAFETY: the caller passes a kernel structure.
+    unsafe { read_kernel(base.wrapping_add(offset as usize)) }
+}
+
+mcptrace_ebpf::object!();

@@ -1,0 +1,164 @@
+//! Sends an event for every process that ends.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{
+    Global,
+    macros::{btf_tracepoint, map},
+    maps::{LruHashMap, PerfEventByteArray, RingBuf},
+    programs::BtfTracePointContext,
+};
+use mcptrace_ebpf::{
+    Counter, Exit, Header, Record, WIRE_VERSION,
+    actor::current_actor,
+    kernel::{count, current_passes, duration_passes, load, now, read_kernel, send, task_comm},
+};
+
+/// Whether the tracepoint says that the thread is the last of its process (6.16); else the count of living threads does.
+#[unsafe(no_mangle)]
+static EXIT_TELLS_LAST: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_LEADER: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_START_TIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_EXIT_CODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_THREAD_NODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_UTIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_STIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_RUNTIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_FLAGS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_EXIT_CODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_THREADS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_UTIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_STIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_RUNTIME: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_MAXRSS: Global<u32> = Global::new(0);
+
+/// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
+const SIGNAL_GROUP_EXIT: u32 = 4;
+/// Threads whose times are added up: those that have not been let go of when the last one ends.
+const MOST_THREADS: u32 = 64;
+
+/// Processes that were sent, where the last two threads of one may both find no other alive.
+#[map]
+static SENT: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(1024, 0);
+/// The events.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// The events, on the perf path.
+#[map]
+static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
+
+#[btf_tracepoint(function = "sched_process_exit")]
+fn exit(ctx: BtfTracePointContext) -> i32 {
+    // Prototype: struct task_struct *p, and from 6.16 on bool group_dead (include/trace/events/sched.h). The task is the running one.
+    let task: *const u8 = ctx.arg(0);
+    // SAFETY: BTF pointers to task_struct and signal_struct.
+    unsafe {
+        let signal: *const u8 = load(task, TASK_SIGNAL.load());
+        let leader: *const u8 = load(task, TASK_LEADER.load());
+        if !is_last(&ctx, signal, leader) || !current_passes() {
+            return 0;
+        }
+        let time_ns = now();
+        let lifetime_ns = time_ns.wrapping_sub(field(leader, TASK_START_TIME.load()));
+        if !duration_passes(lifetime_ns) {
+            return 0;
+        }
+        count(Counter::Seen);
+        let [user_ns, system_ns, cpu_ns] = times(signal);
+        let exit = Exit {
+            header: Header { size: size_of::<Exit>() as u16, version: WIRE_VERSION, kind: Exit::KIND },
+            status: status(signal, leader),
+            time_ns,
+            actor: current_actor(),
+            lifetime_ns,
+            user_ns,
+            system_ns,
+            cpu_ns,
+            max_rss_pages: field(signal, SIGNAL_MAXRSS.load()),
+            comm: task_comm(leader),
+        };
+        if !send(&ctx, &EVENTS, &EVENTS_PERF, (&raw const exit).cast(), size_of::<Exit>() as u32) {
+            count(Counter::BufferFull);
+        }
+    }
+    0
+}
+
+mcptrace_ebpf::follows_forks!();
+
+#[inline(always)]
+unsafe fn field<T>(base: *const u8, offset: u32) -> T {
+    // SAFETY: the caller passes a kernel structure; a failed read gives zeros.
+    unsafe { read_kernel(base.wrapping_add(offset as usize)) }
+}
+
+#[inline(always)]
+unsafe fn is_last(ctx: &BtfTracePointContext, signal: *const u8, leader: *const u8) -> bool {
+    if EXIT_TELLS_LAST.load() != 0 {
+        return ctx.arg::<u64>(1) & 0xff != 0;
+    }
+    // SAFETY: the caller passes a signal_struct.
+    if unsafe { field::<u32>(signal, SIGNAL_LIVE.load()) } != 0 {
+        return false;
+    }
+    // The address alone can be used again: by a process that starts later. BPF_NOEXIST is 1.
+    // SAFETY: as above, and a task.
+    let key = [leader as u64, unsafe { field(leader, TASK_START_TIME.load()) }];
+    SENT.insert(key, 1_u8, 1).is_ok()
+}
+
+/// What the parent gets from wait(2), as `wait_task_zombie` has it (kernel/exit.c).
+#[inline(always)]
+unsafe fn status(signal: *const u8, leader: *const u8) -> u32 {
+    // SAFETY: the caller passes these structures.
+    unsafe {
+        if field::<u32>(signal, SIGNAL_FLAGS.load()) & SIGNAL_GROUP_EXIT != 0 {
+            field(signal, SIGNAL_EXIT_CODE.load())
+        } else {
+            field(leader, TASK_EXIT_CODE.load())
+        }
+    }
+}
+
+/// User, system and exact CPU time: of the threads that are gone, which the process keeps, and of those that are left.
+#[inline(always)]
+unsafe fn times(signal: *const u8) -> [u64; 3] {
+    // SAFETY: the caller passes a signal_struct; `thread_head` is a list of `task_struct.thread_node`.
+    unsafe {
+        let mut user: u64 = field(signal, SIGNAL_UTIME.load());
+        let mut system: u64 = field(signal, SIGNAL_STIME.load());
+        let mut cpu: u64 = field(signal, SIGNAL_RUNTIME.load());
+        let head = signal.wrapping_add(SIGNAL_THREADS.load() as usize);
+        let mut node: *const u8 = read_kernel(head);
+        for _ in 0..MOST_THREADS {
+            if node == head || node.is_null() {
+                break;
+            }
+            let task = node.wrapping_sub(TASK_THREAD_NODE.load() as usize);
+            user += field::<u64>(task, TASK_UTIME.load());
+            system += field::<u64>(task, TASK_STIME.load());
+            cpu += field::<u64>(task, TASK_RUNTIME.load());
+            node = read_kernel(node);
+        }
+        [user, system, cpu]
+    }
+}
+
+mcptrace_ebpf::object!();
