@@ -12,6 +12,7 @@ mod progress;
 mod run;
 mod script;
 mod serve;
+mod watch;
 mod workload;
 
 use std::{ffi::OsString, process::ExitCode};

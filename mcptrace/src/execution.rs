@@ -35,6 +35,11 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// The events of a page and the place after them, if it sends events; cheap, unlike [`Source::snapshot`].
+    fn events(&self, _page: &Page) -> Option<(Events, u64)> {
+        None
+    }
+
     /// What was seen and lost so far; cheap.
     fn loss(&self) -> Loss;
 

@@ -14,6 +14,7 @@ mod prompts;
 mod resources;
 mod schema;
 pub mod stdio;
+mod subscriptions;
 pub mod tools;
 mod wire;
 
@@ -25,9 +26,10 @@ use rmcp::{
         CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestParams, CompleteResult, ContentBlock,
         CustomRequest, CustomResult, ErrorCode, GetPromptRequestParams, GetPromptResponse, Implementation,
         ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig, Tool,
+        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig, SubscribeRequestParams,
+        SubscriptionFilter, Tool, UnsubscribeRequestParams,
     },
-    service::{QuitReason, RequestContext, RoleServer, ServerInitializeError},
+    service::{QuitReason, RequestContext, RoleServer, ServerInitializeError, SubscriptionContext},
 };
 use serde_json::json;
 use tokio::{
@@ -36,7 +38,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{call::Call, error::ToolError, tools::Answered, wire::Wire};
+use self::{call::Call, error::ToolError, subscriptions::Subscriptions, tools::Answered, wire::Wire};
 use crate::{
     execution::Execution,
     executions::{Executions, Refusal},
@@ -107,12 +109,14 @@ struct Shared {
     executions: Arc<Executions>,
     owner: String,
     blocking: Semaphore,
+    subscriptions: Subscriptions,
 }
 
 impl Server {
     fn new(executions: Arc<Executions>, owner: &str) -> Self {
         let blocking = Semaphore::new(BLOCKING);
-        Self { shared: Arc::new(Shared { executions, owner: owner.to_owned(), blocking }) }
+        let subscriptions = Subscriptions::default();
+        Self { shared: Arc::new(Shared { executions, owner: owner.to_owned(), blocking, subscriptions }) }
     }
 
     fn owner(&self) -> &str {
@@ -168,6 +172,7 @@ impl ServerHandler for Server {
         let capabilities = ServerCapabilities::builder()
             .enable_tools()
             .enable_resources()
+            .enable_resources_subscribe()
             .enable_prompts()
             .enable_completions()
             .build();
@@ -223,6 +228,31 @@ impl ServerHandler for Server {
         resources::read(self, &request.uri).await.map(Into::into)
     }
 
+    async fn subscribe(
+        &self,
+        request: SubscribeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.shared.subscriptions.add(self, &request.uri, context.peer)
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: UnsubscribeRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.shared.subscriptions.remove(&request.uri);
+        Ok(())
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(subscriptions::accepted(self, requested))
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        subscriptions::listen(self, context).await
+    }
+
     async fn list_prompts(
         &self,
         request: Option<PaginatedRequestParams>,
@@ -267,6 +297,9 @@ fn unreadable(request: &CustomRequest) -> ErrorData {
         "resources/list",
         "resources/read",
         "resources/templates/list",
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "subscriptions/listen",
         "prompts/list",
         "prompts/get",
         "completion/complete",

@@ -378,3 +378,34 @@ fn doctor_fails_where_native_probes_cannot_run() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stdout(&output).contains("CAP_BPF"), "{}", stdout(&output));
 }
+
+#[test]
+fn followed_events_come_once_each_and_while_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let (mut child, programs) = attached(&["--follow", "--json", "--path-prefix", folder, "--comm", "sh"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    assert!(Command::new("sh").args(["-c", &opens_23_times(folder)]).status().unwrap().code() == Some(3));
+    let rows: Vec<serde_json::Value> =
+        lines.by_ref().take(23).map(|line| serde_json::from_str(&line).unwrap()).collect();
+    assert_eq!(child.try_wait().unwrap(), None, "it came before the end");
+    assert_eq!(rows.iter().filter(|row| row["errno"] == "ENOENT").count(), 7, "{rows:?}");
+    signal(child.id(), libc::SIGINT);
+    let last: Envelope = serde_json::from_str(&lines.next().unwrap()).unwrap();
+    assert_eq!((last.status, last.loss.seen, last.loss.delivered), (Status::Stopped, Some(23), Some(23)));
+    let Some(Report::Events(events)) = last.report else { panic!("{:?}", last.report) };
+    assert_eq!((events.rows.len(), events.rows_total), (0, 23), "nothing comes twice");
+    assert_eq!(lines.next(), None);
+    ended(child, &programs);
+}
+
+#[test]
+fn a_followed_report_comes_anew_every_second() {
+    let text = succeeded(&["run", "syscall_counts", "--follow", "--json", "--seconds", "2.5"]);
+    let calls: Vec<u64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Envelope>(line).unwrap())
+        .map(|envelope| envelope.loss.seen.unwrap())
+        .collect();
+    assert!(calls.len() >= 2 && calls.is_sorted() && calls[0] < calls[calls.len() - 1], "{calls:?}");
+}

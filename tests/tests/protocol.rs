@@ -869,3 +869,103 @@ mod faults_of_the_original {
         assert!(listed["native"].as_array().unwrap().iter().all(|probe| probe["available"] == true), "{listed}");
     }
 }
+
+mod watching {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    const UPDATED: &str = "notifications/resources/updated";
+
+    /// Something that changes all the time, in the background.
+    async fn running(client: &mut Client) -> (String, String) {
+        let arguments = json!({ "probe": "syscall_counts", "seconds": 100, "background": true });
+        let begun = client.tool("run_probe", arguments).await.success();
+        let id = begun["execution_id"].as_str().unwrap().to_owned();
+        let uri = format!("mcptrace://executions/{id}");
+        (id, uri)
+    }
+
+    async fn updated(client: &mut Client) -> Value {
+        loop {
+            let message = client.next().await;
+            if message["method"] == UPDATED {
+                return message;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_is_told_of_changes_and_of_the_end() {
+        let mut client = client().await;
+        let (id, uri) = running(&mut client).await;
+        let answer = client.request("resources/subscribe", json!({ "uri": uri })).await;
+        assert_eq!(answer["result"], json!({}), "{answer}");
+        let started = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(updated(&mut client).await["params"]["uri"], *uri);
+        }
+        assert!(started.elapsed() >= Duration::from_millis(750), "changes are told together: {:?}", started.elapsed());
+        client.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        // The one of the end may have come before the answer; after it there is none.
+        let quiet = tokio::time::timeout(Duration::from_secs(2), async {
+            let mut notices = 0;
+            loop {
+                updated(&mut client).await;
+                notices += 1;
+                assert!(notices <= 2, "notices after the end");
+            }
+        });
+        assert!(quiet.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn nobody_is_told_who_has_unsubscribed() {
+        let mut client = client().await;
+        let (_, uri) = running(&mut client).await;
+        client.request("resources/subscribe", json!({ "uri": uri })).await;
+        updated(&mut client).await;
+        let answer = client.request("resources/unsubscribe", json!({ "uri": uri })).await;
+        assert_eq!(answer["result"], json!({}), "{answer}");
+        let more = tokio::time::timeout(Duration::from_secs(1), async {
+            // One may have been on its way.
+            updated(&mut client).await;
+            updated(&mut client).await
+        });
+        assert!(more.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_change_or_is_not_ones_own_cannot_be_watched() {
+        let executions = executions();
+        let mut owner = Client::in_process_as(&executions, "owner").await;
+        let (_, uri) = running(&mut owner).await;
+        let mut other = Client::in_process_as(&executions, "other").await;
+        for uri in [uri.as_str(), "mcptrace://probes/file_opens", "mcptrace://executions/exec_0", "nonsense"] {
+            let answer = other.request("resources/subscribe", json!({ "uri": uri })).await;
+            assert!(answer["error"]["message"].as_str().unwrap().contains("no execution of yours"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_stateless_protocol_listens_with_one_request_until_all_have_ended() {
+        let executions = executions();
+        let mut client = Client::in_process(&executions).await;
+        let (id, uri) = running(&mut client).await;
+        let mut listener = Client::connect(&executions, "tester");
+        let wanted = json!({ "resourceSubscriptions": [uri, "mcptrace://executions/exec_0"] });
+        let params = json!({ "_meta": {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": { "name": "tests", "version": "1" },
+        }, "notifications": wanted });
+        let request = listener.start("subscriptions/listen", params).await;
+        let acknowledged = listener.next().await;
+        assert_eq!(acknowledged["params"]["notifications"]["resourceSubscriptions"], json!([uri]), "{acknowledged}");
+        for _ in 0..3 {
+            assert_eq!(updated(&mut listener).await["params"]["uri"], *uri);
+        }
+        client.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        let ended = listener.answer(request).await;
+        assert!(ended["result"].is_object(), "{ended}");
+    }
+}

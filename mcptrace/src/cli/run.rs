@@ -7,13 +7,14 @@ use tokio::{
     runtime, select,
     signal::unix::{SignalKind, signal},
     task::spawn_blocking,
-    time::interval,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure, failure, options, output, probe_help,
     progress::Progress,
+    watch::Watch,
     workload::{self, Workload},
 };
 use crate::{
@@ -70,6 +71,9 @@ struct Flags {
     /// Write all stacks as folded text, with probes of stacks
     #[arg(long, value_name = "TXT", global = true)]
     folded: Option<PathBuf>,
+    /// Show events as they come, or the report anew every second; without --seconds until Ctrl-C
+    #[arg(short = 'f', long, global = true)]
+    follow: bool,
     #[command(flatten)]
     filter: FilterFlags,
 }
@@ -165,7 +169,7 @@ fn request(entry: &Entry, matches: &ArgMatches, flags: &Flags, command: bool) ->
             "--pid and --descendants do not go with a command: the command and its children are traced",
         ));
     }
-    let default = if command { LONGEST_SECONDS } else { DEFAULT_SECONDS };
+    let default = if command || flags.follow { LONGEST_SECONDS } else { DEFAULT_SECONDS };
     Ok(ProbeRequest {
         probe: entry.name.to_owned(),
         options: options::given(entry, matches),
@@ -201,8 +205,10 @@ async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> 
     let executions = Arc::new(Executions::new(Limits::default()));
     let starter = Arc::clone(&executions);
     let execution = blocking(move || starter.start_probe(&request)).await??;
-    let ended = follow(&execution, workload.as_mut(), &interrupted).await?;
-    let page = page(flags.top, flags.json);
+    let mut view = View::new(flags, workload.is_some());
+    let ended = follow(&execution, workload.as_mut(), &interrupted, &mut view).await?;
+    let mut page = page(flags.top, flags.json);
+    page.from = view.finish(&execution)?;
     write_stacks(&execution, flags).await?;
     let mut envelope = blocking(move || execution.envelope(&page)).await?;
     if ended.is_some() && !interrupted.is_cancelled() && envelope.status == Status::Stopped {
@@ -244,14 +250,14 @@ pub(super) async fn follow(
     execution: &Arc<Execution>,
     mut workload: Option<&mut Workload>,
     interrupted: &CancellationToken,
+    view: &mut View,
 ) -> Result<Option<String>, Failure> {
-    let progress = Progress::new(workload.is_none());
-    let mut ticks = interval(TICK);
     let (mut how, mut stopping) = (None, false);
     if let Some(workload) = &workload {
         workload.go()?;
     }
     loop {
+        let pause = view.show(execution)?;
         select! {
             () = execution.ended() => return Ok(how),
             () = interrupted.cancelled(), if !stopping => {
@@ -262,7 +268,43 @@ pub(super) async fn follow(
                 how = Some(workload::in_words(status?));
                 execution.stop();
             }
-            _ = ticks.tick() => progress.show(execution),
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// What is seen of a run while it runs.
+pub(super) enum View {
+    Progress(Progress),
+    Watch(Box<Watch>),
+}
+
+impl View {
+    fn new(flags: &Flags, command: bool) -> Self {
+        let rows = flags.top.map_or(DEFAULT_ROWS, |top| top as usize);
+        if flags.follow {
+            Self::Watch(Box::new(Watch::new(flags.json, rows)))
+        } else {
+            Self::Progress(Progress::new(!command))
+        }
+    }
+
+    /// Shows how far it is; when to do so again.
+    fn show(&mut self, execution: &Execution) -> Result<Duration, Failure> {
+        match self {
+            Self::Progress(progress) => {
+                progress.show(execution);
+                Ok(TICK)
+            }
+            Self::Watch(watch) => watch.show(execution),
+        }
+    }
+
+    /// Shows the last of it; the place of the first event that has not been shown.
+    fn finish(self, execution: &Execution) -> Result<u64, Failure> {
+        match self {
+            Self::Progress(_) => Ok(0),
+            Self::Watch(mut watch) => watch.finish(execution),
         }
     }
 }

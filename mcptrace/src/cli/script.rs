@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{
     Failure, output,
-    run::{blocking, follow, interrupts, length, page, show},
+    progress::Progress,
+    run::{View, blocking, follow, interrupts, length, page, show},
 };
 use crate::{
     bpftrace::tools,
@@ -126,7 +127,7 @@ fn trace(matches: &ArgMatches) -> Result<(), Failure> {
         let executions = Arc::new(Executions::new(Limits::default()));
         let starter = Arc::clone(&executions);
         let execution = blocking(move || starter.start_script(&request)).await??;
-        follow(&execution, None, &interrupted).await?;
+        follow(&execution, None, &interrupted, &mut View::Progress(Progress::new(true))).await?;
         let page = page(None, as_json);
         blocking(move || execution.envelope(&page)).await
     })?;

@@ -268,6 +268,13 @@ impl Source for ProbeSource {
         Some((found.folded.clone()?, stacks.unit.clone()))
     }
 
+    fn events(&self, page: &Page) -> Option<(Events, u64)> {
+        self.sends_events.then(|| {
+            let (events, next, _) = self.events_page(page);
+            (events, next)
+        })
+    }
+
     fn loss(&self) -> Loss {
         let ended = || self.last().map(|last| (last.counters, last.missed));
         let now = || lock(&self.live).as_ref().and_then(|live| Some((live.counters().ok()?, live.missed())));

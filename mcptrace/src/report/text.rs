@@ -4,6 +4,7 @@
 //! When it does not fit, rows go first, and the last lines say which.
 
 mod columns;
+pub mod live;
 mod shapes;
 pub mod units;
 

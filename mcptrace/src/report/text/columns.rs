@@ -3,7 +3,7 @@
 use super::units::plain;
 
 /// The widest column, in characters.
-const WIDEST: usize = 64;
+pub(super) const WIDEST: usize = 64;
 
 /// A column: its head, and whether its cells are numbers, which stand on the right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ fn width(cells: &[Vec<String>], at: usize) -> usize {
     cells.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0)
 }
 
-fn line(columns: &[Column], widths: &[usize], row: &[String]) -> String {
+pub(super) fn line(columns: &[Column], widths: &[usize], row: &[String]) -> String {
     let cells = columns.iter().zip(widths).zip(row);
     let cells = cells.map(
         |((column, width), cell)| {

@@ -195,14 +195,14 @@ fn event_lines(events: &Events) -> Vec<String> {
     aligned(&columns, &events.rows.iter().map(cells).collect::<Vec<_>>())
 }
 
-fn event_column(field: &Field, rows: &[Row]) -> Column {
+pub(super) fn event_column(field: &Field, rows: &[Row]) -> Column {
     let numbers = rows.iter().filter_map(|row| row.get(&field.name)).all(Value::is_number);
     let head = if field.name == "time" { "time (UTC)".to_owned() } else { head(field) };
     Column { head, right: numbers }
 }
 
 /// Numbers without a unit are ids and stay as they are; of a time, the date stands in the window of the JSON.
-fn event_cell(row: &Row, field: &Field) -> String {
+pub(super) fn event_cell(row: &Row, field: &Field) -> String {
     match row.get(&field.name) {
         None => "-".to_owned(),
         Some(Value::String(time)) if field.name == "time" => time_of_day(time),

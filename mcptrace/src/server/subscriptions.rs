@@ -1,0 +1,153 @@
+//! Watched executions: notices that what an execution found has changed, at most a few a second, until it has ended.
+//!
+//! Protocols up to 2025-11-25 subscribe to one resource at a time, for as long as the connection lasts; that of 2026-07-28 asks for
+//! several with one request, which is answered when all of them have ended.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rmcp::{
+    ErrorData,
+    model::{ResourceUpdatedNotification, ResourceUpdatedNotificationParam, ServerNotification, SubscriptionFilter},
+    service::{Peer, RoleServer, SubscriptionContext},
+};
+use tokio::{select, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Server, resources::EXECUTION_URI};
+use crate::{execution::Execution, report::Status};
+
+/// The least time between two notices about an execution: what came meanwhile is told by one.
+const PACE: Duration = Duration::from_millis(250);
+/// Resources that one connection watches, at most.
+const MOST: usize = 64;
+
+/// What a connection watches; the watching ends when this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions(Mutex<HashMap<String, CancellationToken>>);
+
+impl Subscriptions {
+    /// Begins to watch; the same resource again takes the place of the first.
+    pub(super) fn add(&self, server: &Server, uri: &str, peer: Peer<RoleServer>) -> Result<(), ErrorData> {
+        let execution = execution(server, uri).ok_or_else(|| unknown(uri))?;
+        let mut all = self.lock();
+        all.retain(|_, watched| !watched.is_cancelled());
+        if all.len() >= MOST && !all.contains_key(uri) {
+            return Err(ErrorData::invalid_params(
+                format!("{MOST} resources are watched already: end some first"),
+                None,
+            ));
+        }
+        let end = CancellationToken::new();
+        if let Some(earlier) = all.insert(uri.to_owned(), end.clone()) {
+            earlier.cancel();
+        }
+        drop(all);
+        let uri = uri.to_owned();
+        tokio::spawn(async move {
+            let over = end.clone();
+            let _guard = over.drop_guard();
+            watch(&execution, &end, || async {
+                peer.notify_resource_updated(ResourceUpdatedNotificationParam::new(&uri)).await.is_ok()
+            })
+            .await;
+        });
+        Ok(())
+    }
+
+    /// Ends the watching; one that nobody watches is no error.
+    pub(super) fn remove(&self, uri: &str) {
+        if let Some(watched) = self.lock().remove(uri) {
+            watched.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Subscriptions {
+    fn drop(&mut self) {
+        self.lock().values().for_each(CancellationToken::cancel);
+    }
+}
+
+/// Of what a client wants to be told of: those executions that it may see.
+pub(super) fn accepted(server: &Server, requested: &SubscriptionFilter) -> SubscriptionFilter {
+    let uris = requested.resource_subscriptions.iter().flatten();
+    let own: Vec<_> = uris.filter(|uri| execution(server, uri).is_some()).take(MOST).cloned().collect();
+    let filter = SubscriptionFilter::builder();
+    if own.is_empty() { filter.build() } else { filter.resource_subscriptions(own).build() }
+}
+
+/// Tells of all accepted executions until the last has ended or the request is cancelled.
+pub(super) async fn listen(server: &Server, context: SubscriptionContext) -> Result<(), ErrorData> {
+    let end = CancellationToken::new();
+    let _guard = end.clone().drop_guard();
+    let mut watching = JoinSet::new();
+    for uri in context.accepted().resource_subscriptions.iter().flatten().cloned() {
+        let Some(execution) = execution(server, &uri) else { continue };
+        let (sink, end) = (context.sink().clone(), end.clone());
+        watching.spawn(async move {
+            let notice = || {
+                let updated = ResourceUpdatedNotification::new(ResourceUpdatedNotificationParam::new(&uri));
+                let notice = ServerNotification::ResourceUpdatedNotification(updated);
+                async { sink.send(notice).await.is_ok() }
+            };
+            watch(&execution, &end, notice).await;
+        });
+    }
+    select! {
+        () = async { while watching.join_next().await.is_some() {} } => Ok(()),
+        () = context.cancelled() => Ok(()),
+    }
+}
+
+/// Gives a notice whenever something has changed, the last one after the end. A client that takes none any more ends it.
+async fn watch<F, T>(execution: &Arc<Execution>, end: &CancellationToken, notice: F)
+where
+    F: Fn() -> T,
+    T: Future<Output = bool>,
+{
+    let mut told = None;
+    loop {
+        let state = state(execution);
+        let ended = state.0 != Status::Running;
+        if told.as_ref() != Some(&state) {
+            let taken = select! { taken = notice() => taken, () = end.cancelled() => false };
+            if !taken {
+                return;
+            }
+            told = Some(state);
+        }
+        if ended {
+            return;
+        }
+        select! {
+            () = end.cancelled() => return,
+            () = async { sleep(PACE).await; } => {}
+        }
+    }
+}
+
+/// What a notice is about: it changes with each event that is seen, delivered or lost.
+fn state(execution: &Execution) -> (Status, Option<u64>, Option<u64>, u64) {
+    let loss = execution.loss();
+    (execution.status(), loss.seen, loss.delivered, loss.dropped_total())
+}
+
+fn execution(server: &Server, uri: &str) -> Option<Arc<Execution>> {
+    server.find(uri.strip_prefix(EXECUTION_URI)?).ok()
+}
+
+fn unknown(uri: &str) -> ErrorData {
+    let uri = crate::text::untrusted(uri.as_bytes(), 200);
+    ErrorData::resource_not_found(
+        format!("{uri} is no execution of yours: only {EXECUTION_URI}ID changes; list_executions shows the ids"),
+        None,
+    )
+}
