@@ -114,15 +114,22 @@ pub fn count_cause(cause: u64) {
     });
 }
 
-/// Adds one to a counter from a program at a function of user space. The kernel may run another thread on this CPU in the midst of
-/// such a program (bpf_prog_run_array_uprobe, include/linux/bpf.h, 6.0 and later), so plain arithmetic would lose counts; for the
-/// same reason these programs have no per-CPU scratch space.
+/// Adds one to a counter that several programs of an object count under, one of which may interrupt another, or from a program at a
+/// function of user space. The kernel may run another thread on this CPU in the midst of such a program (bpf_prog_run_array_uprobe,
+/// include/linux/bpf.h, 6.0 and later), so plain arithmetic would lose counts; for the same reason these programs have no per-CPU
+/// scratch space.
 #[inline(always)]
 pub fn count_shared(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: as in `count`.
         unsafe { add(value, 1) };
     }
+}
+
+/// Whether any filter on threads is in force.
+#[inline(always)]
+pub fn is_filtered() -> bool {
+    FILTERS.load() != 0
 }
 
 /// Whether the current thread passes the filters.
@@ -430,7 +437,7 @@ pub unsafe fn record_shared(histogram: *mut Histogram, value: u64) {
 /// large and small, and refuses the pointer that is computed from it. It forgets a number that is negated (check_alu_op,
 /// kernel/bpf/verifier.c), and two negations change nothing.
 #[inline(always)]
-fn forgotten(number: usize) -> usize {
+pub fn forgotten(number: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
         let mut number = number as u64;

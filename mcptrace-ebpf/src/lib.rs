@@ -10,6 +10,8 @@
 pub use mcptrace_wire::*;
 
 pub mod actor;
+pub mod file;
 pub mod kernel;
+pub mod socket;
 pub mod stack;
 pub mod syscall;

@@ -3,9 +3,12 @@
 //! Nothing here is specific to an architecture: the offsets of registers and the numbers of calls are globals that user space
 //! sets, so that one object serves all.
 
+use core::ptr;
+
 use aya_ebpf::{Global, programs::BtfTracePointContext};
 
 use crate::{
+    SYSCALLS,
     kernel::{in_compat_syscall, load},
     syscall_index,
 };
@@ -146,6 +149,25 @@ pub struct OpenCall {
     pub flags: u64,
     /// Whether `flags` is an address.
     pub flags_in_memory: bool,
+}
+
+/// The first argument of the call that a thread returns from.
+#[inline(always)]
+pub fn first_argument(ctx: &BtfTracePointContext, index: u32) -> u64 {
+    // SAFETY: the first argument of sys_exit is a BTF pointer to struct pt_regs.
+    let [first, ..] = unsafe { arguments(ctx.arg(0), index >= crate::NATIVE_SYSCALLS) };
+    first
+}
+
+/// A class for each system call, by its index; 0 for those that a probe does not look at.
+pub type Classes = Global<[u8; SYSCALLS as usize]>;
+
+/// The class of a system call. Not `Classes::load`, which would copy the table.
+#[inline(always)]
+pub fn class(classes: &'static Classes, index: u32) -> u8 {
+    let index = (index & (SYSCALLS - 1)) as usize;
+    // SAFETY: a `Global` is its value (repr(transparent)), and the index is within it.
+    unsafe { ptr::read_volatile(ptr::from_ref(classes).cast::<u8>().add(index)) }
 }
 
 /// `AT_FDCWD` (include/uapi/linux/fcntl.h).

@@ -230,6 +230,9 @@ impl Executions {
         let entry = find(&request.probe)?;
         check_options(entry, &request.options)?;
         let length = self.length(request.seconds)?;
+        if request.filter.min_duration_us.is_some() && !entry.has_duration {
+            return Err(FilterError::NoDuration(entry.name).into());
+        }
         let filter = request.filter.resolve()?;
         let place = self.take_place()?;
         let kernel = Kernel::get()?;

@@ -11,19 +11,22 @@ pub mod file_opens;
 pub mod futex_waits;
 pub mod heap_growth;
 pub mod kernel_locks;
+pub mod net_traffic;
 pub mod offcpu_stacks;
 pub mod oom_kills;
 pub mod options;
+pub mod packet_drops;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
 pub mod signals;
+pub mod sockets;
 pub mod stacks;
 pub mod syscall_counts;
 pub mod syscall_latency;
+pub mod tcp_connections;
+pub mod tcp_retransmits;
 pub mod wakeup_chains;
-
-use std::sync::Arc;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
@@ -55,6 +58,10 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<kernel_locks::KernelLocks>(),
     Entry::of::<futex_waits::FutexWaits>(),
     Entry::of::<heap_growth::HeapGrowth>(),
+    Entry::of::<tcp_connections::TcpConnections>(),
+    Entry::of::<tcp_retransmits::TcpRetransmits>(),
+    Entry::of::<packet_drops::PacketDrops>(),
+    Entry::of::<net_traffic::NetTraffic>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
@@ -88,6 +95,8 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const COUNTS: &'static str;
     /// What it adds to each event on the reference machine, in nanoseconds.
     const COST_NS: f64;
+    /// Whether it measures durations, which `min_duration_us` can then filter by.
+    const HAS_DURATION: bool = true;
     /// Its options.
     type Options: DeserializeOwned + Serialize + JsonSchema + Default;
 
@@ -135,8 +144,6 @@ pub struct Found {
     pub delivered: u64,
     /// What a reader must know to not misread it.
     pub notes: Vec<String>,
-    /// All stacks as folded text, if the report is of stacks.
-    pub folded: Option<Arc<str>>,
 }
 
 /// What a plan may depend on.
@@ -190,6 +197,8 @@ pub struct Entry {
     pub needs: &'static [&'static str],
     /// What it adds to each event on the reference machine, in nanoseconds.
     pub cost_ns: f64,
+    /// See [`Probe::HAS_DURATION`].
+    pub has_duration: bool,
     /// Columns or fields of the report.
     pub fields: fn() -> Vec<Field>,
     /// Fields of the events.
@@ -266,6 +275,7 @@ impl Entry {
             hooks: P::HOOKS,
             needs: P::NEEDS,
             cost_ns: P::COST_NS,
+            has_duration: P::HAS_DURATION,
             fields: P::fields,
             event_fields: P::event_fields,
             schema: || schema_for!(P::Options),
@@ -384,6 +394,16 @@ mod tests {
             assert!(entry.name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'), "{}", entry.name);
             assert!(entry.summary.ends_with(['.', '?']) && entry.summary.len() <= 120, "{}", entry.summary);
             assert!(!entry.next.is_empty() && !entry.details.is_empty());
+        }
+    }
+
+    /// Without this a filter that does nothing would be shown as one that was applied.
+    #[test]
+    fn only_kernel_files_that_compare_durations_take_min_duration() {
+        for entry in PROBES {
+            let path = format!("{}/../mcptrace-ebpf/src/bin/{}.rs", env!("CARGO_MANIFEST_DIR"), entry.name);
+            let compares = std::fs::read_to_string(&path).unwrap().contains("duration_passes(");
+            assert_eq!(compares, entry.has_duration, "{}: duration_passes and HAS_DURATION disagree", entry.name);
         }
     }
 

@@ -7,6 +7,8 @@ pub mod flamegraph;
 pub mod text;
 pub mod view;
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -146,6 +148,9 @@ pub struct Stacks {
     /// The resource with all stacks as a picture.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub flamegraph_uri: String,
+    /// All stacks as folded text. Not part of a reply: it is behind the URIs.
+    #[serde(skip)]
+    pub folded: Arc<str>,
 }
 
 /// The weight of one function over all stacks.
@@ -258,8 +263,10 @@ impl Loss {
 /// What the tracing itself cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overhead {
-    /// Nanoseconds of CPU added to each event seen.
-    pub ns_per_event: f64,
+    /// Nanoseconds of CPU added to each event seen; absent if no event was seen while it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64")]
+    pub ns_per_event: Option<f64>,
     /// CPU time added, in percent of one CPU.
     pub cpu_percent: f64,
     /// `measured`: program run time sampled on this kernel in this execution, plus the calibrated cost of the hooks.

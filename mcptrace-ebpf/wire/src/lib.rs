@@ -6,15 +6,18 @@
 
 #![no_std]
 
-mod stack;
-
-pub use stack::*;
+mod files;
+mod net;
 mod privileges;
 mod processes;
+mod stack;
 mod time;
 
+pub use files::*;
+pub use net::*;
 pub use privileges::*;
 pub use processes::*;
+pub use stack::*;
 pub use time::*;
 
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.

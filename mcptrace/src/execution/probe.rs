@@ -67,7 +67,10 @@ struct Last {
 
 impl Last {
     fn folded_bytes(&self) -> usize {
-        self.found.as_ref().ok().and_then(|found| found.folded.as_ref()).map_or(0, |folded| folded.len())
+        match self.found.as_ref().map(|found| found.report.as_ref()) {
+            Ok(Some(Report::Stacks(stacks))) => stacks.folded.len(),
+            _ => 0,
+        }
     }
 }
 
@@ -241,11 +244,15 @@ impl ProbeSource {
         let measured = lock(&self.state).cost;
         let Some((cost, seen_in_window)) = measured else {
             let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
-            return Overhead { ns_per_event: self.cost_ns, cpu_percent: round(percent), method: "estimated".into() };
+            return Overhead {
+                ns_per_event: Some(self.cost_ns),
+                cpu_percent: round(percent),
+                method: "estimated".into(),
+            };
         };
-        let per_event = if seen_in_window > 0 { cost.ns / seen_in_window as f64 } else { 0.0 };
+        let per_event = (seen_in_window > 0).then(|| round(cost.ns / seen_in_window as f64));
         let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
-        Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() }
+        Overhead { ns_per_event: per_event, cpu_percent: round(percent), method: "measured".into() }
     }
 }
 
@@ -265,7 +272,7 @@ impl Source for ProbeSource {
         let last = self.last().or_else(|| self.read(seconds)).or_else(|| self.last())?;
         let found = last.found.ok()?;
         let Some(Report::Stacks(stacks)) = &found.report else { return None };
-        Some((found.folded.clone()?, stacks.unit.clone()))
+        Some((stacks.folded.clone(), stacks.unit.clone()))
     }
 
     fn events(&self, page: &Page) -> Option<(Events, u64)> {

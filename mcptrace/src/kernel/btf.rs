@@ -4,13 +4,16 @@
 //! 6 MB: load it, ask everything, drop it.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use libbpf_rs::btf::types::{Array, Composite, Enum, Enum64, Float, Func, FuncProto, Int, MemberAttr, Ptr, Typedef};
+use libbpf_rs::btf::types::{
+    Array, Composite, Enum, Enum64, EnumMember, Float, Func, FuncProto, Int, MemberAttr, Ptr, Typedef,
+};
 use libbpf_rs::btf::{Btf, BtfKind, BtfType, HasSize as _, ReferencesType as _, TypeId};
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +205,13 @@ impl KernelBtf {
         let function: Func<'_> = self.btf.type_by_id(id).ok_or_else(missing)?;
         let proto = FuncProto::try_from(function.referenced_type()).map_err(|_| missing())?;
         Ok(Prototype { parameters: self.parameters(&proto), returns: self.type_name(proto.referenced_type_id()) })
+    }
+
+    /// The names of an enum's values; empty if there is no such enum.
+    pub fn enumerators(&self, name: &str) -> BTreeMap<u32, String> {
+        let Some(found) = self.find::<Enum<'_>>(name).next() else { return BTreeMap::new() };
+        let one = |member: EnumMember<'_>| Some((member.value as u32, member.name?.to_str()?.to_owned()));
+        found.iter().filter_map(one).collect()
     }
 
     fn composites(&self, name: &str) -> impl Iterator<Item = Composite<'_>> {
@@ -402,7 +412,7 @@ fn index(btf: &Btf<'_>) -> Vec<(u64, u32)> {
     let wanted = |found: &BtfType<'_>| {
         let name = found.name()?.as_encoded_bytes();
         let wanted = match found.kind() {
-            BtfKind::Struct | BtfKind::Union => true,
+            BtfKind::Struct | BtfKind::Union | BtfKind::Enum => true,
             BtfKind::Typedef => name.starts_with(TRACEPOINT_PREFIX.as_bytes()),
             BtfKind::Func => name.starts_with(ITERATOR_PREFIX.as_bytes()),
             _ => false,
@@ -582,6 +592,20 @@ mod tests {
         assert_eq!(btf.offset("twin", "same"), Ok(0));
         assert_eq!(btf.offset("twin", "own"), Ok(4));
         assert!(matches!(btf.offset("twin", "moved"), Err(BtfError::Ambiguous { .. })));
+    }
+
+    #[test]
+    fn an_enums_values_have_names_and_another_enum_has_none() {
+        let types = Types::new();
+        // SAFETY: as above.
+        types.add("color", |btf, name| unsafe { sys::btf__add_enum(btf, name, 4) });
+        for (name, value) in [("RED", 1), ("BLUE", 1 << 16)] {
+            // SAFETY: as above.
+            types.add(name, |btf, name| unsafe { sys::btf__add_enum_value(btf, name, value) });
+        }
+        let btf = types.read();
+        assert_eq!(btf.enumerators("color"), BTreeMap::from([(1, "RED".into()), (1 << 16, "BLUE".into())]));
+        assert!(btf.enumerators("taste").is_empty());
     }
 
     #[test]

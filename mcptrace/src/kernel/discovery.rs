@@ -142,7 +142,7 @@ pub enum DiscoveryError {
     TooLong(usize),
     /// Not a cursor at all.
     #[error(
-        "`cursor` is not one: pass `next` of the page before, unchanged, or leave it out to start at the beginning"
+        "`cursor` is not one: pass `next_cursor` of the page before, unchanged, or leave it out to start at the beginning"
     )]
     BadCursor,
     /// The cursor of another listing.

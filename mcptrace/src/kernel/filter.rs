@@ -90,6 +90,9 @@ pub enum FilterError {
         /// How many.
         count: usize,
     },
+    /// What the probe looks at has no duration.
+    #[error("filter.min_duration_us: {0} measures no durations, so none can be too short; leave it out")]
+    NoDuration(&'static str),
     /// Both name a control group.
     #[error("filter.cgroup and filter.container exclude each other: give one")]
     Both,

@@ -45,6 +45,51 @@ const OFFSETS: &[Offset] = &[
     offset("REQUEST_QUEUE", &[("request", "rq_disk"), ("request", "q")]),
     offset("DISK_MAJOR", &[("gendisk", "major")]),
     offset("DISK_MINOR", &[("gendisk", "first_minor")]),
+    offset("SK_FAMILY", &[("sock", "__sk_common.skc_family")]),
+    offset("SK_STATE", &[("sock", "__sk_common.skc_state")]),
+    offset("SK_REMOTE_V4", &[("sock", "__sk_common.skc_daddr")]),
+    offset("SK_LOCAL_V4", &[("sock", "__sk_common.skc_rcv_saddr")]),
+    // Only in kernels with IPv6.
+    offset("SK_REMOTE_V6", &[("sock", "__sk_common.skc_v6_daddr")]),
+    offset("SK_LOCAL_V6", &[("sock", "__sk_common.skc_v6_rcv_saddr")]),
+    offset("SK_REMOTE_PORT", &[("sock", "__sk_common.skc_dport")]),
+    offset("SK_LOCAL_PORT", &[("sock", "__sk_common.skc_num")]),
+    offset("SK_FLAGS", &[("sock", "__sk_common.skc_flags")]),
+    // A bit field before 5.6 (commit bf9765145b85).
+    offset("SK_PROTOCOL", &[("sock", "sk_protocol")]),
+    offset("SK_ERROR", &[("sock", "sk_err")]),
+    offset("INET_LOCAL_PORT", &[("inet_sock", "inet_sport")]),
+    offset("TCP_BYTES_SENT", &[("tcp_sock", "bytes_sent")]),
+    offset("TCP_BYTES_RETRANSMITTED", &[("tcp_sock", "bytes_retrans")]),
+    offset("TCP_BYTES_RECEIVED", &[("tcp_sock", "bytes_received")]),
+    offset("TCP_SRTT", &[("tcp_sock", "srtt_us")]),
+    offset("TCP_RETRANSMITS", &[("tcp_sock", "total_retrans")]),
+    offset("SOCKET_SK", &[("socket", "sk")]),
+    offset("SKB_HEAD", &[("sk_buff", "head")]),
+    offset("SKB_LEN", &[("sk_buff", "len")]),
+    offset("SKB_PROTOCOL", &[("sk_buff", "protocol")]),
+    offset("SKB_NETWORK", &[("sk_buff", "network_header")]),
+    offset("SKB_TRANSPORT", &[("sk_buff", "transport_header")]),
+    offset("TASK_FILES", &[("task_struct", "files")]),
+    offset("FILES_TABLE", &[("files_struct", "fdt")]),
+    offset("TABLE_FILES", &[("fdtable", "fd")]),
+    offset("TABLE_LENGTH", &[("fdtable", "max_fds")]),
+    offset("FILE_PRIVATE", &[("file", "private_data")]),
+    offset("FILE_INODE", &[("file", "f_inode")]),
+    offset("FILE_DENTRY", &[("file", "f_path.dentry")]),
+    offset("FILE_MOUNT", &[("file", "f_path.mnt")]),
+    offset("INODE_MODE", &[("inode", "i_mode")]),
+    offset("INODE_NUMBER", &[("inode", "i_ino")]),
+    offset("INODE_SIZE", &[("inode", "i_size")]),
+    offset("INODE_SUPER", &[("inode", "i_sb")]),
+    offset("SUPER_DEVICE", &[("super_block", "s_dev")]),
+    offset("DENTRY_PARENT", &[("dentry", "d_parent")]),
+    offset("DENTRY_NAME", &[("dentry", "d_name.name")]),
+    offset("DENTRY_HASHED", &[("dentry", "d_hash.pprev")]),
+    offset("VFSMOUNT_ROOT", &[("vfsmount", "mnt_root")]),
+    offset("MOUNT_VFSMOUNT", &[("mount", "mnt")]),
+    offset("MOUNT_PARENT", &[("mount", "mnt_parent")]),
+    offset("MOUNT_POINT", &[("mount", "mnt_mountpoint")]),
     offset("TASK_REAL_PARENT", &[("task_struct", "real_parent")]),
     offset("TASK_LEADER", &[("task_struct", "group_leader")]),
     offset("TASK_START_TIME", &[("task_struct", "start_time")]),
@@ -72,11 +117,15 @@ const OFFSETS: &[Offset] = &[
     offset("IRQACTION_NAME", &[("irqaction", "name")]),
 ];
 
+/// Enums whose names are shown.
+const ENUMS: &[&str] = &["skb_drop_reason", "sk_rst_reason"];
+
 /// What was found.
 #[derive(Debug)]
 pub struct Layout {
     globals: BTreeMap<&'static str, Result<u32, String>>,
     tracepoints: BTreeSet<Box<str>>,
+    enumerators: BTreeMap<&'static str, BTreeMap<u32, String>>,
 }
 
 impl Layout {
@@ -87,14 +136,18 @@ impl Layout {
         globals.insert("CGROUP_ANCESTORS_ARE_IDS", Ok(u32::from(btf.offset("cgroup", "ancestors").is_err())));
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
+        globals.insert("HAS_DROP_REASON", Ok(u32::from(has_parameters(btf, "kfree_skb", 3))));
+        globals.insert("HAS_RESET_REASON", Ok(u32::from(has_parameters(btf, "tcp_send_reset", 3))));
         globals.extend(process_globals(btf));
-        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect() }
+        let enumerators = ENUMS.iter().map(|name| (*name, btf.enumerators(name))).collect();
+        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect(), enumerators }
     }
 
     /// A kernel that has these tracepoints and nothing else.
     #[cfg(test)]
     pub(super) fn with_tracepoints(tracepoints: &[&'static str]) -> Self {
-        Self { globals: BTreeMap::new(), tracepoints: tracepoints.iter().map(|name| Box::from(*name)).collect() }
+        let tracepoints = tracepoints.iter().map(|name| Box::from(*name)).collect();
+        Self { globals: BTreeMap::new(), tracepoints, enumerators: BTreeMap::new() }
     }
 
     /// The value of a global, or why this kernel has none.
@@ -105,6 +158,11 @@ impl Layout {
     /// Every global that has a value.
     pub fn globals(&self) -> impl Iterator<Item = (&'static str, u32)> {
         self.globals.iter().filter_map(|(name, value)| value.as_ref().ok().map(|value| (*name, *value)))
+    }
+
+    /// The names of an enum's values; none if the kernel has no such enum. Only those that probes ask for are known.
+    pub fn enumerators(&self, name: &str) -> BTreeMap<u32, String> {
+        self.enumerators.get(name).cloned().unwrap_or_default()
     }
 
     /// Whether the kernel has a BTF tracepoint.
@@ -137,6 +195,11 @@ fn request_argument(btf: &KernelBtf) -> Result<u32, String> {
     let parameters = btf.tracepoint("block_rq_issue").map_err(|error: BtfError| error.to_string())?;
     let position = parameters.iter().position(|parameter| parameter.type_name.starts_with("struct request *"));
     position.map(|index| index as u32).ok_or_else(|| "block_rq_issue of this kernel has no request".to_owned())
+}
+
+/// Whether a tracepoint has at least so many arguments.
+fn has_parameters(btf: &KernelBtf, tracepoint: &str, count: usize) -> bool {
+    btf.tracepoint(tracepoint).is_ok_and(|parameters| parameters.len() >= count)
 }
 
 /// What differs between kernels in how processes end and what memory they have.

@@ -101,7 +101,7 @@ fn found(stats: &BTreeMap<BlockKey, BlockStats>, name: impl Fn(u32, u32) -> Stri
         series,
         others: None,
     };
-    Found { report: Some(Report::Histogram(histogram)), delivered, notes: Vec::new(), folded: None }
+    Found { report: Some(Report::Histogram(histogram)), delivered, notes: Vec::new() }
 }
 
 fn one(kept: &Kept, device: &str, operation: u32, phase: &str) -> Series {

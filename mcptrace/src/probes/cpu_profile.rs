@@ -68,6 +68,7 @@ impl Probe for CpuProfile {
     const HOOKS: &'static [Attach] = &[Attach::clock("sample", HERTZ)];
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "sample";
+    const HAS_DURATION: bool = false;
     const COST_NS: f64 = 5000.0;
     type Options = Options;
 

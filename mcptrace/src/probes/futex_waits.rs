@@ -111,7 +111,7 @@ fn found(cells: &BTreeMap<u32, FutexCell>) -> Found {
         others: None,
     };
     let delivered = cells.iter().map(|(_, cell)| cell.waits.count).sum();
-    Found { report: Some(Report::Table(table)), delivered, notes: Vec::new(), folded: None }
+    Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
 }
 
 fn row(pid: u32, cell: &FutexCell) -> Row {

@@ -123,7 +123,7 @@ fn found(locks: &BTreeMap<LockKey, Waits>, named: Named) -> Found {
         others: None,
     };
     let delivered = locks.values().map(|waits| waits.count).sum();
-    Found { report: Some(Report::Table(table)), delivered, notes: named.notes, folded: None }
+    Found { report: Some(Report::Table(table)), delivered, notes: named.notes }
 }
 
 fn row(kind: &str, function: &str, waits: &Waits) -> Row {

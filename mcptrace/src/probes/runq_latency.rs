@@ -114,7 +114,7 @@ fn found(by: By, cpus: &[Kept], groups: &BTreeMap<RunqKey, NamedHistogram>) -> F
         others: ungrouped.map(|all| Box::new(all.series(Row::new()))),
     };
     let delivered = grouped + ungrouped.map_or(0, Distribution::count);
-    Found { report: Some(Report::Histogram(histogram)), delivered, notes, folded: None }
+    Found { report: Some(Report::Histogram(histogram)), delivered, notes }
 }
 
 fn key_fields(by: By) -> Vec<String> {

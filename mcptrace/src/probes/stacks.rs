@@ -83,9 +83,9 @@ pub fn found(weights: &BTreeMap<StackKey, StackWeight>, named: Named, unit: Unit
         let stack = named.stacks.get(key).unwrap_or(&nameless);
         (stack.comm.clone(), marked(stack), stack.unknown, unit.of(*weight))
     });
-    let (report, folded) = report(stacks, unit.name());
+    let report = report(stacks, unit.name());
     let delivered = weights.values().map(|weight| weight.count).sum();
-    Found { report: Some(Report::Stacks(report)), delivered, notes: named.notes, folded: Some(folded) }
+    Found { report: Some(Report::Stacks(report)), delivered, notes: named.notes }
 }
 
 /// The functions of a stack; those of the kernel end in `_[k]`, as is usual in folded text.
@@ -97,8 +97,8 @@ pub fn marked(stack: &NamedStack) -> Vec<Arc<str>> {
     stack.frames.iter().enumerate().map(mark).collect()
 }
 
-/// A report and its folded text out of command, functions (outermost first), how many of these have no name, and weight.
-pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, usize, u64)>, unit: &str) -> (Stacks, Arc<str>) {
+/// A report out of command, functions (outermost first), how many of these have no name, and weight.
+pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, usize, u64)>, unit: &str) -> Stacks {
     let mut merged: HashMap<Place, (usize, u64)> = HashMap::new();
     for (comm, frames, unknown, value) in stacks {
         merged.entry((comm, frames)).or_insert((unknown, 0)).1 += value;
@@ -107,7 +107,7 @@ pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, usize, u64)>,
         merged.into_iter().map(|((comm, frames), (unknown, value))| Folded { comm, frames, unknown, value }).collect();
     all.sort_by(|a, b| b.value.cmp(&a.value).then_with(|| (&a.comm, &a.frames).cmp(&(&b.comm, &b.frames))));
     let frames = weigh_frames(&all);
-    let report = Stacks {
+    Stacks {
         unit: unit.to_owned(),
         total: all.iter().map(|one| one.value).sum(),
         unknown_percent: unknown_percent(&all),
@@ -117,8 +117,8 @@ pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, usize, u64)>,
         stacks: all.iter().take(MOST_SHOWN).map(shown).collect(),
         folded_uri: String::new(),
         flamegraph_uri: String::new(),
-    };
-    (report, folded(&all).into())
+        folded: folded(&all).into(),
+    }
 }
 
 fn shown(one: &Folded) -> Stack {
@@ -213,8 +213,8 @@ mod tests {
         ]);
         let found = found(&weights, Named { stacks: stacks.into(), notes: Vec::new() }, Unit::Samples);
         assert_eq!(found.delivered, 22);
-        assert_eq!(&*found.folded.unwrap(), "b;main;[unknown] 13\na;main;work;do_read_[k] 7\n[unknown] 2\n");
         let Some(Report::Stacks(stacks)) = found.report else { panic!() };
+        assert_eq!(&*stacks.folded, "b;main;[unknown] 13\na;main;work;do_read_[k] 7\n[unknown] 2\n");
         assert_eq!((stacks.total, stacks.stacks_total, stacks.frames_total), (22, 3, 4));
         // 13 of 13 * 2 + 7 * 3 frames.
         assert!((stacks.unknown_percent - 27.7).abs() < 1e-9, "{}", stacks.unknown_percent);
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn a_function_that_calls_itself_counts_once() {
         let frames: Vec<Arc<str>> = ["f", "f", "g", "f"].map(Arc::from).into();
-        let (report, _) = report([("a".into(), frames, 0, 5)].into_iter(), "ns");
+        let report = report([("a".into(), frames, 0, 5)].into_iter(), "ns");
         let f = report.frames.iter().find(|frame| frame.frame == "f").unwrap();
         assert_eq!((f.self_weight, f.total), (5, 5));
     }

@@ -67,6 +67,7 @@ impl Probe for SyscallCounts {
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "enter";
     const COST_NS: f64 = 154.0;
+    const HAS_DURATION: bool = false;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
@@ -88,12 +89,7 @@ impl Probe for SyscallCounts {
             by => grouped(maps.hash("CELLS")?, by),
         };
         let delivered = counts.values().map(|count| count.calls).sum();
-        Ok(Found {
-            report: Some(Report::Table(table(counts, self.by, seconds))),
-            delivered,
-            notes: Vec::new(),
-            folded: None,
-        })
+        Ok(Found { report: Some(Report::Table(table(counts, self.by, seconds))), delivered, notes: Vec::new() })
     }
 
     fn fields() -> Vec<Field> {

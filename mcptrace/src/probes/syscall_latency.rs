@@ -96,7 +96,7 @@ impl Probe for SyscallLatency {
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
         let (histogram, delivered) = histogram(&maps.array("HISTOGRAMS")?, self.banks);
-        Ok(Found { report: Some(Report::Histogram(histogram)), delivered, notes: Vec::new(), folded: None })
+        Ok(Found { report: Some(Report::Histogram(histogram)), delivered, notes: Vec::new() })
     }
 
     fn fields() -> Vec<Field> {

@@ -91,9 +91,9 @@ fn found(wakes: &BTreeMap<WakeKey, StackWeight>, named: Named) -> Found {
         frames.append(&mut above);
         (waiter.comm.clone(), frames, waiter.unknown + waker.unknown, weight.sum)
     });
-    let (report, folded) = stacks::report(chains, "ns");
+    let report = stacks::report(chains, "ns");
     let delivered = wakes.values().map(|weight| weight.count).sum();
-    Found { report: Some(Report::Stacks(report)), delivered, notes: named.notes, folded: Some(folded) }
+    Found { report: Some(Report::Stacks(report)), delivered, notes: named.notes }
 }
 
 /// The command that wakes and its functions, outermost first; of an interrupt, what is inside it: what it interrupts has no part in it.
@@ -135,7 +135,8 @@ mod tests {
         )]);
         let found = found(&wakes, Named { stacks: stacks.into(), notes: Vec::new() });
         assert_eq!(found.delivered, 3);
-        found.folded.unwrap().to_string()
+        let Some(Report::Stacks(stacks)) = found.report else { panic!() };
+        stacks.folded.to_string()
     }
 
     #[test]

@@ -5,6 +5,9 @@
     reason = "a test program: it talks by stdout and ends on a failure"
 )]
 
+#[path = "workload/net.rs"]
+mod net;
+
 use std::{
     arch::asm,
     io::{BufRead as _, Write as _},
@@ -114,6 +117,14 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "leak" => times(1).for_each(|_| leak_memory(number(2))),
         "churn" => times(1).for_each(|_| churn_memory(number(2))),
         "grow" => times(1).for_each(|_| grow_memory(number(2))),
+        "tcp_listen" => return net::listen(words[1]),
+        "tcp_serve" => net::serve(number(1), number(2), number(3)),
+        "tcp_connect" => net::connect(words[1], number(2), number(3), number(4), number(5)),
+        "tcp_refused" => net::refused(words[1], number(2), number(3)),
+        "tcp_unanswered" => return net::unanswered(number(1), number(2)),
+        "udp_bind" => return net::bind(words[1]),
+        "udp_receive" => net::receive(number(1), number(2)),
+        "udp_send" => net::send(words[1], number(2), number(3), number(4)),
         other => panic!("unknown command {other}"),
     }
     Vec::new()

@@ -1,0 +1,158 @@
+//! Where and why the kernel drops packets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::maps::MapError;
+use mcptrace_wire::{DropCell, DropKey, NO_IP_PROTOCOL};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Found, OptionError, Probe, plan_of, sockets::protocol_name};
+use crate::{
+    kernel::{
+        attached::{Maps, Plan},
+        hook::Attach,
+        kallsyms,
+    },
+    report::{Field, Report, Row, Table},
+};
+
+/// The probe.
+#[derive(Clone, Debug)]
+pub struct PacketDrops {
+    /// Names of `enum skb_drop_reason`; empty before 5.17.
+    reasons: BTreeMap<u32, String>,
+    filtered: bool,
+}
+
+/// Options of the probe: none.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {}
+
+impl Probe for PacketDrops {
+    const NAME: &'static str = "packet_drops";
+    const SUMMARY: &'static str = "Where and why does the kernel drop packets?";
+    const CATEGORY: &'static str = "network";
+    const DETAILS: &'static str = "Rows by reason, place in the kernel (function and offset) and protocol. reason is the kernel's own name \
+        without SKB_DROP_REASON_ (5.17 and later, ever more precise since): NO_SOCKET is a port where nobody listens, NETFILTER_DROP a firewall \
+        rule, SOCKET_RCVBUFF a program that does not read fast enough, TCP_* and IP_* what the protocol does not want. NOT_SPECIFIED has only its \
+        place. Some drops are ordinary: TCP_OLD_DATA, OTHERHOST, TCP_OFOMERGE, a raw socket's filter. bytes are what was left of the packets. \
+        ip_protocol is the first header after IPv6's. Not seen: what hardware, drivers' own rings and XDP drop. Filters on threads look at the \
+        thread that was running at that moment, which is the sender on loopback, and anybody when packets come from outside.";
+    const NEXT: &'static [&'static str] = &[
+        "NETFILTER_DROP: the counters of nft list ruleset or iptables -nvL",
+        "SOCKET_RCVBUFF: net_traffic and runq_latency of the receiver",
+        "TCP reasons: tcp_retransmits, which shows the peer",
+    ];
+    const EXAMPLE: &'static str = r#"{"probe":"packet_drops","seconds":10}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/packet_drops.o");
+    const HOOKS: &'static [Attach] = &[Attach::tracepoint("dropped", "kfree_skb")];
+    const NEEDS: &'static [&'static str] = &["SKB_HEAD", "SKB_LEN", "SKB_PROTOCOL", "SKB_NETWORK"];
+    const COUNTS: &'static str = "dropped";
+    const COST_NS: f64 = 350.0;
+    const HAS_DURATION: bool = false;
+    type Options = Options;
+
+    fn plan(_options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        let told = context.layout.global("HAS_DROP_REASON") == Ok(1);
+        let reasons = if told { context.layout.enumerators("skb_drop_reason") } else { BTreeMap::new() };
+        Ok((Self { reasons, filtered: context.filter.on_threads }, plan_of::<Self>(context)))
+    }
+
+    fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        let drops: BTreeMap<DropKey, DropCell> = maps.hash("DROPS")?;
+        let places: BTreeSet<u64> = drops.keys().map(|key| key.location).collect();
+        let names = if places.is_empty() { BTreeMap::new() } else { kallsyms::names(&places) };
+        let mut found = found(drops, &self.reasons, &names);
+        if self.reasons.is_empty() {
+            found.notes.push("this kernel does not tell why it drops (before 5.17): only where".into());
+        }
+        if self.filtered {
+            found.notes.push(
+                "filters looked at the thread that was running when a packet was dropped, which may have nothing to do with it".into(),
+            );
+        }
+        Ok(found)
+    }
+
+    fn fields() -> Vec<Field> {
+        vec![Field::new("packets", "packets"), Field::new("bytes", "bytes")]
+    }
+}
+
+fn found(drops: BTreeMap<DropKey, DropCell>, reasons: &BTreeMap<u32, String>, places: &BTreeMap<u64, String>) -> Found {
+    let delivered = drops.values().map(|cell| cell.packets).sum();
+    let mut drops: Vec<_> = drops.into_iter().collect();
+    drops.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.packets));
+    let rows: Vec<Row> = drops.iter().map(|(key, cell)| row(key, cell, reasons, places)).collect();
+    let mut key = ["location", "protocol", "ip_protocol"].map(str::to_owned).to_vec();
+    if !reasons.is_empty() {
+        key.insert(0, "reason".into());
+    }
+    let table = Table { key, columns: PacketDrops::fields(), rows_total: rows.len() as u64, rows, others: None };
+    Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
+}
+
+fn row(key: &DropKey, cell: &DropCell, reasons: &BTreeMap<u32, String>, places: &BTreeMap<u64, String>) -> Row {
+    let mut row = Row::new();
+    if !reasons.is_empty() {
+        row.insert("reason".into(), reason_name(key.reason, reasons).into());
+    }
+    let place = places.get(&key.location).cloned().unwrap_or_else(|| format!("{:#x}", key.location));
+    row.insert("location".into(), place.into());
+    row.insert("protocol".into(), ethertype_name(key.ethertype).into());
+    if key.protocol != NO_IP_PROTOCOL {
+        row.insert("ip_protocol".into(), protocol_name(key.protocol).into());
+    }
+    row.insert("packets".into(), cell.packets.into());
+    row.insert("bytes".into(), cell.bytes.into());
+    row
+}
+
+/// The upper half of a reason is a subsystem (`SKB_DROP_REASON_SUBSYS_SHIFT`, include/net/dropreason.h), whose own reasons are numbers
+/// of its module.
+fn reason_name(reason: u32, reasons: &BTreeMap<u32, String>) -> String {
+    let name = reasons.get(&reason).map(|name| name.trim_start_matches("SKB_DROP_REASON_").to_owned());
+    name.unwrap_or_else(|| format!("SUBSYSTEM_{}_REASON_{}", reason >> 16, reason & 0xffff))
+}
+
+/// `ETH_P_*` (include/uapi/linux/if_ether.h); 0 is a packet of a local protocol such as unix sockets or netlink.
+fn ethertype_name(ethertype: u16) -> String {
+    match ethertype {
+        0 => "none".into(),
+        0x0800 => "ipv4".into(),
+        0x0806 => "arp".into(),
+        0x8100 => "vlan".into(),
+        0x86dd => "ipv6".into(),
+        0x88cc => "lldp".into(),
+        number => format!("{number:#06x}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_their_names_and_a_kernel_without_them_has_no_such_column() {
+        let key = DropKey { location: 0x10, reason: 3, ethertype: 0x0800, protocol: 17 };
+        let drops = BTreeMap::from([(key, DropCell { packets: 7, bytes: 700 })]);
+        let reasons = BTreeMap::from([(3, "SKB_DROP_REASON_NO_SOCKET".to_owned())]);
+        let places = BTreeMap::from([(0x10, "udp_rcv+0x1".to_owned())]);
+        let Some(Report::Table(table)) = found(drops.clone(), &reasons, &places).report else { panic!() };
+        let row = &table.rows[0];
+        assert_eq!((&row["reason"], &row["location"]), (&"NO_SOCKET".into(), &"udp_rcv+0x1".into()));
+        assert_eq!((&row["protocol"], &row["ip_protocol"]), (&"ipv4".into(), &"udp".into()));
+        let without = found(drops, &BTreeMap::new(), &BTreeMap::new());
+        let Some(Report::Table(table)) = without.report else { panic!() };
+        assert_eq!((table.rows[0].get("reason"), &table.rows[0]["location"]), (None, &"0x10".into()));
+        assert!(!table.key.contains(&"reason".to_owned()));
+        assert_eq!(without.delivered, 7);
+    }
+
+    #[test]
+    fn a_modules_reason_shows_its_numbers() {
+        assert_eq!(reason_name(0x2_0007, &BTreeMap::new()), "SUBSYSTEM_2_REASON_7");
+    }
+}
