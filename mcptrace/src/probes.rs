@@ -5,17 +5,23 @@
 
 mod actor;
 pub mod block_latency;
+pub mod capability_checks;
 pub mod catalogue;
 pub mod cpu_profile;
+pub mod cpu_slices;
 pub mod file_opens;
 pub mod futex_waits;
 pub mod heap_growth;
+pub mod irq_time;
 pub mod kernel_locks;
+pub mod memory_reclaim;
 pub mod net_traffic;
 pub mod offcpu_stacks;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
+pub mod page_faults;
+pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
@@ -23,6 +29,7 @@ pub mod signals;
 pub mod sockets;
 pub mod stacks;
 pub mod syscall_counts;
+pub mod syscall_errors;
 pub mod syscall_latency;
 pub mod tcp_connections;
 pub mod tcp_retransmits;
@@ -31,7 +38,7 @@ pub mod wakeup_chains;
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
 use schemars::{JsonSchema, Schema, schema_for};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -66,6 +73,13 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
     Entry::of::<oom_kills::OomKills>(),
+    Entry::of::<syscall_errors::SyscallErrors>(),
+    Entry::of::<cpu_slices::CpuSlices>(),
+    Entry::of::<irq_time::IrqTime>(),
+    Entry::of::<memory_reclaim::MemoryReclaim>(),
+    Entry::of::<page_faults::PageFaults>(),
+    Entry::of::<capability_checks::CapabilityChecks>(),
+    Entry::of::<privileged_actions::PrivilegedActions>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -354,6 +368,11 @@ fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, Option
         OptionError::new(message.unwrap_or_else(|| format!("options of {}: {error}", P::NAME)))
     })
 }
+
+/// Options of a probe that has none.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NoOptions {}
 
 /// Puts a field into a row.
 fn put(row: &mut Row, name: &str, value: impl Into<Value>) {

@@ -220,7 +220,7 @@ impl ProbeSource {
         let side_lost = counters.get(Counter::SideBufferFull);
         if side_lost > 0 {
             notes.push(format!(
-                "{side_lost} of {} slow calls are not among the events: the buffer was full",
+                "{side_lost} of {} are not among the events: the buffer was full",
                 counters.get(Counter::SideSeen)
             ));
         }
