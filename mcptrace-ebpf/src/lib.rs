@@ -15,4 +15,5 @@ pub mod function;
 pub mod kernel;
 pub mod memory;
 pub mod socket;
+pub mod stack;
 pub mod syscall;
