@@ -17,10 +17,10 @@ static REGS_STACK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static RETURN_POPS: Global<u32> = Global::new(0);
 
-/// The first argument, at entry.
+/// One of the first three arguments, at entry.
 #[inline(always)]
-pub fn first_argument<C: EbpfContext>(ctx: &C) -> u64 {
-    register(ctx, REGS_FUNCTION.load()[0])
+pub fn argument<C: EbpfContext>(ctx: &C, index: usize) -> u64 {
+    register(ctx, REGS_FUNCTION.load()[index])
 }
 
 /// What the function returns, at return.

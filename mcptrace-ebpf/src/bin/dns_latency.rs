@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, Header, Histogram, LOOKUPS, Lookup, LookupBy, LookupStart, NAME_MAX, PATH_UNREADABLE, Record,
     WIRE_VERSION,
-    function::{first_argument, result, stack_at_entry, stack_of_return},
+    function::{argument, result, stack_at_entry, stack_of_return},
     kernel::{count_shared, current_passes, duration_passes, now, record_shared, send},
 };
 
@@ -117,7 +117,7 @@ fn begin(ctx: &ProbeContext, function: LookupBy) {
     {
         return;
     }
-    let start = LookupStart { time_ns: now(), stack, name: first_argument(ctx), function: function as u64 };
+    let start = LookupStart { time_ns: now(), stack, name: argument(ctx, 0), function: function as u64 };
     let _ = STARTS.insert(tid, start, 0);
 }
 
