@@ -630,7 +630,7 @@ mod bad_input {
         let started = std::time::Instant::now();
         let found = client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.1 })).await.success();
         assert_eq!(found["status"], "completed");
-        assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     }
 }
 
