@@ -221,7 +221,7 @@ fn threads_that_write_to_one_file_wait_for_its_lock() {
         assert_eq!(number(row, "mean_ns"), number(row, "total_ns") / number(row, "waits"), "{row:?}");
     }
     let with_stacks = around("kernel_locks", &json!({"stacks": true}), &of_pid(pid), || {
-        _ = workload.run(&format!("contend {file} 4 61"))
+        _ = workload.run(&format!("contend {file} 4 61"));
     });
     assert!(
         stacks(&with_stacks).stacks.iter().any(|one| one.frames.iter().any(|frame| frame.contains("down_write"))),
