@@ -1,4 +1,5 @@
-//! Does what it is told by lines on its standard input, exactly so often, and answers each with `ok` and numbers.
+//! Does what it is told by lines on its standard input, exactly so often, and answers each with `ok` and numbers; or does what its
+//! arguments say, and ends.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -20,6 +21,11 @@ use std::{
 };
 
 fn main() {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    if !given.is_empty() {
+        perform(&given.iter().map(String::as_str).collect::<Vec<_>>());
+        return;
+    }
     let mut state = State::default();
     println!("ready");
     for line in std::io::stdin().lock().lines() {
