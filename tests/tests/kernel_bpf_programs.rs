@@ -1,5 +1,4 @@
 //! `bpf_programs` on the real kernel. Needs root; without, it fails.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use mcptrace::{execution::Execution, kernel::filter::Filter, report::Envelope};
 use mcptrace_tests::{

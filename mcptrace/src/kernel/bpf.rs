@@ -90,7 +90,7 @@ fn program(id: u32) -> Option<Program> {
         unsafe { libbpf_sys::bpf_prog_get_info_by_fd(descriptor.as_raw_fd(), &raw mut info, &raw mut length) };
     (outcome == 0).then(|| Program {
         kind: kind(info.type_),
-        name: crate::text::comm(&info.name.map(i8::cast_unsigned)),
+        name: crate::text::comm(&info.name.map(|letter| letter as u8)),
         uid: info.created_by_uid,
         runs: info.run_cnt,
         run_time_ns: info.run_time_ns,

@@ -157,7 +157,7 @@ mod tests {
     fn what_ran_before_does_not_count_and_what_is_gone_is_said() {
         let program = |runs, run_time_ns| Program { runs, run_time_ns, name: "p".into(), ..Program::default() };
         let before = BTreeMap::from([(1, program(100, 10_000)), (2, program(5, 5)), (3, program(9, 9))]);
-        let after = BTreeMap::from([(1, program(110, 12_000)), (3, program(9, 9)), (4, program(7, 70_000))]);
+        let after = BTreeMap::from([(1, program(110, 12_000)), (3, program(9, 9)), (4, program(7, 80_000))]);
         let found = found(&before, &after, &AllUses::default(), 2.0);
         let Some(Report::Table(table)) = found.report else { panic!() };
         let ids: Vec<_> = table.rows.iter().map(|row| row["id"].as_u64().unwrap()).collect();
