@@ -15,5 +15,7 @@ pub mod layout;
 pub mod loader;
 pub mod privilege;
 pub mod processes;
+pub mod stacks;
 pub mod support;
+pub mod symbols;
 pub mod tracefs;
