@@ -5,6 +5,7 @@
 
 mod actor;
 pub mod block_latency;
+pub mod bpf_programs;
 pub mod capability_checks;
 pub mod catalogue;
 pub mod cpu_profile;
@@ -110,7 +111,7 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const HOOKS: &'static [Attach];
     /// The offsets that it cannot do without, by the names of their globals.
     const NEEDS: &'static [&'static str];
-    /// Which of the hooks sees the events that are counted as seen.
+    /// Which of the hooks sees the events that are counted as seen; empty for a probe that has no programs of its own.
     const COUNTS: &'static str;
     /// What it adds to each event on the reference machine, in nanoseconds.
     const COST_NS: f64;
@@ -132,6 +133,9 @@ pub trait Probe: Sized + Send + Sync + 'static {
     fn event_fields() -> Vec<Field> {
         Vec::new()
     }
+
+    /// Lets go of what the probe itself holds in the kernel: collection has ended, and the last report has been made.
+    fn ended(&self) {}
 
     /// Whether a record is well formed. Cheap: asked for every record, while rows are made only of those that are shown.
     fn accepts(_record: &[u8]) -> bool {
@@ -249,6 +253,8 @@ pub struct Prepared {
 pub trait Reader: Send + Sync {
     /// See [`Probe::report`].
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError>;
+    /// See [`Probe::ended`].
+    fn ended(&self);
     /// See [`Probe::accepts`].
     fn accepts(&self, record: &[u8]) -> bool;
     /// See [`Probe::take`].
@@ -264,6 +270,10 @@ pub trait Reader: Send + Sync {
 impl<P: Probe> Reader for P {
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError> {
         P::report(self, maps, seconds)
+    }
+
+    fn ended(&self) {
+        P::ended(self);
     }
 
     fn accepts(&self, record: &[u8]) -> bool {
