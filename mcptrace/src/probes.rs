@@ -6,11 +6,15 @@
 mod actor;
 pub mod block_latency;
 pub mod catalogue;
+pub mod file_io;
 pub mod file_opens;
+pub mod fs_sync;
 pub mod net_traffic;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
+pub mod page_cache;
+pub mod paths;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
@@ -49,6 +53,9 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<tcp_retransmits::TcpRetransmits>(),
     Entry::of::<packet_drops::PacketDrops>(),
     Entry::of::<net_traffic::NetTraffic>(),
+    Entry::of::<file_io::FileIo>(),
+    Entry::of::<fs_sync::FsSync>(),
+    Entry::of::<page_cache::PageCache>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
