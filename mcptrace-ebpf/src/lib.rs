@@ -12,5 +12,6 @@ pub use mcptrace_wire::*;
 pub mod actor;
 pub mod file;
 pub mod kernel;
+pub mod memory;
 pub mod socket;
 pub mod syscall;

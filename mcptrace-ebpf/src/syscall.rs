@@ -22,6 +22,9 @@ static REGS_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
 /// The same for a 32-bit call.
 #[unsafe(no_mangle)]
 static REGS_COMPAT_ARGUMENTS: Global<[u32; 3]> = Global::new([0; 3]);
+/// Offset in `struct pt_regs` of the fourth argument, of a native and of a 32-bit call.
+#[unsafe(no_mangle)]
+static REGS_FOURTH: Global<[u32; 2]> = Global::new([0; 2]);
 /// Offsets in `struct pt_regs` of two registers that are equal in a native call: the SYSCALL instruction of x86-64 leaves the return
 /// address in rcx (Intel SDM volume 2, SYSCALL), so `cx` equals `ip`. Looking costs two loads, asking the thread a helper call. Where they
 /// differ (an `int 0x80`, a processor with FRED) the thread is asked. A program that makes them equal for its own 32-bit call has it
@@ -191,6 +194,22 @@ pub fn open_call(ctx: &BtfTracePointContext, opens: &OpenSyscalls, index: u32) -
         let flags_in_memory = is(opens.openat2, index);
         OpenCall { path: second, dirfd: first as i32, flags: third, flags_in_memory }
     }
+}
+
+/// The first three arguments of a call that returns.
+#[inline(always)]
+pub fn call_arguments(ctx: &BtfTracePointContext, index: u32) -> [u64; 3] {
+    // SAFETY: the first argument of sys_exit is a BTF pointer to struct pt_regs.
+    unsafe { arguments(ctx.arg(0), index >= crate::NATIVE_SYSCALLS) }
+}
+
+/// The fourth argument of a call that returns.
+#[inline(always)]
+pub fn fourth_argument(ctx: &BtfTracePointContext, index: u32) -> u64 {
+    let regs: *const u8 = ctx.arg(0);
+    let [native, compat] = REGS_FOURTH.load();
+    // SAFETY: as above.
+    unsafe { if index >= crate::NATIVE_SYSCALLS { low(load(regs, compat)) } else { load(regs, native) } }
 }
 
 /// The first three arguments of a system call.

@@ -15,12 +15,14 @@ use crate::{
     execution::{Execution, Identity, probe::ProbeSource, script::ScriptSource},
     kernel::{
         attached::{Attached, Transport, possible_cpus},
+        discovery::{self, Access},
         filter::{Filter, FilterError},
         hook,
         loader::{self, Kernel, LoadError},
     },
     probes::{self, Context, Entry, OptionError},
     report::{Kind, Row, Status},
+    scripts,
     suggest::nearest,
 };
 
@@ -230,6 +232,9 @@ impl Executions {
         let entry = find(&request.probe)?;
         check_options(entry, &request.options)?;
         let length = self.length(request.seconds)?;
+        if request.filter.min_duration_us.is_some() && !entry.has_duration {
+            return Err(FilterError::NoDuration(entry.name).into());
+        }
         let filter = request.filter.resolve()?;
         let place = self.take_place()?;
         let kernel = Kernel::get()?;
@@ -257,6 +262,7 @@ impl Executions {
         let place = self.take_place()?;
         let bpftrace = Bpftrace::find(None)?;
         bpftrace.compile(&request.program)?;
+        attachable(&request.program)?;
         let identity = Identity {
             id: new_id(),
             kind: Kind::Script,
@@ -409,6 +415,17 @@ pub fn supported(entry: &Entry, kernel: &Kernel) -> Result<(), Refusal> {
     let missing_offset = || entry.needs.iter().find_map(|need| kernel.layout.global(need).err());
     let missing = missing_hook.or_else(missing_offset);
     missing.map_or(Ok(()), |reason| Err(Refusal::Unsupported { probe: entry.name, reason }))
+}
+
+/// bpftrace compiles what this kernel cannot attach, and attaches a part of a script where it cannot attach the rest.
+fn attachable(program: &str) -> Result<(), ScriptError> {
+    let hooks = scripts::hooks(program);
+    let access = Access { allow_mount: true, fentry_works: None };
+    let missing = hooks.iter().find_map(|hook| Some((hook, discovery::obstacle([hook.as_str()], access)?)));
+    let Some((hook, reason)) = missing else { return Ok(()) };
+    let hook = crate::text::untrusted(hook.as_bytes(), 120);
+    let error = ScriptError::new(Category::UnsupportedProbeType, format!("`{hook}` cannot attach here: {reason}"));
+    Err(error.with_remedy("use a tracepoint or a native probe: list_probes shows what there is"))
 }
 
 fn check_options(entry: &Entry, options: &Map<String, Value>) -> Result<(), Refusal> {

@@ -4,6 +4,7 @@
 //! [`distribution`] and [`report`] shape what was found.
 
 pub mod bpftrace;
+pub mod capabilities;
 pub mod cli;
 pub mod clock;
 pub mod distribution;

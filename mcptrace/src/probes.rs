@@ -5,22 +5,29 @@
 
 mod actor;
 pub mod block_latency;
+pub mod capability_checks;
 pub mod catalogue;
+pub mod cpu_slices;
 pub mod file_io;
 pub mod file_opens;
 pub mod fs_sync;
+pub mod irq_time;
+pub mod memory_reclaim;
 pub mod net_traffic;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
 pub mod page_cache;
+pub mod page_faults;
 pub mod paths;
+pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
 pub mod runq_latency;
 pub mod signals;
 pub mod sockets;
 pub mod syscall_counts;
+pub mod syscall_errors;
 pub mod syscall_latency;
 pub mod tcp_connections;
 pub mod tcp_retransmits;
@@ -28,7 +35,7 @@ pub mod tcp_retransmits;
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
 use schemars::{JsonSchema, Schema, schema_for};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -60,6 +67,13 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
     Entry::of::<oom_kills::OomKills>(),
+    Entry::of::<syscall_errors::SyscallErrors>(),
+    Entry::of::<cpu_slices::CpuSlices>(),
+    Entry::of::<irq_time::IrqTime>(),
+    Entry::of::<memory_reclaim::MemoryReclaim>(),
+    Entry::of::<page_faults::PageFaults>(),
+    Entry::of::<capability_checks::CapabilityChecks>(),
+    Entry::of::<privileged_actions::PrivilegedActions>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -89,6 +103,8 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const COUNTS: &'static str;
     /// What it adds to each event on the reference machine, in nanoseconds.
     const COST_NS: f64;
+    /// Whether it measures durations, which `min_duration_us` can then filter by.
+    const HAS_DURATION: bool = true;
     /// Its options.
     type Options: DeserializeOwned + Serialize + JsonSchema + Default;
 
@@ -179,6 +195,8 @@ pub struct Entry {
     pub needs: &'static [&'static str],
     /// What it adds to each event on the reference machine, in nanoseconds.
     pub cost_ns: f64,
+    /// See [`Probe::HAS_DURATION`].
+    pub has_duration: bool,
     /// Columns or fields of the report.
     pub fields: fn() -> Vec<Field>,
     /// Fields of the events.
@@ -243,6 +261,7 @@ impl Entry {
             hooks: P::HOOKS,
             needs: P::NEEDS,
             cost_ns: P::COST_NS,
+            has_duration: P::HAS_DURATION,
             fields: P::fields,
             event_fields: P::event_fields,
             schema: || schema_for!(P::Options),
@@ -322,6 +341,11 @@ fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, Option
     })
 }
 
+/// Options of a probe that has none.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NoOptions {}
+
 /// Puts a field into a row.
 fn put(row: &mut Row, name: &str, value: impl Into<Value>) {
     row.insert(name.to_owned(), value.into());
@@ -361,6 +385,16 @@ mod tests {
             assert!(entry.name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'), "{}", entry.name);
             assert!(entry.summary.ends_with(['.', '?']) && entry.summary.len() <= 120, "{}", entry.summary);
             assert!(!entry.next.is_empty() && !entry.details.is_empty());
+        }
+    }
+
+    /// Without this a filter that does nothing would be shown as one that was applied.
+    #[test]
+    fn only_kernel_files_that_compare_durations_take_min_duration() {
+        for entry in PROBES {
+            let path = format!("{}/../mcptrace-ebpf/src/bin/{}.rs", env!("CARGO_MANIFEST_DIR"), entry.name);
+            let compares = std::fs::read_to_string(&path).unwrap().contains("duration_passes(");
+            assert_eq!(compares, entry.has_duration, "{}: duration_passes and HAS_DURATION disagree", entry.name);
         }
     }
 

@@ -245,8 +245,10 @@ impl Loss {
 /// What the tracing itself cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overhead {
-    /// Nanoseconds of CPU added to each event seen.
-    pub ns_per_event: f64,
+    /// Nanoseconds of CPU added to each event seen; absent if no event was seen while it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64")]
+    pub ns_per_event: Option<f64>,
     /// CPU time added, in percent of one CPU.
     pub cpu_percent: f64,
     /// `measured`: program run time sampled on this kernel in this execution, plus the calibrated cost of the hooks.

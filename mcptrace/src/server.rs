@@ -11,6 +11,7 @@ mod complete;
 mod error;
 mod message;
 mod prompts;
+mod recent;
 mod resources;
 mod schema;
 pub mod stdio;
@@ -38,15 +39,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{call::Call, error::ToolError, subscriptions::Subscriptions, tools::Answered, wire::Wire};
+use self::{call::Call, error::ToolError, recent::Recent, subscriptions::Subscriptions, tools::Answered, wire::Wire};
 use crate::{
     execution::Execution,
     executions::{Executions, Refusal},
+    kernel::support::Info,
     suggest::nearest,
 };
 
 /// Threads that calls may block at once. Loading a probe takes one for some 10 ms, compiling a script for 300.
 const BLOCKING: usize = 4;
+
+/// Of them, those that only look: lists and descriptions, which may be asked for by the hundred.
+const LOOKING: usize = 2;
 
 /// What a model is told before its first call.
 const INSTRUCTIONS: &str = "Traces the Linux kernel of this host. \
@@ -109,14 +114,23 @@ struct Shared {
     executions: Arc<Executions>,
     owner: String,
     blocking: Semaphore,
+    looking: Semaphore,
+    info: Recent<Info>,
     subscriptions: Subscriptions,
 }
 
 impl Server {
     fn new(executions: Arc<Executions>, owner: &str) -> Self {
         let blocking = Semaphore::new(BLOCKING);
-        let subscriptions = Subscriptions::default();
-        Self { shared: Arc::new(Shared { executions, owner: owner.to_owned(), blocking, subscriptions }) }
+        let shared = Shared {
+            executions,
+            owner: owner.to_owned(),
+            blocking,
+            looking: Semaphore::new(LOOKING),
+            info: Recent::default(),
+            subscriptions: Subscriptions::default(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     fn owner(&self) -> &str {
@@ -125,6 +139,10 @@ impl Server {
 
     fn executions(&self) -> &Executions {
         &self.shared.executions
+    }
+
+    fn recent_info(&self) -> &Recent<Info> {
+        &self.shared.info
     }
 
     fn own_executions(&self) -> Vec<Arc<Execution>> {
@@ -143,6 +161,10 @@ impl Server {
     async fn place(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed, so there is always a place in the end.
         self.shared.blocking.acquire().await.ok()
+    }
+
+    async fn place_to_look(&self) -> Option<SemaphorePermit<'_>> {
+        self.shared.looking.acquire().await.ok()
     }
 
     async fn blocking<T, F>(&self, work: F) -> Result<T, ToolError>

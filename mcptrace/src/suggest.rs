@@ -1,7 +1,13 @@
 //! The nearest known name for one that is not known.
 
+/// The longest word that is compared, in bytes: no known name is nearly as long, and the time grows with the length.
+const LONGEST: usize = 256;
+
 /// The candidate most like a word, if any is like it at all.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > LONGEST {
+        return None;
+    }
     let word = word.to_lowercase();
     let scored = candidates.into_iter().map(|candidate| (score(&word, &candidate.to_lowercase()), candidate));
     scored.filter(|(score, _)| *score >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
@@ -26,5 +32,11 @@ mod tests {
         assert_eq!(nearest("FILE_OPEN", names), Some("file_opens"));
         assert_eq!(nearest("xyz", names), None);
         assert_eq!(nearest("", names), None);
+    }
+
+    #[test]
+    fn a_word_of_megabytes_is_like_nothing() {
+        let word = format!("file_opens{}", "x".repeat(10 << 20));
+        assert_eq!(nearest(&word, ["file_opens"]), None);
     }
 }

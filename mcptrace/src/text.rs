@@ -18,11 +18,18 @@ pub fn untrusted(bytes: &[u8], longest: usize) -> String {
             text.extend(std::ascii::escape_default(*byte).map(char::from));
         }
         if text.len() > longest {
-            let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            text.truncate(end);
-            text.push('…');
             break;
         }
+    }
+    clipped(text, longest)
+}
+
+/// A message with no more than so many bytes (and an ellipsis), whatever it quotes.
+pub fn clipped(mut text: String, longest: usize) -> String {
+    if text.len() > longest {
+        let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
     }
     text
 }

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod mcp;
+pub mod memory_group;
 pub mod probing;
 pub mod program;
 pub mod workload;

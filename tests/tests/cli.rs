@@ -259,6 +259,10 @@ fn usage_errors_say_what_would_be_right() {
         (&["run", "file_opens", "--pid", "many"], &["'many'", "--pid"]),
         (&["run", "file_opens", "--pid", "4294967295"], &["--pid: there is no process 4294967295"]),
         (&["run", "file_opens", "--descendants"], &["--descendants needs --pid"]),
+        (
+            &["run", "syscall_counts", "--min-duration-us", "5"],
+            &["--min-duration-us: syscall_counts measures no durations"],
+        ),
         (&["run", "file_opens", "--pid", "1", "--", "true"], &["do not go with a command"]),
         (&["run", "file_opens", "--", "no_such_program"], &["there is no program `no_such_program`"]),
         (&["run", "runq_latency", "--by", "user"], &["total, pid, comm, cpu"]),

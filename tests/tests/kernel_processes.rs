@@ -1,13 +1,14 @@
 //! `process_exec`, `process_exit`, `signals` and `oom_kills` on the real kernel. Needs root; without, it fails.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, process::Command};
 
 use mcptrace::{
     kernel::filter::Filter,
     report::{Envelope, Row},
 };
 use mcptrace_tests::{
+    memory_group::Limited,
     probing::{around, assert_no_loss, events, of_pid},
     workload,
     workload::{Workload, hex},
@@ -174,40 +175,6 @@ fn a_timers_signal_has_no_sender_and_others_are_left_out_when_one_is_asked_for()
     for row in events(&envelope) {
         assert_eq!((&row["signal"], &row["origin"]), (&json!("SIGALRM"), &json!("kernel")));
         assert_eq!((row.contains_key("sender_pid"), &row["target_pid"]), (false, &json!(workload.pid())));
-    }
-}
-
-/// A control group for memory with a limit, of whichever version is there; gone when dropped.
-struct Limited(PathBuf);
-
-impl Limited {
-    fn new(name: &str, bytes: u64) -> Self {
-        let old = PathBuf::from("/sys/fs/cgroup/memory");
-        let (root, file) =
-            if old.is_dir() { (old, "memory.limit_in_bytes") } else { (PathBuf::from("/sys/fs/cgroup"), "memory.max") };
-        let group = root.join(format!("mcptrace_{name}_{}", std::process::id()));
-        fs::create_dir(&group).unwrap();
-        fs::write(group.join(file), bytes.to_string()).unwrap();
-        // Without swap the limit is met at once.
-        let _ = fs::write(group.join("memory.swappiness"), "0");
-        let _ = fs::write(group.join("memory.swap.max"), "0");
-        Self(group)
-    }
-
-    fn add(&self, pid: u32) {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        // The last process may still be on its way out.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use mcptrace_ebpf::{
     Actor, Counter, Header, OomKill, Record, WIRE_VERSION,
     actor::{current_actor, task_actor},
     kernel::{count, current_passes, now, read_kernel, send, task_passes},
+    memory::pages,
 };
 
 /// Whether the tracepoint passes the victim's task; older ones pass its id alone.
@@ -24,11 +25,6 @@ static TASK_SIGNAL: Global<u32> = Global::new(0);
 static SIGNAL_OOM_ADJ: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MM_TOTAL_VM: Global<u32> = Global::new(0);
-/// Where the first of the four counts of pages is, and how far apart they are.
-#[unsafe(no_mangle)]
-static MM_RSS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static MM_RSS_STRIDE: Global<u32> = Global::new(0);
 
 /// The events.
 #[map]
@@ -82,9 +78,7 @@ unsafe fn describe(kill: &mut OomKill, task: *const u8) {
         let mm: *const u8 = field(task, TASK_MM.load());
         kill.score_adjustment = i32::from(field::<i16>(signal, SIGNAL_OOM_ADJ.load()));
         kill.victim = task_actor(task);
-        let (first, stride) = (MM_RSS.load(), MM_RSS_STRIDE.load());
-        kill.pages =
-            [field(mm, first), field(mm, first + stride), field(mm, first + 2 * stride), field(mm, first + 3 * stride)];
+        kill.pages = pages(mm);
         kill.virtual_pages = field(mm, MM_TOTAL_VM.load());
         kill.detailed = 1;
     }

@@ -1,6 +1,9 @@
 //! Why a command ends with an error, and the exit status that says so.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use crate::{
     executions::Refusal,
@@ -36,7 +39,8 @@ impl Failure {
     /// Says it on stderr, if there is anything to say.
     pub(super) fn tell(&self) -> ExitCode {
         if !self.message.is_empty() {
-            eprintln!("error: {}", self.message);
+            // Whoever read it may have gone (`2>&1 | head`); the exit status still tells.
+            let _ = writeln!(io::stderr(), "error: {}", self.message);
         }
         ExitCode::from(self.status)
     }

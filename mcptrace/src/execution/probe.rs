@@ -202,7 +202,7 @@ impl ProbeSource {
         let side_lost = counters.get(Counter::SideBufferFull);
         if side_lost > 0 {
             notes.push(format!(
-                "{side_lost} of {} slow calls are not among the events: the buffer was full",
+                "{side_lost} of {} are not among the events: the buffer was full",
                 counters.get(Counter::SideSeen)
             ));
         }
@@ -226,11 +226,15 @@ impl ProbeSource {
         let measured = lock(&self.state).cost;
         let Some((cost, seen_in_window)) = measured else {
             let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
-            return Overhead { ns_per_event: self.cost_ns, cpu_percent: round(percent), method: "estimated".into() };
+            return Overhead {
+                ns_per_event: Some(self.cost_ns),
+                cpu_percent: round(percent),
+                method: "estimated".into(),
+            };
         };
-        let per_event = if seen_in_window > 0 { cost.ns / seen_in_window as f64 } else { 0.0 };
+        let per_event = (seen_in_window > 0).then(|| round(cost.ns / seen_in_window as f64));
         let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
-        Overhead { ns_per_event: round(per_event), cpu_percent: round(percent), method: "measured".into() }
+        Overhead { ns_per_event: per_event, cpu_percent: round(percent), method: "measured".into() }
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Arch {
     pub regs_arguments: [u32; 3],
     /// The same for a 32-bit call.
     pub regs_compat_arguments: [u32; 3],
+    /// Offset of the fourth argument, of a native and of a 32-bit call.
+    pub regs_fourth: [u32; 2],
     /// Offsets of two registers that are equal in a native call and hardly ever in another; equal offsets where there are none.
     pub regs_native_mark: [u32; 2],
     /// The member of `struct task_struct` that tells 32-bit calls apart.
@@ -39,6 +41,8 @@ pub const ARCH: Arch = Arch {
     regs_syscall: 120,
     regs_arguments: [112, 104, 96],
     regs_compat_arguments: [40, 88, 96],
+    // r10 and si.
+    regs_fourth: [56, 104],
     regs_native_mark: [88, 128],
     compat_word: "thread_info.status",
     compat_mask: 2,
@@ -52,6 +56,7 @@ pub const ARCH: Arch = Arch {
     regs_syscall: 280,
     regs_arguments: [272, 8, 16],
     regs_compat_arguments: [272, 8, 16],
+    regs_fourth: [24, 24],
     regs_native_mark: [0, 0],
     compat_word: "thread_info.flags",
     compat_mask: 1 << 22,

@@ -27,7 +27,8 @@ pub const DEFAULT_LIMIT: usize = 100;
 /// The most names of one page.
 pub const MAX_LIMIT: usize = 1000;
 /// The longest filter or name that is looked at, in bytes: a path and a symbol.
-const MAX_FILTER: usize = 4096 + 1024;
+/// The longest filter or name that is looked at, in bytes: a path and a symbol.
+pub const MAX_FILTER: usize = 4096 + 1024;
 
 /// What to list.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +143,7 @@ pub enum DiscoveryError {
     TooLong(usize),
     /// Not a cursor at all.
     #[error(
-        "`cursor` is not one: pass `next` of the page before, unchanged, or leave it out to start at the beginning"
+        "`cursor` is not one: pass `next_cursor` of the page before, unchanged, or leave it out to start at the beginning"
     )]
     BadCursor,
     /// The cursor of another listing.

@@ -60,6 +60,9 @@ pub enum FilterError {
     /// The kernel keeps 15 bytes of a command name.
     #[error("filter.comm: `{0}` has more than 15 bytes; the kernel keeps the first 15 of a command name: use `{1}`")]
     LongComm(String, String),
+    /// No command name is empty or goes on behind its end.
+    #[error("filter.comm: a command name has 1 to 15 bytes and no NUL; leave the filter out to see every command")]
+    NoComm,
     /// `descendants` follows a process.
     #[error("filter.descendants needs filter.pid: the process whose children are followed")]
     DescendantsOfNothing,
@@ -82,6 +85,9 @@ pub enum FilterError {
         /// The hierarchy.
         mount: String,
     },
+    /// Every container would match.
+    #[error("filter.container is empty: give an id or the start of one, or leave the filter out to see everything")]
+    EmptyContainer,
     /// Several containers.
     #[error("filter.container: `{id}` names {count} control groups; give more of the id")]
     AmbiguousContainer {
@@ -90,6 +96,9 @@ pub enum FilterError {
         /// How many.
         count: usize,
     },
+    /// What the probe looks at has no duration.
+    #[error("filter.min_duration_us: {0} measures no durations, so none can be too short; leave it out")]
+    NoDuration(&'static str),
     /// Both name a control group.
     #[error("filter.cgroup and filter.container exclude each other: give one")]
     Both,
@@ -158,6 +167,7 @@ impl Filter {
                 let end = (0..COMM_LEN).rev().find(|end| comm.is_char_boundary(*end)).unwrap_or(0);
                 Err(FilterError::LongComm(comm.clone(), comm[..end].to_owned()))
             }
+            Some(comm) if comm.is_empty() || comm.contains('\0') => Err(FilterError::NoComm),
             _ => Ok(()),
         }
     }
@@ -167,6 +177,7 @@ impl Filter {
             (None, None) => Ok(None),
             (Some(_), Some(_)) => Err(FilterError::Both),
             (Some(path), None) => cgroup_by_path(&hierarchy("cgroup")?, path).map(Some),
+            (None, Some(id)) if id.is_empty() => Err(FilterError::EmptyContainer),
             (None, Some(id)) => cgroup_of_container(&hierarchy("container")?, id).map(Some),
         }
     }
@@ -272,6 +283,14 @@ mod tests {
         assert_eq!(
             error(Filter { pid: Some(0x7fff_fff0), ..Filter::default() }),
             "filter.pid: there is no process 2147483632"
+        );
+        assert_eq!(
+            error(Filter { comm: Some(String::new()), ..Filter::default() }),
+            "filter.comm: a command name has 1 to 15 bytes and no NUL; leave the filter out to see every command"
+        );
+        assert_eq!(
+            error(Filter { container: Some(String::new()), ..Filter::default() }),
+            "filter.container is empty: give an id or the start of one, or leave the filter out to see everything"
         );
         assert!(
             error(Filter { comm: Some("a_name_that_is_long".into()), ..Filter::default() })

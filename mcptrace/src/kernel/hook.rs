@@ -33,6 +33,11 @@ pub enum Hook {
         /// Samples a second and CPU.
         hertz: u32,
     },
+    /// Every page fault on every CPU that needed I/O, or every one that did not (`PERF_COUNT_SW_PAGE_FAULTS_MAJ` and `_MIN`).
+    PageFaults {
+        /// Those that did.
+        major: bool,
+    },
     /// A function in a program or library, at entry or return as the program's own kind says. A program may have several.
     Function(Function),
 }
@@ -74,6 +79,11 @@ impl Attach {
         Self { program, hook: Hook::Clock { hertz }, need: Need::Required }
     }
 
+    /// A program at page faults, major or minor.
+    pub const fn page_faults(program: &'static str, major: bool) -> Self {
+        Self { program, hook: Hook::PageFaults { major }, need: Need::Required }
+    }
+
     /// A program at functions that only the run knows, for the catalogue.
     pub const fn functions(program: &'static str, label: &'static str) -> Self {
         let function =
@@ -106,7 +116,7 @@ impl Hook {
     pub fn tracepoint(&self) -> Option<&'static str> {
         match self {
             Self::Tracepoint(name) => Some(name),
-            Self::Clock { .. } | Self::Function(_) => None,
+            Self::Clock { .. } | Self::PageFaults { .. } | Self::Function(_) => None,
         }
     }
 
@@ -114,7 +124,7 @@ impl Hook {
     pub fn way(&self) -> &'static str {
         match self {
             Self::Tracepoint(_) => "tp_btf",
-            Self::Clock { .. } => "perf_event",
+            Self::Clock { .. } | Self::PageFaults { .. } => "perf_event",
             Self::Function(_) => "uprobe",
         }
     }
@@ -129,6 +139,8 @@ impl fmt::Display for Hook {
         match self {
             Self::Tracepoint(name) => write!(formatter, "tp_btf/{name}"),
             Self::Clock { .. } => write!(formatter, "perf_event/cpu-clock"),
+            Self::PageFaults { major: true } => write!(formatter, "perf_event/major-faults"),
+            Self::PageFaults { major: false } => write!(formatter, "perf_event/minor-faults"),
             Self::Function(function) => write!(formatter, "uprobe/{}", function.label),
         }
     }

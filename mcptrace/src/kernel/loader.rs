@@ -217,7 +217,7 @@ impl Kernel {
     fn load_program(&self, program: &mut Program, hook: &Hook) -> Result<(), ProgramError> {
         match hook {
             Hook::Tracepoint(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, &self.btf),
-            Hook::Clock { .. } => <&mut PerfEvent>::try_from(program)?.load(),
+            Hook::Clock { .. } | Hook::PageFaults { .. } => <&mut PerfEvent>::try_from(program)?.load(),
             Hook::Function(_) => <&mut UProbe>::try_from(program)?.load(),
         }
     }
@@ -254,18 +254,24 @@ fn link(program: &mut Program, hook: &Hook) -> Result<Vec<Link>, ProgramError> {
             let id = program.attach()?;
             Ok(vec![Box::new(program.take_link(id)?)])
         }
-        Hook::Clock { hertz } => link_clock(program.try_into()?, *hertz),
+        Hook::Clock { hertz } => {
+            let policy = SamplePolicy::Frequency((*hertz).into());
+            link_event(program.try_into()?, SoftwareEvent::CpuClock, policy)
+        }
+        Hook::PageFaults { major } => {
+            let event = if *major { SoftwareEvent::PageFaultsMaj } else { SoftwareEvent::PageFaultsMin };
+            link_event(program.try_into()?, event, SamplePolicy::Period(1))
+        }
         Hook::Function(function) => link_function(program.try_into()?, function).map(|link| vec![link]),
     }
 }
 
 /// A CPU that goes offline meanwhile has its event moved nowhere: its samples end.
-fn link_clock(program: &mut PerfEvent, hertz: u32) -> Result<Vec<Link>, ProgramError> {
-    let clock = PerfEventConfig::Software(SoftwareEvent::CpuClock);
+fn link_event(program: &mut PerfEvent, event: SoftwareEvent, policy: SamplePolicy) -> Result<Vec<Link>, ProgramError> {
     let cpus = online_cpus().map_err(|(_, error)| ProgramError::IOError(error))?;
     let one = |cpu| -> Result<Link, ProgramError> {
-        let policy = SamplePolicy::Frequency(hertz.into());
-        let id = program.attach(clock, PerfEventScope::AllProcessesOneCpu { cpu }, policy, false)?;
+        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+        let id = program.attach(PerfEventConfig::Software(event), scope, policy, false)?;
         Ok(Box::new(program.take_link(id)?))
     };
     cpus.into_iter().map(one).collect()

@@ -58,6 +58,7 @@ impl Probe for OomKills {
     ];
     const COUNTS: &'static str = "victim";
     const COST_NS: f64 = 2000.0;
+    const HAS_DURATION: bool = false;
     type Options = EventOptions;
 
     fn plan(options: &EventOptions, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -51,6 +51,7 @@ impl Probe for PacketDrops {
     const NEEDS: &'static [&'static str] = &["SKB_HEAD", "SKB_LEN", "SKB_PROTOCOL", "SKB_NETWORK"];
     const COUNTS: &'static str = "dropped";
     const COST_NS: f64 = 350.0;
+    const HAS_DURATION: bool = false;
     type Options = Options;
 
     fn plan(_options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

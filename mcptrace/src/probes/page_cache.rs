@@ -68,6 +68,7 @@ impl Probe for PageCache {
     const NEEDS: &'static [&'static str] =
         &["FOLIO_FLAGS", "FOLIO_MAPPING", "FOLIO_INDEX", "FOLIO_LARGE", "MAPPING_HOST", "INODE_SIZE"];
     const COUNTS: &'static str = "added";
+    const HAS_DURATION: bool = false;
     const COST_NS: f64 = 450.0;
     type Options = Options;
 

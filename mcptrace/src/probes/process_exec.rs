@@ -45,6 +45,7 @@ impl Probe for ProcessExec {
         &["TASK_COMM", "TASK_TGID", "TASK_REAL_PARENT", "TASK_MM", "MM_ARG_START", "MM_ARG_END", "BPRM_FILENAME"];
     const COUNTS: &'static str = "exec";
     const COST_NS: f64 = 2500.0;
+    const HAS_DURATION: bool = false;
     type Options = EventOptions;
 
     fn plan(options: &EventOptions, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

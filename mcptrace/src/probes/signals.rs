@@ -59,6 +59,7 @@ impl Probe for Signals {
         &["TASK_COMM", "TASK_TGID", "TASK_PID", "TASK_REAL_PARENT", "TASK_CRED", "CRED_UID", "SIGINFO_CODE"];
     const COUNTS: &'static str = "generate";
     const COST_NS: f64 = 1000.0;
+    const HAS_DURATION: bool = false;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -67,6 +67,7 @@ impl Probe for SyscallCounts {
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "enter";
     const COST_NS: f64 = 154.0;
+    const HAS_DURATION: bool = false;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

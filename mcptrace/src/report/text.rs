@@ -166,7 +166,7 @@ fn loss(loss: &Loss) -> Option<String> {
 
 /// Without the cost of an event where the sampled window had none.
 fn overhead(cost: &Overhead) -> String {
-    let each = (cost.ns_per_event > 0.0).then(|| format!("{} an event, ", units::duration(cost.ns_per_event)));
+    let each = cost.ns_per_event.map(|ns| format!("{} an event, ", units::duration(ns)));
     let percent = decimal(cost.cpu_percent);
     format!("overhead: {}{percent} % of one CPU ({})", each.unwrap_or_default(), plain(&cost.method, 32))
 }

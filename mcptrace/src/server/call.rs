@@ -12,10 +12,11 @@ use rmcp::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Server, error::ToolError};
+use super::{Server, error::ToolError, recent::Recent};
 use crate::{
     execution::{Execution, Page},
     executions::{Executions, Refusal},
+    kernel::support::Info,
     report::Envelope,
 };
 
@@ -89,6 +90,11 @@ impl Call {
         self.server.own_executions()
     }
 
+    /// What was found out about the system lately.
+    pub(super) fn recent_info(&self) -> &Recent<Info> {
+        self.server.recent_info()
+    }
+
     /// What bounds executions.
     pub(super) fn executions(&self) -> &Executions {
         self.server.executions()
@@ -97,6 +103,22 @@ impl Call {
     /// The execution of an id, if whoever calls has started it.
     pub(super) fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
         self.server.find(id)
+    }
+
+    /// Does work that only looks, and may look long: it keeps no start and no stop waiting.
+    pub(super) async fn looking<T, F>(&self, work: F) -> Result<T, ToolError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Executions) -> T + Send + 'static,
+    {
+        tokio::select! {
+            () = self.context.ct.cancelled() => Err(ToolError::cancelled()),
+            place = self.server.place_to_look() => {
+                let done = self.server.blocking(work).await;
+                drop(place);
+                done
+            }
+        }
     }
 
     /// Does work that blocks on a thread for such work; at most a few at a time, whatever the number of calls.

@@ -4,7 +4,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{bpftrace::ScriptError, executions::Refusal, kernel::discovery::DiscoveryError};
+use crate::{bpftrace::ScriptError, executions::Refusal, kernel::discovery::DiscoveryError, text::clipped};
+
+/// The longest message, in bytes: it may quote what was passed, and that may be megabytes.
+const LONGEST: usize = 2048;
 
 /// Why a tool did not do what it was asked. It goes into the result of the call, not into a protocol error, because clients show
 /// only the former to the model.
@@ -34,7 +37,7 @@ pub(super) struct ToolError {
 impl ToolError {
     /// An error with no more than a sentence.
     pub(super) fn new(category: &'static str, message: impl Into<String>) -> Self {
-        Self { category, message: message.into(), ..Self::default() }
+        Self { category, message: clipped(message.into(), LONGEST), ..Self::default() }
     }
 
     /// Adds names that may have been meant.
@@ -112,6 +115,13 @@ impl From<DiscoveryError> for ToolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_message_quotes_does_not_make_it_long() {
+        let error = ToolError::new("unknown_probe", "é".repeat(1 << 20));
+        assert_eq!(error.message.len(), LONGEST + '…'.len_utf8());
+        assert!(error.structured().to_string().len() < 2 * LONGEST);
+    }
 
     #[test]
     fn text_and_structure_say_the_same() {

@@ -89,8 +89,9 @@ pub(super) async fn listen(server: &Server, context: SubscriptionContext) -> Res
     let end = CancellationToken::new();
     let _guard = end.clone().drop_guard();
     let mut watching = JoinSet::new();
-    for uri in context.accepted().resource_subscriptions.iter().flatten().cloned() {
-        let Some(execution) = execution(server, &uri) else { continue };
+    for uri in context.accepted().resource_subscriptions.iter().flatten() {
+        let Some(execution) = execution(server, uri) else { continue };
+        let uri = uri.clone();
         let (sink, end) = (context.sink().clone(), end.clone());
         watching.spawn(async move {
             let notice = || {

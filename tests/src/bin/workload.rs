@@ -98,6 +98,9 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "raise" => times(1).for_each(|_| kill_self(number(2))),
         "raise_blocked" => raise_blocked(number(1), number(2)),
         "touch" => touch(number(1)),
+        "raw" => return vec![raw_words(&words[1..])],
+        "hop" => hop(number(1)),
+        "map_file" => map_file(path(words[1]), number(2)),
         "setuid" => assert_eq!(raw(libc::SYS_setuid, [number(1), 0, 0, 0]), 0),
         "seccomp_refuse" => refuse_by_seccomp(number(1)),
         "opendir" => return vec![raw(libc::SYS_openat, [-100, path(words[1]).as_ptr() as i64, 0o200_000, 0])],
@@ -263,6 +266,43 @@ fn spawn(words: &[&str]) -> [i64; 4] {
     let microseconds = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
     let cpu = microseconds(usage.ru_utime) + microseconds(usage.ru_stime);
     [child.id().into(), status.into(), cpu, usage.ru_maxrss]
+}
+
+/// A system call by number; arguments that begin with an x are bytes in hexadecimal.
+fn raw_words(words: &[&str]) -> i64 {
+    let value = |word: &&str| match word.strip_prefix('x') {
+        Some(_) => path(word).as_ptr() as i64,
+        None => word.parse().unwrap(),
+    };
+    let mut arguments = [0; 4];
+    for (place, word) in words[1..].iter().enumerate() {
+        arguments[place] = value(word);
+    }
+    raw(value(&words[0]), arguments)
+}
+
+/// Moves to the other of the first two CPUs so often; it begins on the first.
+fn hop(times: i64) {
+    for time in 0..times {
+        pin((time + 1) % 2);
+    }
+}
+
+/// Reads a byte of so many pages of a file through a mapping, without read-ahead.
+fn map_file(path: &[u8], pages: i64) {
+    const PAGE: usize = 4096;
+    let file = descriptor(path, libc::O_RDONLY);
+    let length = pages as usize * PAGE;
+    // SAFETY: the file is as long as the mapping.
+    unsafe {
+        let memory =
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file as i32, 0).cast::<u8>();
+        assert_ne!(memory.cast(), libc::MAP_FAILED);
+        libc::madvise(memory.cast(), length, libc::MADV_RANDOM);
+        (0..pages as usize).for_each(|page| _ = memory.add(page * PAGE).read_volatile());
+        libc::munmap(memory.cast(), length);
+    }
+    raw(libc::SYS_close, [file, 0, 0, 0]);
 }
 
 fn kill_self(signal: i64) {

@@ -28,6 +28,10 @@ fn missing(hook: &str, tracefs: &Path, fentry_refused: bool) -> Option<String> {
         }
         Family::Kfunc => fentry_refused.then(|| "needs fentry programs, which this kernel refuses".into()),
         Family::Uprobe | Family::Usdt => missing_binary(rest),
+        Family::Hardware => {
+            let there = Path::new("/sys/bus/event_source/devices/cpu").exists();
+            (!there).then(|| "needs hardware counters, which this machine does not show".into())
+        }
         _ => None,
     }
 }

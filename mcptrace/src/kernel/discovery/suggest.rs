@@ -4,6 +4,8 @@
 pub(super) const MOST: usize = 5;
 /// Below this likeness a name is no suggestion.
 const LEAST: f64 = 0.8;
+/// How many times longer than a name a word may be and still be compared with it: comparing takes the product of both lengths.
+const LONGER: usize = 3;
 
 /// The few names most like a word, out of many that are never held together.
 pub(super) struct Nearest<'a> {
@@ -18,6 +20,9 @@ impl<'a> Nearest<'a> {
 
     /// Compares `part` with the word; `whole` is what is suggested.
     pub(super) fn offer(&mut self, part: &str, whole: &str) {
+        if self.word.len() > LONGER * part.len() {
+            return;
+        }
         let likeness = strsim::jaro_winkler(self.word, part);
         if likeness < LEAST || self.best.iter().any(|(_, known)| known == whole) {
             return;
@@ -54,6 +59,12 @@ mod tests {
         assert_eq!(found.iter().filter(|name| *name == "sched_switch").count(), 1);
         assert!(!found.contains(&"kmalloc".into()));
         assert!(nearest("zzz", names).is_empty());
+    }
+
+    #[test]
+    fn what_is_much_longer_than_every_name_is_near_none() {
+        assert_eq!(nearest("schedswitchx", ["sched_switch"]).len(), 1);
+        assert!(nearest(&"sched_switch".repeat(4), ["sched_switch"]).is_empty());
     }
 
     #[test]

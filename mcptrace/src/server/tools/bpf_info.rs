@@ -1,5 +1,7 @@
 //! `bpf_info`: what this kernel, this process and this bpftrace can do.
 
+use std::time::Duration;
+
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 
@@ -12,6 +14,9 @@ use crate::{
         schema,
     },
 };
+
+/// How long an answer is good for: finding out takes real loads and attaches.
+const FRESH: Duration = Duration::from_secs(2);
 
 pub(super) const ROW: Row = Row {
     name: "bpf_info",
@@ -31,9 +36,8 @@ struct Arguments {}
 
 async fn run(mut call: Call) -> Outcome {
     let Arguments {} = call.arguments()?;
-    let work = |executions: &crate::executions::Executions| {
-        support::info(&Options { limits: executions.limits().clone(), ..Options::default() })
-    };
-    let info = call.blocking(work).await?;
-    Reply::with_text(support::text(&info, TEXT_BYTES), &info)
+    let limits = call.executions().limits().clone();
+    let look = async || call.looking(move |_| support::info(&Options { limits, ..Options::default() })).await;
+    let info = call.recent_info().get(FRESH, look).await?;
+    Reply::with_text(support::text(&info, TEXT_BYTES), info.as_ref())
 }

@@ -96,7 +96,7 @@ struct ScriptTold<'a> {
 
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
-    let described = call.blocking(move |_| describe(&arguments.name)).await??;
+    let described = call.looking(move |_| describe(&arguments.name)).await??;
     Reply::with_text(text(&described), &described)
 }
 

@@ -10,7 +10,7 @@ use super::{Effect, Outcome, Row};
 use crate::{
     bpftrace::Snapshot,
     execution::{Execution, Page, script::ScriptSource},
-    report::{Envelope, NamedReport, Report, Status, view},
+    report::{Envelope, Loss, NamedReport, Report, Status, view},
     server::{
         bounds::{self, DEFAULT_BYTES, Wanted, size},
         call::{Call, Reply, Waited},
@@ -90,13 +90,17 @@ struct Original {
     duration: Value,
 }
 
-/// The original's answer, whole.
+/// The original's answer, whole; beside it what a reader of the text alone must know to not misread it.
 #[derive(Serialize)]
 struct OriginalAnswer<'a> {
     execution_id: &'a str,
     status: &'static str,
     #[serde(flatten)]
     original: &'a Original,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<&'a Loss>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    notes: &'a [String],
 }
 
 async fn run(mut call: Call) -> Outcome {
@@ -223,7 +227,13 @@ fn within(lines: &[String], bytes: usize) -> Vec<String> {
 }
 
 fn original_text(envelope: &Envelope, original: &Original) -> Result<String, ToolError> {
-    let answer = OriginalAnswer { execution_id: &envelope.execution_id, status: envelope.status.as_str(), original };
+    let answer = OriginalAnswer {
+        execution_id: &envelope.execution_id,
+        status: envelope.status.as_str(),
+        original,
+        loss: Some(&envelope.loss).filter(|loss| loss.any()),
+        notes: &envelope.notes,
+    };
     serde_json::to_string(&answer).map_err(|error| ToolError::new("internal", error.to_string()))
 }
 
@@ -263,6 +273,22 @@ mod tests {
             assert_eq!(error.category, "invalid_cursor", "{bad}");
             assert!(error.message.contains(bad) && error.remedy.is_some());
         }
+    }
+
+    #[test]
+    fn the_text_of_a_script_says_what_was_lost_and_cut() {
+        let bare = serde_json::json!({
+            "execution_id": "exec_1", "kind": "script", "status": "stopped", "loss": { "dropped": {} },
+            "window": { "start": "2026-01-02T03:04:05.678Z", "seconds": 0.05 } });
+        let mut envelope: Envelope = serde_json::from_value(bare).unwrap();
+        let original = original(&envelope, None, Part::first(1000, 1024), 1024);
+        assert!(!original_text(&envelope, &original).unwrap().contains("notes"));
+        envelope.loss.dropped.insert("buffer_full".into(), 7);
+        envelope.notes.push("it ended before bpftrace had attached; nothing was recorded".into());
+        let text: Value = serde_json::from_str(&original_text(&envelope, &original).unwrap()).unwrap();
+        assert_eq!(text["loss"]["dropped"]["buffer_full"], 7);
+        assert_eq!(text["notes"][0], envelope.notes[0]);
+        assert_eq!(text["lines_total"], 0);
     }
 
     #[test]

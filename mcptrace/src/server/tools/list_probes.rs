@@ -7,7 +7,7 @@ use super::{Effect, Outcome, Row};
 use crate::{
     bpftrace::tools,
     executions::obstacle,
-    kernel::discovery::{self, Access, DEFAULT_LIMIT, Query},
+    kernel::discovery::{self, Access, DEFAULT_LIMIT, DiscoveryError, Query},
     probes::PROBES,
     scripts::{self, ByPid, Script},
     server::{
@@ -120,12 +120,15 @@ struct Listing {
 
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
-    let listed = call.blocking(move |_| list(&arguments)).await??;
+    let listed = call.looking(move |_| list(&arguments)).await??;
     Reply::json(&listed)
 }
 
 fn list(arguments: &Arguments) -> Result<Listed, ToolError> {
     let filter = arguments.filter.as_str();
+    if filter.len() > discovery::MAX_FILTER {
+        return Err(DiscoveryError::TooLong(filter.len()).into());
+    }
     let default = if filter.is_empty() { Source::Native } else { Source::All };
     let source = arguments.source.unwrap_or(default);
     let mut listed = Listed::default();

@@ -1,0 +1,95 @@
+//! Counts checks of capabilities, by capability, result and who was checked.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    macros::{btf_tracepoint, map},
+    maps::{HashMap, PerfEventByteArray, RingBuf},
+    programs::BtfTracePointContext,
+};
+use mcptrace_ebpf::{
+    CapabilityCheck, CapabilityCount, CapabilityKey, Counter, Header, Record, WIRE_VERSION,
+    actor::current_actor,
+    kernel::{add, count, current_passes, now, send},
+};
+
+/// Whether only refusals count.
+#[unsafe(no_mangle)]
+static FAILED_ONLY: Global<u32> = Global::new(0);
+/// Whether processes are told apart.
+#[unsafe(no_mangle)]
+static BY_PROCESS: Global<u32> = Global::new(0);
+/// Whether each check is an event as well.
+#[unsafe(no_mangle)]
+static SEND: Global<u32> = Global::new(0);
+
+/// How often each was checked.
+#[map]
+static CHECKS: HashMap<CapabilityKey, CapabilityCount> = HashMap::with_max_entries(1, 0);
+/// The events.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// The events, on the perf path.
+#[map]
+static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
+
+#[btf_tracepoint(function = "cap_capable")]
+fn check(ctx: BtfTracePointContext) -> i32 {
+    // Prototype: const struct cred *cred, struct user_namespace *target_ns, const struct user_namespace *capable_ns, int cap, int ret
+    // (include/trace/events/capability.h, 6.14).
+    let capability: u32 = ctx.arg(3);
+    let result: i32 = ctx.arg(4);
+    if FAILED_ONLY.load() != 0 && result == 0 || !current_passes() {
+        return 0;
+    }
+    count(Counter::Seen);
+    let pid = if BY_PROCESS.load() == 0 { 0 } else { (bpf_get_current_pid_tgid() >> 32) as u32 };
+    let key = CapabilityKey { capability, pid, comm: bpf_get_current_comm().unwrap_or_default() };
+    if !counted(&key, result) {
+        count(Counter::MapFull);
+    }
+    if SEND.load() != 0 {
+        send_check(&ctx, capability, result);
+    }
+    0
+}
+
+mcptrace_ebpf::follows_forks!();
+
+/// Counts a check; false if the map has no room for it.
+#[inline(always)]
+fn counted(key: &CapabilityKey, result: i32) -> bool {
+    if CHECKS.get_ptr_mut(key).is_none() {
+        let none = CapabilityCount { granted: 0, refused: 0 };
+        // Another CPU may have been first (BPF_NOEXIST is 1): then there is one to add to all the same.
+        let _ = CHECKS.insert(key, none, 1);
+    }
+    CHECKS.get_ptr_mut(key).is_some_and(|value| {
+        // SAFETY: a pointer into the map's value.
+        unsafe { add(if result == 0 { &raw mut (*value).granted } else { &raw mut (*value).refused }, 1) };
+        true
+    })
+}
+
+#[inline(always)]
+fn send_check(ctx: &BtfTracePointContext, capability: u32, result: i32) {
+    let check = CapabilityCheck {
+        header: Header {
+            size: size_of::<CapabilityCheck>() as u16,
+            version: WIRE_VERSION,
+            kind: CapabilityCheck::KIND,
+        },
+        capability,
+        time_ns: now(),
+        actor: current_actor(),
+        result: result.into(),
+    };
+    count(Counter::SideSeen);
+    // SAFETY: the record is on the stack.
+    if !unsafe { send(ctx, &EVENTS, &EVENTS_PERF, (&raw const check).cast(), size_of::<CapabilityCheck>() as u32) } {
+        count(Counter::SideBufferFull);
+    }
+}
+
+mcptrace_ebpf::object!();

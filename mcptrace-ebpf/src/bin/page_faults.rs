@@ -1,0 +1,74 @@
+//! Counts minor and major page faults by process, and looks at its memory.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_current_task},
+    macros::{map, perf_event},
+    maps::HashMap,
+    programs::PerfEventContext,
+};
+use mcptrace_ebpf::{
+    Counter, FaultCell, FaultKey,
+    kernel::{add, count, current_passes, read_kernel},
+    memory::pages,
+};
+
+#[unsafe(no_mangle)]
+static TASK_MM: Global<u32> = Global::new(0);
+
+/// Faults by process.
+#[map]
+static FAULTS: HashMap<FaultKey, FaultCell> = HashMap::with_max_entries(1, 0);
+
+// The kernel counts a fault when it has been handled, with preemption off, and tells minor from major (mm_account_fault, mm/memory.c).
+#[perf_event]
+fn minor(_: PerfEventContext) -> u32 {
+    fault(|cell| &raw mut cell.minor)
+}
+
+#[perf_event]
+fn major(_: PerfEventContext) -> u32 {
+    fault(|cell| &raw mut cell.major)
+}
+
+mcptrace_ebpf::follows_forks!();
+
+#[inline(always)]
+fn fault(kind: impl Fn(&mut FaultCell) -> *mut u64) -> u32 {
+    if !current_passes() {
+        return 0;
+    }
+    count(Counter::Seen);
+    let key = FaultKey { pid: (bpf_get_current_pid_tgid() >> 32) as u32, zero: 0 };
+    // SAFETY: the helper gives the current task; a failed read gives zeros.
+    let [file, anonymous, _, shared] = unsafe {
+        let task = bpf_get_current_task() as *const u8;
+        pages(read_kernel(task.wrapping_add(TASK_MM.load() as usize)))
+    };
+    let resident = file.wrapping_add(anonymous).wrapping_add(shared);
+    let Some(cell) = cell(&key, resident) else {
+        count(Counter::MapFull);
+        return 0;
+    };
+    // SAFETY: a pointer into the map's value; the last of several threads wins.
+    unsafe {
+        (*cell).last_pages = resident;
+        add(kind(&mut *cell), 1);
+    }
+    0
+}
+
+#[inline(always)]
+fn cell(key: &FaultKey, resident: u64) -> Option<*mut FaultCell> {
+    if let Some(cell) = FAULTS.get_ptr_mut(key) {
+        return Some(cell);
+    }
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, comm };
+    // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
+    let _ = FAULTS.insert(key, new, 1);
+    FAULTS.get_ptr_mut(key)
+}
+
+mcptrace_ebpf::object!();

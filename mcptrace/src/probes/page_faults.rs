@@ -1,0 +1,104 @@
+//! Page faults and growth of memory by process.
+
+use std::collections::BTreeMap;
+
+use aya::maps::MapError;
+use mcptrace_wire::{FaultCell, FaultKey};
+
+use super::{Context, Found, NoOptions, OptionError, Probe, plan_of, put};
+use crate::{
+    kernel::{
+        attached::{Maps, Plan},
+        hook::Attach,
+    },
+    report::{Field, Report, Row, Table},
+    text::comm,
+};
+
+/// Processes that are told apart: 64 bytes each.
+const MOST_PROCESSES: u32 = 16_384;
+
+/// The probe.
+#[derive(Clone, Copy, Debug)]
+pub struct PageFaults;
+
+impl Probe for PageFaults {
+    const NAME: &'static str = "page_faults";
+    const SUMMARY: &'static str = "Which processes fault pages in, minor and major, and whose memory grows?";
+    const CATEGORY: &'static str = "memory";
+    const DETAILS: &'static str = "A row for each process that faulted, as the kernel itself counts (perf's minor-faults and major-faults). minor: \
+        the page was new, or in memory already. major: the thread waited for a disk. Faults of the kernel on behalf of a process (a copy to \
+        its buffer) count for it. resident_bytes is its memory at its last fault, growth_bytes the change since its first one here: what it \
+        frees after its last fault is not seen, nor growth by huge pages beyond the fault that made them. A count that several CPUs keep may \
+        be off by some hundred KB.";
+    const NEXT: &'static [&'static str] = &[
+        "major faults: block_latency for the disk, page_cache for what is missed",
+        "growth: heap_growth with filter.pid for the stacks that allocate",
+        "the machine runs short: memory_reclaim, oom_kills",
+    ];
+    const EXAMPLE: &'static str = r#"{"probe":"page_faults","seconds":10}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/page_faults.o");
+    const HOOKS: &'static [Attach] = &[Attach::page_faults("minor", false), Attach::page_faults("major", true)];
+    const NEEDS: &'static [&'static str] = &["TASK_MM", "MM_RSS", "MM_RSS_STRIDE"];
+    const COUNTS: &'static str = "minor";
+    const HAS_DURATION: bool = false;
+    const COST_NS: f64 = 600.0;
+    type Options = NoOptions;
+
+    fn plan(_options: &NoOptions, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        let mut plan = plan_of::<Self>(context);
+        plan.map_entries.push(("FAULTS", MOST_PROCESSES));
+        Ok((Self, plan))
+    }
+
+    fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        let cells: BTreeMap<FaultKey, FaultCell> = maps.hash("FAULTS")?;
+        let delivered = cells.values().map(|cell| cell.minor + cell.major).sum();
+        Ok(Found { report: Some(Report::Table(table(&cells))), delivered, notes: Vec::new() })
+    }
+
+    fn fields() -> Vec<Field> {
+        vec![
+            Field::new("faults", "faults"),
+            Field::new("minor", "faults"),
+            Field::new("major", "faults"),
+            Field::new("growth_bytes", "bytes"),
+            Field::new("resident_bytes", "bytes"),
+        ]
+    }
+}
+
+fn table(cells: &BTreeMap<FaultKey, FaultCell>) -> Table {
+    let mut cells: Vec<_> = cells.iter().filter(|(_, cell)| cell.minor + cell.major > 0).collect();
+    cells.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.minor + cell.major));
+    let rows: Vec<Row> = cells.into_iter().map(|(key, cell)| row(*key, cell)).collect();
+    let key = vec!["pid".to_owned(), "comm".to_owned()];
+    Table { key, columns: PageFaults::fields(), rows_total: rows.len() as u64, rows, others: None }
+}
+
+fn row(key: FaultKey, cell: &FaultCell) -> Row {
+    let page = rustix::param::page_size() as i64;
+    let growth = cell.last_pages.wrapping_sub(cell.first_pages) as i64;
+    let mut row = Row::new();
+    put(&mut row, "pid", key.pid);
+    put(&mut row, "comm", comm(&cell.comm));
+    put(&mut row, "faults", cell.minor + cell.major);
+    put(&mut row, "minor", cell.minor);
+    put(&mut row, "major", cell.major);
+    put(&mut row, "growth_bytes", growth * page);
+    put(&mut row, "resident_bytes", (cell.last_pages as i64).max(0) * page);
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_may_shrink() {
+        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, comm: [0; 16] };
+        let row = row(FaultKey { pid: 3, zero: 0 }, &cell);
+        let page = rustix::param::page_size() as i64;
+        assert_eq!((&row["faults"], &row["growth_bytes"]), (&7.into(), &(-3 * page).into()));
+    }
+}

@@ -1,0 +1,417 @@
+//! What changes or needs privilege: identities, mounts, tracing, modules, eBPF, namespaces.
+
+use std::ffi::CStr;
+
+use aya::maps::MapError;
+use mcptrace_wire::{PRIVILEGED_STRING, PrivilegedCall, SYSCALLS};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    Context, Found, OptionError, Probe, actor,
+    options::Transport,
+    parse, plain, plan_of, put,
+    syscall_counts::{syscall_globals, words},
+    syscall_latency::forks,
+};
+use crate::{
+    clock::Clock,
+    errno,
+    kernel::{
+        arch::{ARCH, syscall_name, syscall_pair},
+        attached::{Maps, Plan},
+        hook::Attach,
+    },
+    report::{Field, Row},
+    signals,
+    text::untrusted,
+};
+
+/// Buffer for events: 3,300.
+const EVENT_BYTES: u32 = 2 << 20;
+
+/// How an argument is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum As {
+    /// A number.
+    Number,
+    /// A signed number: ids, where -1 means unchanged, and descriptors.
+    Signed,
+    /// A string of the caller.
+    Text,
+    /// Bits with names.
+    Flags(&'static [(u64, &'static str)]),
+    /// One of several numbers with names.
+    One(&'static [(u64, &'static str)]),
+    /// A signal.
+    Signal,
+}
+use As::{Flags, Number, One, Signal, Signed, Text};
+
+/// A call that is reported: what it does, and its arguments by name, in order; an empty name is left out.
+struct Action {
+    syscall: &'static str,
+    kind: &'static str,
+    arguments: &'static [(&'static str, As)],
+}
+
+const fn action(syscall: &'static str, kind: &'static str, arguments: &'static [(&'static str, As)]) -> Action {
+    Action { syscall, kind, arguments }
+}
+
+/// Every call that is reported, with its arguments as the manual has them.
+const ACTIONS: &[Action] = &[
+    action("setuid", "identity", &[("uid", Signed)]),
+    action("setgid", "identity", &[("gid", Signed)]),
+    action("setreuid", "identity", &[("ruid", Signed), ("euid", Signed)]),
+    action("setregid", "identity", &[("rgid", Signed), ("egid", Signed)]),
+    action("setresuid", "identity", &[("ruid", Signed), ("euid", Signed), ("suid", Signed)]),
+    action("setresgid", "identity", &[("rgid", Signed), ("egid", Signed), ("sgid", Signed)]),
+    action("setfsuid", "identity", &[("fsuid", Signed)]),
+    action("setfsgid", "identity", &[("fsgid", Signed)]),
+    action("setgroups", "identity", &[("groups", Number)]),
+    action("capset", "identity", &[]),
+    action("mount", "mount", &[("source", Text), ("target", Text), ("type", Text), ("flags", Flags(MOUNT))]),
+    action("umount2", "mount", &[("target", Text), ("flags", Number)]),
+    action("pivot_root", "mount", &[("new_root", Text), ("put_old", Text)]),
+    action("chroot", "mount", &[("path", Text)]),
+    action("move_mount", "mount", &[("", Number), ("from", Text), ("", Number), ("to", Text)]),
+    action("fsopen", "mount", &[("type", Text)]),
+    action("fsmount", "mount", &[("fd", Signed)]),
+    action("open_tree", "mount", &[("", Number), ("path", Text)]),
+    action("mount_setattr", "mount", &[("", Number), ("path", Text)]),
+    action("swapon", "mount", &[("path", Text)]),
+    action("swapoff", "mount", &[("path", Text)]),
+    action("ptrace", "ptrace", &[("request", One(PTRACE)), ("pid", Signed)]),
+    action("process_vm_readv", "ptrace", &[("pid", Signed)]),
+    action("process_vm_writev", "ptrace", &[("pid", Signed)]),
+    action("pidfd_getfd", "ptrace", &[("pidfd", Signed), ("fd", Signed)]),
+    action("init_module", "module", &[("", Number), ("bytes", Number), ("parameters", Text)]),
+    action("finit_module", "module", &[("fd", Signed), ("parameters", Text), ("flags", Number)]),
+    action("delete_module", "module", &[("name", Text), ("flags", Number)]),
+    action("kexec_load", "module", &[]),
+    action("kexec_file_load", "module", &[("kernel_fd", Signed)]),
+    action("bpf", "bpf", &[("command", One(BPF))]),
+    action("unshare", "namespace", &[("flags", Flags(CLONE))]),
+    action("setns", "namespace", &[("fd", Signed), ("type", Flags(CLONE))]),
+    action("clone", "namespace", &[]),
+    action("clone3", "namespace", &[]),
+    action("iopl", "machine", &[("level", Number)]),
+    action("ioperm", "machine", &[("from", Number), ("ports", Number), ("on", Number)]),
+    action("reboot", "machine", &[("", Number), ("", Number), ("command", Number)]),
+    action("settimeofday", "machine", &[]),
+    action("clock_settime", "machine", &[("clock", Signed)]),
+    action("sethostname", "machine", &[]),
+    action("acct", "machine", &[("path", Text)]),
+    action("pidfd_send_signal", "ptrace", &[("pidfd", Signed), ("signal", Signal)]),
+];
+
+/// `MS_*` (include/uapi/linux/mount.h).
+const MOUNT: &[(u64, &str)] = &[
+    (1, "MS_RDONLY"),
+    (2, "MS_NOSUID"),
+    (4, "MS_NODEV"),
+    (8, "MS_NOEXEC"),
+    (16, "MS_SYNCHRONOUS"),
+    (32, "MS_REMOUNT"),
+    (1024, "MS_NOATIME"),
+    (4096, "MS_BIND"),
+    (8192, "MS_MOVE"),
+    (16_384, "MS_REC"),
+    (32_768, "MS_SILENT"),
+    (1 << 17, "MS_UNBINDABLE"),
+    (1 << 18, "MS_PRIVATE"),
+    (1 << 19, "MS_SLAVE"),
+    (1 << 20, "MS_SHARED"),
+    (1 << 21, "MS_RELATIME"),
+];
+/// `CLONE_*` (include/uapi/linux/sched.h): those that unshare and setns take, and clone when it makes namespaces.
+const CLONE: &[(u64, &str)] = &[
+    (0x80, "CLONE_NEWTIME"),
+    (0x200, "CLONE_FS"),
+    (0x400, "CLONE_FILES"),
+    (0x2_0000, "CLONE_NEWNS"),
+    (0x4_0000, "CLONE_SYSVSEM"),
+    (0x200_0000, "CLONE_NEWCGROUP"),
+    (0x400_0000, "CLONE_NEWUTS"),
+    (0x800_0000, "CLONE_NEWIPC"),
+    (0x1000_0000, "CLONE_NEWUSER"),
+    (0x2000_0000, "CLONE_NEWPID"),
+    (0x4000_0000, "CLONE_NEWNET"),
+];
+/// `PTRACE_*` (include/uapi/linux/ptrace.h).
+const PTRACE: &[(u64, &str)] = &[
+    (0, "PTRACE_TRACEME"),
+    (1, "PTRACE_PEEKTEXT"),
+    (2, "PTRACE_PEEKDATA"),
+    (3, "PTRACE_PEEKUSR"),
+    (4, "PTRACE_POKETEXT"),
+    (5, "PTRACE_POKEDATA"),
+    (6, "PTRACE_POKEUSR"),
+    (7, "PTRACE_CONT"),
+    (8, "PTRACE_KILL"),
+    (9, "PTRACE_SINGLESTEP"),
+    (16, "PTRACE_ATTACH"),
+    (17, "PTRACE_DETACH"),
+    (24, "PTRACE_SYSCALL"),
+    (0x4200, "PTRACE_SETOPTIONS"),
+    (0x4201, "PTRACE_GETEVENTMSG"),
+    (0x4202, "PTRACE_GETSIGINFO"),
+    (0x4203, "PTRACE_SETSIGINFO"),
+    (0x4204, "PTRACE_GETREGSET"),
+    (0x4205, "PTRACE_SETREGSET"),
+    (0x4206, "PTRACE_SEIZE"),
+    (0x4207, "PTRACE_INTERRUPT"),
+    (0x4208, "PTRACE_LISTEN"),
+    (0x420e, "PTRACE_GET_SYSCALL_INFO"),
+];
+/// `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const BPF: &[(u64, &str)] = &[
+    (0, "BPF_MAP_CREATE"),
+    (1, "BPF_MAP_LOOKUP_ELEM"),
+    (2, "BPF_MAP_UPDATE_ELEM"),
+    (3, "BPF_MAP_DELETE_ELEM"),
+    (4, "BPF_MAP_GET_NEXT_KEY"),
+    (5, "BPF_PROG_LOAD"),
+    (6, "BPF_OBJ_PIN"),
+    (7, "BPF_OBJ_GET"),
+    (8, "BPF_PROG_ATTACH"),
+    (9, "BPF_PROG_DETACH"),
+    (10, "BPF_PROG_TEST_RUN"),
+    (11, "BPF_PROG_GET_NEXT_ID"),
+    (12, "BPF_MAP_GET_NEXT_ID"),
+    (13, "BPF_PROG_GET_FD_BY_ID"),
+    (14, "BPF_MAP_GET_FD_BY_ID"),
+    (15, "BPF_OBJ_GET_INFO_BY_FD"),
+    (16, "BPF_PROG_QUERY"),
+    (17, "BPF_RAW_TRACEPOINT_OPEN"),
+    (18, "BPF_BTF_LOAD"),
+    (19, "BPF_BTF_GET_FD_BY_ID"),
+    (20, "BPF_TASK_FD_QUERY"),
+    (21, "BPF_MAP_LOOKUP_AND_DELETE_ELEM"),
+    (22, "BPF_MAP_FREEZE"),
+    (23, "BPF_BTF_GET_NEXT_ID"),
+    (24, "BPF_MAP_LOOKUP_BATCH"),
+    (25, "BPF_MAP_LOOKUP_AND_DELETE_BATCH"),
+    (26, "BPF_MAP_UPDATE_BATCH"),
+    (27, "BPF_MAP_DELETE_BATCH"),
+    (28, "BPF_LINK_CREATE"),
+    (29, "BPF_LINK_UPDATE"),
+    (30, "BPF_LINK_GET_FD_BY_ID"),
+    (31, "BPF_LINK_GET_NEXT_ID"),
+    (32, "BPF_ENABLE_STATS"),
+    (33, "BPF_ITER_CREATE"),
+    (34, "BPF_LINK_DETACH"),
+    (35, "BPF_PROG_BIND_MAP"),
+    (36, "BPF_TOKEN_CREATE"),
+];
+
+/// The probe.
+#[derive(Clone, Copy, Debug)]
+pub struct PrivilegedActions;
+
+/// Options of the probe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Only what failed
+    pub failed_only: bool,
+    /// How events reach user space; left out, the kernel's best
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Transport")]
+    pub transport: Option<Transport>,
+}
+
+impl Probe for PrivilegedActions {
+    const NAME: &'static str = "privileged_actions";
+    const SUMMARY: &'static str = "Who changes identity, mounts, traces, loads modules or eBPF, or enters namespaces?";
+    const CATEGORY: &'static str = "security";
+    const DETAILS: &'static str = "One event for each such system call when it returns, whether it succeeded or not. kind: identity (setuid and \
+        kin, capset), mount (also chroot, pivot_root, swap), ptrace (also reading another process's memory and descriptors), module, bpf \
+        (each command, so a tracer that reads its maps shows many: this server's own included), namespace (unshare, setns, a clone that makes \
+        one), machine (clock, ports, reboot). uid is that after the call. Strings are what the caller passed, at most 127 bytes, read at \
+        return. A 32-bit call has its prefix. Not seen: privilege gained by executing a set-uid program (process_exec shows it run), and \
+        what io_uring does.";
+    const NEXT: &'static [&'static str] = &[
+        "refused with EPERM: capability_checks with options.failed_only",
+        "who that process is and where it comes from: process_exec",
+        "kind bpf: bpf_programs shows what is loaded",
+    ];
+    const EXAMPLE: &'static str = r#"{"probe":"privileged_actions","seconds":10}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/privileged_actions.o");
+    const HOOKS: &'static [Attach] = &[Attach::tracepoint("exit", "sys_exit")];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_TGID", "TASK_REAL_PARENT"];
+    const COUNTS: &'static str = "exit";
+    const HAS_DURATION: bool = false;
+    const COST_NS: f64 = 1500.0;
+    type Options = Options;
+
+    fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        let mut plan = plan_of::<Self>(context);
+        plan.globals.extend(syscall_globals());
+        plan.globals.push(("REGS_FOURTH", words(&ARCH.regs_fourth)));
+        plan.globals.push(("FORKS", forks()));
+        plan.globals.push(("FAILED_ONLY", u32::from(options.failed_only).to_ne_bytes().to_vec()));
+        plan.globals.push(("CLONE", words(&syscall_pair("clone"))));
+        plan.globals.push(("CLONE3", words(&syscall_pair("clone3"))));
+        plan.globals.push(("WANTED", bits(|_| true)));
+        let strings = (0..4).flat_map(|place| bits(|action| has_text(action, place)));
+        plan.globals.push(("STRINGS", strings.collect()));
+        plan.event_bytes = EVENT_BYTES;
+        plan.transport = Transport::resolve(options.transport, context.transport);
+        Ok((Self, plan))
+    }
+
+    fn report(&self, _maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        Ok(Found::default())
+    }
+
+    fn fields() -> Vec<Field> {
+        Self::event_fields()
+    }
+
+    fn event_fields() -> Vec<Field> {
+        let mut fields = plain(&["time", "kind", "syscall", "arguments", "result", "errno"]);
+        fields.extend(plain(&actor::FIELDS));
+        fields
+    }
+
+    fn accepts(record: &[u8]) -> bool {
+        parse::<PrivilegedCall>(record).is_some()
+    }
+
+    fn row(record: &[u8], clock: &Clock) -> Option<Row> {
+        let (call, _) = parse::<PrivilegedCall>(record)?;
+        let syscall = syscall_name(call.syscall);
+        let action = action_of(&syscall)?;
+        let mut row = Row::new();
+        put(&mut row, "time", clock.utc(call.time_ns));
+        put(&mut row, "kind", action.kind);
+        put(&mut row, "arguments", arguments(action, &call));
+        put(&mut row, "syscall", syscall);
+        if (-4095..0).contains(&call.result) {
+            put(&mut row, "errno", errno::name(-call.result as i32));
+        } else {
+            put(&mut row, "result", call.result);
+        }
+        actor::insert(&mut row, &call.actor);
+        Some(row)
+    }
+}
+
+/// What a call is. 32-bit tables have a second one for ids of 32 bits (setuid32).
+fn action_of(syscall: &str) -> Option<&'static Action> {
+    let compat = syscall.strip_prefix(ARCH.compat_prefix);
+    let plain = compat.map_or(syscall, |name| name.strip_suffix("32").unwrap_or(name));
+    ACTIONS.iter().find(|action| action.syscall == plain)
+}
+
+/// The indexes of an action's calls.
+fn indexes(action: &Action) -> impl Iterator<Item = u32> {
+    let [native, compat] = syscall_pair(action.syscall);
+    let wide = syscall_pair(&format!("{}32", action.syscall))[1];
+    [native, compat, wide].into_iter().filter(|index| *index != u32::MAX)
+}
+
+fn has_text(action: &Action, place: usize) -> bool {
+    action.arguments.get(place).is_some_and(|(_, kind)| *kind == Text)
+}
+
+/// A bit for each call, native and 32-bit, of the actions that are wanted.
+fn bits(wanted: impl Fn(&Action) -> bool) -> Vec<u8> {
+    let mut words = [0_u64; SYSCALLS as usize / 64];
+    for index in ACTIONS.iter().filter(|action| wanted(action)).flat_map(indexes) {
+        if let Some(word) = words.get_mut(index as usize / 64) {
+            *word |= 1 << (index % 64);
+        }
+    }
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn arguments(action: &Action, call: &PrivilegedCall) -> Row {
+    let mut row = Row::new();
+    for (place, (name, kind)) in action.arguments.iter().enumerate().filter(|(_, (name, _))| !name.is_empty()) {
+        put(&mut row, name, argument(*kind, call, place));
+    }
+    if action.syscall.starts_with("clone") {
+        put(&mut row, "flags", flags(CLONE, call.clone_flags));
+    }
+    row
+}
+
+fn argument(kind: As, call: &PrivilegedCall, place: usize) -> Value {
+    let value = call.arguments[place];
+    match kind {
+        Number => value.into(),
+        // These are all of 32 bits.
+        Signed => (value as i32).into(),
+        Text if call.strings_read >> place & 1 == 0 => Value::Null,
+        Text => text(&call.strings[place]).into(),
+        Flags(names) => flags(names, value).into(),
+        One(names) => {
+            names.iter().find(|(number, _)| *number == value).map_or_else(|| value.into(), |(_, name)| (*name).into())
+        }
+        Signal => signals::name(value as i32).into(),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    let until_nul = CStr::from_bytes_until_nul(bytes).map_or(bytes, CStr::to_bytes);
+    untrusted(until_nul, PRIVILEGED_STRING)
+}
+
+/// The names of bits, and what is left as a number.
+fn flags(names: &[(u64, &str)], value: u64) -> String {
+    let mut left = value;
+    let mut text = Vec::new();
+    for (bit, name) in names.iter().filter(|(bit, _)| value & bit == *bit) {
+        text.push((*name).to_owned());
+        left &= !bit;
+    }
+    if left != 0 || text.is_empty() {
+        text.push(format!("{left:#x}"));
+    }
+    text.join("|")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_action_is_a_system_call_and_stands_once() {
+        for action in ACTIONS {
+            let known = syscall_pair(action.syscall)[0] != u32::MAX;
+            // aarch64 has no ports and no fork of its own kind.
+            assert!(known || ["iopl", "ioperm"].contains(&action.syscall), "{}", action.syscall);
+            assert!(action.arguments.len() <= 4);
+        }
+        let mut names: Vec<_> = ACTIONS.iter().map(|action| action.syscall).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ACTIONS.len());
+    }
+
+    #[test]
+    fn a_call_has_its_bit_in_the_tables() {
+        let is_set = |table: &[u8], index: u32| {
+            let word = u64::from_ne_bytes(table[index as usize / 64 * 8..][..8].try_into().unwrap());
+            word >> (index % 64) & 1 != 0
+        };
+        let (wanted, second) = (bits(|_| true), bits(|action| has_text(action, 1)));
+        for index in syscall_pair("mount").into_iter().filter(|index| *index != u32::MAX) {
+            assert!(is_set(&wanted, index) && is_set(&second, index));
+        }
+        let [read, setuid] = ["read", "setuid"].map(|name| syscall_pair(name)[0]);
+        assert!(!is_set(&wanted, read) && is_set(&wanted, setuid) && !is_set(&second, setuid));
+    }
+
+    #[test]
+    fn flags_are_named_and_none_is_lost() {
+        assert_eq!(flags(CLONE, 0x2002_0000), "CLONE_NEWNS|CLONE_NEWPID");
+        assert_eq!(flags(MOUNT, 0x1001), "MS_RDONLY|MS_BIND");
+        assert_eq!(flags(CLONE, 0), "0x0");
+        assert_eq!(flags(CLONE, 1 << 40 | 0x80), "CLONE_NEWTIME|0x10000000000");
+    }
+}
