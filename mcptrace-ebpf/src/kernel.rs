@@ -21,7 +21,7 @@ use aya_ebpf::{
 
 use crate::{
     BUCKETS, BY_CGROUP, BY_COMM, BY_FOLLOWED, BY_PID, BY_TID, BY_UID, COUNTERS as COUNTERS_LEN, Comm, Counter,
-    Histogram, START_TIME_MASK, bucket_of, start_slot,
+    Histogram, START_TIME_MASK, Waits, bucket_of, start_slot,
 };
 
 /// Filters in force, `FILTER_*` bits. Zero: everything passes.
@@ -100,6 +100,18 @@ pub fn count(counter: Counter) {
         // SAFETY: the pointer is into the map's value, which outlives the program's run.
         unsafe { *value += 1 };
     }
+}
+
+/// Adds one to the counter of a number, if it is one by which stacks are lost.
+#[inline(always)]
+pub fn count_cause(cause: u64) {
+    count(if cause == Counter::BufferFull as u64 {
+        Counter::BufferFull
+    } else if cause == Counter::MapFull as u64 {
+        Counter::MapFull
+    } else {
+        Counter::StackBusy
+    });
 }
 
 /// Adds one to a counter that several programs of an object count under, one of which may interrupt another, or from a program at a
@@ -469,6 +481,23 @@ unsafe fn extremes(histogram: *mut Histogram, value: u64) {
         let least = (*histogram).min_plus_1;
         if least == 0 || value < least - 1 {
             (*histogram).min_plus_1 = value + 1;
+        }
+    }
+}
+
+/// Adds a wait.
+///
+/// # Safety
+///
+/// `waits` points into a map's value.
+#[inline(always)]
+pub unsafe fn add_wait(waits: *mut Waits, ns: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        add(&raw mut (*waits).count, 1);
+        add(&raw mut (*waits).total_ns, ns);
+        if ns > (*waits).max_ns {
+            (*waits).max_ns = ns;
         }
     }
 }

@@ -14,4 +14,5 @@ pub mod file;
 pub mod kernel;
 pub mod memory;
 pub mod socket;
+pub mod stack;
 pub mod syscall;

@@ -14,7 +14,9 @@ use tokio::sync::watch;
 
 use crate::{
     clock,
-    report::{Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, view},
+    report::{
+        Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, flamegraph, view,
+    },
 };
 
 /// How long an ended execution has been waited for to give up, at most.
@@ -27,6 +29,11 @@ pub trait Source: Send + Sync {
 
     /// What was found so far; after `run` has returned, all of it.
     fn snapshot(&self, seconds: f64, page: &Page) -> Snapshot;
+
+    /// All stacks found so far as folded text, with their unit; `None` if what it finds is no stacks.
+    fn folded(&self, _seconds: f64) -> Option<(Arc<str>, String)> {
+        None
+    }
 
     /// The events of a page and the place after them, if it sends events; cheap, unlike [`Source::snapshot`].
     fn events(&self, _page: &Page) -> Option<(Events, u64)> {
@@ -267,6 +274,18 @@ impl Execution {
         self.source.bytes()
     }
 
+    /// All stacks as folded text; `None` if it finds no stacks.
+    pub fn folded(&self) -> Option<Arc<str>> {
+        self.source.folded(self.seconds()).map(|(folded, _)| folded)
+    }
+
+    /// All stacks as a flame graph, an SVG; `None` if it finds no stacks.
+    pub fn flamegraph(&self) -> Option<String> {
+        let (folded, unit) = self.source.folded(self.seconds())?;
+        let title = format!("{} {}, {:.1} s", self.identity.probe, self.started(), self.seconds());
+        Some(flamegraph::svg(&title, &folded, &unit))
+    }
+
     /// What it runs.
     pub fn source(&self) -> &dyn Source {
         &*self.source
@@ -283,7 +302,8 @@ impl Execution {
             if is_events { (events.map(Report::Events), None) } else { (report, events.map(Report::Events)) };
         let (report, left) = match report {
             Some(report) if !is_events => {
-                let (report, left) = view::page(&report, page.from, page.limit);
+                let (mut report, left) = view::page(&report, page.from, page.limit);
+                self.name_resources(&mut report);
                 (Some(report), left)
             }
             other => (other, events_left),
@@ -315,6 +335,13 @@ impl Execution {
             more,
         };
         view::fit(envelope, page.max_bytes, cursor)
+    }
+
+    fn name_resources(&self, report: &mut Report) {
+        if let Report::Stacks(stacks) = report {
+            let uri = |what| format!("mcptrace://executions/{}/{what}", self.identity.id);
+            (stacks.folded_uri, stacks.flamegraph_uri) = (uri("folded"), uri("flamegraph.svg"));
+        }
     }
 
     fn run(&self) {

@@ -7,13 +7,18 @@ mod actor;
 pub mod block_latency;
 pub mod capability_checks;
 pub mod catalogue;
+pub mod cpu_profile;
 pub mod cpu_slices;
 pub mod file_io;
 pub mod file_opens;
 pub mod fs_sync;
+pub mod futex_waits;
+pub mod heap_growth;
 pub mod irq_time;
+pub mod kernel_locks;
 pub mod memory_reclaim;
 pub mod net_traffic;
+pub mod offcpu_stacks;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
@@ -26,11 +31,13 @@ pub mod process_exit;
 pub mod runq_latency;
 pub mod signals;
 pub mod sockets;
+pub mod stacks;
 pub mod syscall_counts;
 pub mod syscall_errors;
 pub mod syscall_latency;
 pub mod tcp_connections;
 pub mod tcp_retransmits;
+pub mod wakeup_chains;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Header, Record, WIRE_VERSION};
@@ -56,6 +63,12 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_opens::FileOpens>(),
     Entry::of::<block_latency::BlockLatency>(),
     Entry::of::<runq_latency::RunqLatency>(),
+    Entry::of::<cpu_profile::CpuProfile>(),
+    Entry::of::<offcpu_stacks::OffcpuStacks>(),
+    Entry::of::<wakeup_chains::WakeupChains>(),
+    Entry::of::<kernel_locks::KernelLocks>(),
+    Entry::of::<futex_waits::FutexWaits>(),
+    Entry::of::<heap_growth::HeapGrowth>(),
     Entry::of::<tcp_connections::TcpConnections>(),
     Entry::of::<tcp_retransmits::TcpRetransmits>(),
     Entry::of::<packet_drops::PacketDrops>(),
@@ -125,6 +138,16 @@ pub trait Probe: Sized + Send + Sync + 'static {
     /// Whether a record is well formed. Cheap: asked for every record, while rows are made only of those that are shown.
     fn accepts(_record: &[u8]) -> bool {
         false
+    }
+
+    /// Takes in a record that is part of the report and no event of its own, as the frames of a stack are; false if it is malformed.
+    fn take(&self, _record: &[u8]) -> bool {
+        false
+    }
+
+    /// Memory that it holds for what it took in, in bytes.
+    fn bytes(&self) -> usize {
+        0
     }
 
     /// An event as a row; `None` if the record is malformed.
@@ -225,6 +248,10 @@ pub trait Reader: Send + Sync {
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError>;
     /// See [`Probe::accepts`].
     fn accepts(&self, record: &[u8]) -> bool;
+    /// See [`Probe::take`].
+    fn take(&self, record: &[u8]) -> bool;
+    /// See [`Probe::bytes`].
+    fn bytes(&self) -> usize;
     /// See [`Probe::row`].
     fn row(&self, record: &[u8], clock: &Clock) -> Option<Row>;
     /// See [`Probe::event_fields`].
@@ -238,6 +265,14 @@ impl<P: Probe> Reader for P {
 
     fn accepts(&self, record: &[u8]) -> bool {
         P::accepts(record)
+    }
+
+    fn take(&self, record: &[u8]) -> bool {
+        P::take(self, record)
+    }
+
+    fn bytes(&self) -> usize {
+        P::bytes(self)
     }
 
     fn row(&self, record: &[u8], clock: &Clock) -> Option<Row> {

@@ -3,8 +3,11 @@
 //! Everything a probe or a script finds is one of [`Table`], [`Histogram`], [`Events`] or [`Stacks`]; the command line,
 //! the tools and the resources show all of them through the same few functions. This module is pure.
 
+pub mod flamegraph;
 pub mod text;
 pub mod view;
+
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -127,12 +130,27 @@ pub struct Stacks {
     pub unit: String,
     /// The sum of all weights.
     pub total: u64,
-    /// How many of all frames could not be named, in percent.
+    /// How many of all frames could not be named, in percent; each frame counts with the weight of its stack.
     pub unknown_percent: f64,
-    /// The heaviest single frames.
+    /// The functions with the most weight of their own.
     pub frames: Vec<FrameWeight>,
+    /// How many functions there are, shown or not.
+    #[serde(default)]
+    pub frames_total: u64,
     /// The heaviest stacks, frames outermost first.
     pub stacks: Vec<Stack>,
+    /// How many stacks there are, shown or not.
+    #[serde(default)]
+    pub stacks_total: u64,
+    /// The resource with all stacks as folded text.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub folded_uri: String,
+    /// The resource with all stacks as a picture.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub flamegraph_uri: String,
+    /// All stacks as folded text. Not part of a reply: it is behind the URIs.
+    #[serde(skip)]
+    pub folded: Arc<str>,
 }
 
 /// The weight of one function over all stacks.
@@ -150,7 +168,7 @@ pub struct FrameWeight {
 /// One call stack.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stack {
-    /// The frames, outermost first.
+    /// The frames, outermost first; those of the kernel end in `_[k]`.
     pub frames: Vec<String>,
     /// Its weight.
     pub value: u64,

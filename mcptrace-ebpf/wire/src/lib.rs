@@ -10,12 +10,14 @@ mod files;
 mod net;
 mod privileges;
 mod processes;
+mod stack;
 mod time;
 
 pub use files::*;
 pub use net::*;
 pub use privileges::*;
 pub use processes::*;
+pub use stack::*;
 pub use time::*;
 
 /// Version of the wire format. A record of another version is counted as malformed, never decoded.
@@ -163,10 +165,12 @@ pub enum Counter {
     SideBufferFull = 5,
     /// Processes that could not be followed because the table of followed processes was full.
     FollowFull = 6,
+    /// The memory in which a stack is put together was in use by what this event interrupted.
+    StackBusy = 7,
 }
 
 /// How many entries `COUNTERS` has.
-pub const COUNTERS: u32 = 8;
+pub const COUNTERS: u32 = 16;
 
 /// Sub-buckets per power of two, as a power of two: 8 sub-buckets, so that a bucket's middle is at most 6.25 % off.
 pub const SUB_BUCKET_BITS: u32 = 3;

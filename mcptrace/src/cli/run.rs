@@ -1,6 +1,6 @@
 //! `mcptrace run PROBE`: traces for a while and shows what was found.
 
-use std::{ffi::OsString, sync::Arc, time::Duration};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
 use tokio::{
@@ -65,6 +65,12 @@ struct Flags {
     /// Print the result as JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Write a flame graph, with probes of stacks
+    #[arg(long, value_name = "SVG", global = true)]
+    flamegraph: Option<PathBuf>,
+    /// Write all stacks as folded text, with probes of stacks
+    #[arg(long, value_name = "TXT", global = true)]
+    folded: Option<PathBuf>,
     /// Show events as they come, or the report anew every second; without --seconds until Ctrl-C
     #[arg(short = 'f', long, global = true)]
     follow: bool,
@@ -203,6 +209,7 @@ async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> 
     let ended = follow(&execution, workload.as_mut(), &interrupted, &mut view).await?;
     let mut page = page(flags.top, flags.json);
     page.from = view.finish(&execution)?;
+    write_stacks(&execution, flags).await?;
     let mut envelope = blocking(move || execution.envelope(&page)).await?;
     if ended.is_some() && !interrupted.is_cancelled() && envelope.status == Status::Stopped {
         // It has run for as long as it was meant to.
@@ -215,6 +222,27 @@ async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> 
         });
     }
     Ok(envelope)
+}
+
+/// Writes what was asked for; an error if the probe has no stacks.
+async fn write_stacks(execution: &Arc<Execution>, flags: &Flags) -> Result<(), Failure> {
+    for (path, what) in
+        [(&flags.flamegraph, Execution::flamegraph as fn(&Execution) -> Option<String>), (&flags.folded, folded)]
+    {
+        let Some(path) = path else { continue };
+        let shared = Arc::clone(execution);
+        let text = blocking(move || what(&shared)).await?;
+        let text = text.ok_or_else(|| {
+            Failure::usage(format!("{} has no stacks to write into {}", execution.identity.probe, path.display()))
+        })?;
+        std::fs::write(path, text)
+            .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn folded(execution: &Execution) -> Option<String> {
+    execution.folded().map(|folded| folded.to_string())
 }
 
 /// Waits for the end: of the time, of the command, or by a signal. Says how the command ended, if that came first.

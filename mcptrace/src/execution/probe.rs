@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,8 @@ pub struct ProbeSource {
     reader: Box<dyn Reader>,
     store: Mutex<Store>,
     clock: Clock,
+    /// Whether it sends records at all, and whether they are events of the report.
+    sends: bool,
     sends_events: bool,
     filtered: bool,
     counts: &'static str,
@@ -58,20 +60,31 @@ struct State {
 
 #[derive(Clone)]
 struct Last {
-    found: Result<(Option<Report>, u64, Vec<String>), String>,
+    found: Result<Arc<Found>, String>,
     counters: Counters,
     missed: Option<(u64, u64)>,
+}
+
+impl Last {
+    fn folded_bytes(&self) -> usize {
+        match self.found.as_ref().map(|found| found.report.as_ref()) {
+            Ok(Some(Report::Stacks(stacks))) => stacks.folded.len(),
+            _ => 0,
+        }
+    }
 }
 
 impl ProbeSource {
     /// Takes over an attached probe.
     pub fn new(attached: Attached, prepared: Prepared, filtered: bool, cost_ns: f64) -> Self {
+        let sends_events = prepared.plan.event_bytes > 0 && !prepared.reader.event_fields().is_empty();
         Self {
             live: Mutex::new(Some(attached)),
             reader: prepared.reader,
             store: Mutex::new(Store::new(STORE_BYTES)),
             clock: Clock::now(),
-            sends_events: prepared.plan.event_bytes > 0,
+            sends: prepared.plan.event_bytes > 0,
+            sends_events,
             filtered,
             counts: prepared.plan.counts,
             cost_ns,
@@ -86,7 +99,11 @@ impl ProbeSource {
         let mut malformed = 0;
         let mut store = lock(&self.store);
         for record in records {
-            if self.reader.accepts(&record) { store.push(record) } else { malformed += 1 }
+            if self.sends_events && self.reader.accepts(&record) {
+                store.push(record);
+            } else if !self.reader.take(&record) {
+                malformed += 1;
+            }
         }
         drop(store);
         if malformed > 0 {
@@ -99,7 +116,7 @@ impl ProbeSource {
         let mut sampler = Sampler::new(control.length());
         let mut pause = IDLE;
         loop {
-            let wait = if self.sends_events { pause } else { Duration::from_millis(100) };
+            let wait = if self.sends { pause } else { Duration::from_millis(100) };
             let end = control.wait(sampler.limit(wait));
             pause = match self.drain() {
                 0 => (pause.max(BUSY) * 2).min(IDLE),
@@ -148,7 +165,7 @@ impl ProbeSource {
 
     fn read_from(&self, attached: &Attached, counters: Counters, seconds: f64) -> Last {
         let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
-        let found = found.map(|Found { report, delivered, notes }| (report, delivered, notes));
+        let found = found.map(Arc::new);
         Last { found, counters, missed: attached.missed() }
     }
 
@@ -164,6 +181,7 @@ impl ProbeSource {
             ("buffer_full", counters.get(Counter::BufferFull)),
             ("start_missing", counters.get(Counter::StartMissing)),
             ("map_full", counters.get(Counter::MapFull)),
+            ("stack_busy", counters.get(Counter::StackBusy)),
             ("malformed", malformed),
         ];
         loss.dropped = causes.into_iter().filter(|(_, n)| *n > 0).map(|(cause, n)| (cause.to_owned(), n)).collect();
@@ -250,6 +268,13 @@ impl Source for ProbeSource {
         last.map_or_else(Snapshot::default, |last| self.shape(last, seconds, page))
     }
 
+    fn folded(&self, seconds: f64) -> Option<(Arc<str>, String)> {
+        let last = self.last().or_else(|| self.read(seconds)).or_else(|| self.last())?;
+        let found = last.found.ok()?;
+        let Some(Report::Stacks(stacks)) = &found.report else { return None };
+        Some((stacks.folded.clone(), stacks.unit.clone()))
+    }
+
     fn events(&self, page: &Page) -> Option<(Events, u64)> {
         self.sends_events.then(|| {
             let (events, next, _) = self.events_page(page);
@@ -267,7 +292,7 @@ impl Source for ProbeSource {
     }
 
     fn bytes(&self) -> usize {
-        lock(&self.store).bytes()
+        lock(&self.store).bytes() + self.reader.bytes() + self.last().map_or(0, |last| last.folded_bytes())
     }
 
     fn release(&self) {
@@ -283,9 +308,9 @@ impl ProbeSource {
     fn shape(&self, last: Last, seconds: f64, page: &Page) -> Snapshot {
         let mut notes = self.notes(&last, page);
         let (report, mut delivered) = match last.found {
-            Ok((report, delivered, more_notes)) => {
-                notes.extend(more_notes);
-                (report, delivered)
+            Ok(found) => {
+                notes.extend_from_slice(&found.notes);
+                (found.report.clone(), found.delivered)
             }
             Err(error) => {
                 notes.push(format!("the report could not be read: {error}"));

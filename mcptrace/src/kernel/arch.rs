@@ -23,6 +23,8 @@ pub struct Arch {
     pub regs_arguments: [u32; 3],
     /// The same for a 32-bit call.
     pub regs_compat_arguments: [u32; 3],
+    /// Offsets of the first three arguments of a function and of what it returns.
+    pub regs_function: [u32; 4],
     /// Offset of the fourth argument, of a native and of a 32-bit call.
     pub regs_fourth: [u32; 2],
     /// Offsets of two registers that are equal in a native call and hardly ever in another; equal offsets where there are none.
@@ -41,6 +43,7 @@ pub const ARCH: Arch = Arch {
     regs_syscall: 120,
     regs_arguments: [112, 104, 96],
     regs_compat_arguments: [40, 88, 96],
+    regs_function: [112, 104, 96, 80],
     // r10 and si.
     regs_fourth: [56, 104],
     regs_native_mark: [88, 128],
@@ -56,6 +59,7 @@ pub const ARCH: Arch = Arch {
     regs_syscall: 280,
     regs_arguments: [272, 8, 16],
     regs_compat_arguments: [272, 8, 16],
+    regs_function: [0, 8, 16, 0],
     regs_fourth: [24, 24],
     regs_native_mark: [0, 0],
     compat_word: "thread_info.flags",

@@ -109,6 +109,8 @@ pub enum FilterError {
 pub struct Resolved {
     /// Globals and their values.
     pub globals: Vec<(&'static str, Vec<u8>)>,
+    /// The process that is named.
+    pub pid: Option<u32>,
     /// The process to follow.
     pub follow: Option<u32>,
     /// Whether any filter on threads is in force.
@@ -119,7 +121,7 @@ impl Filter {
     /// Looks up what the filter names.
     pub fn resolve(&self) -> Result<Resolved, FilterError> {
         self.check()?;
-        let mut resolved = Resolved::default();
+        let mut resolved = Resolved { pid: self.pid, ..Resolved::default() };
         let mut filters = 0;
         let mut set = |bit: u32, global, value: &[u8]| {
             filters |= bit;

@@ -154,6 +154,11 @@ pub fn effective() -> u64 {
     rustix::thread::capabilities(None).map_or(0, |sets| sets.effective.bits())
 }
 
+/// Whether the kernel shows its addresses to this thread.
+pub fn has_syslog() -> bool {
+    by_name("CAP_SYSLOG").is_some_and(|capability| has(effective(), capability))
+}
+
 /// The bounding set, and the set of capabilities that the kernel knows.
 fn bounding() -> (u64, u64) {
     let asked = CAPABILITIES.iter().map(|capability| CapabilitySet::from_bits_retain(1 << capability.number));

@@ -1,5 +1,6 @@
 //! Options that several probes share: one name, one type, one meaning.
 
+use mcptrace_wire::{KERNEL_SIDE, USER_SIDE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,32 @@ impl By {
             self.as_str(),
             names.join(", ")
         )))
+    }
+}
+
+/// Which part of a stack is kept
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Side {
+    /// Kernel and user space.
+    #[default]
+    Both,
+    /// Kernel only.
+    Kernel,
+    /// User space only.
+    User,
+}
+
+impl Side {
+    /// The global of the kernel side that says so.
+    pub fn global(self) -> (&'static str, Vec<u8>) {
+        let sides = match self {
+            Self::Both => KERNEL_SIDE | USER_SIDE,
+            Self::Kernel => KERNEL_SIDE,
+            Self::User => USER_SIDE,
+        };
+        ("STACK_SIDES", sides.to_ne_bytes().to_vec())
     }
 }
 

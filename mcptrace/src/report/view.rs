@@ -22,7 +22,8 @@ pub fn page(report: &Report, offset: u64, limit: usize) -> (Report, u64) {
         }
         Report::Stacks(stacks) => {
             let (page, left) = slice(&stacks.stacks, offset, limit);
-            (Report::Stacks(super::Stacks { stacks: page.to_vec(), ..stacks.clone() }), left)
+            let frames = stacks.frames.iter().take(limit).cloned().collect();
+            (Report::Stacks(super::Stacks { frames, stacks: page.to_vec(), ..stacks.clone() }), left)
         }
     }
 }
@@ -159,7 +160,8 @@ fn drop_rows(envelope: &mut Envelope) -> bool {
             true
         }
         Some(Report::Events(events)) => shorten(&mut events.rows, 1),
-        Some(Report::Stacks(stacks)) => shorten(&mut stacks.stacks, 1),
+        // Both in step; the whole is behind the URIs.
+        Some(Report::Stacks(stacks)) => shorten(&mut stacks.stacks, 0) | shorten(&mut stacks.frames, 0),
         None => false,
     }
 }

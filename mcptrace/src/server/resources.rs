@@ -63,11 +63,18 @@ pub(super) fn templates() -> Vec<ResourceTemplate> {
         )
         .with_mime_type(TEXT),
         template(&format!("{EXECUTION_URI}{{id}}"), "execution", "What an execution found so far"),
+        template(&format!("{EXECUTION_URI}{{id}}/folded"), "folded stacks", "All stacks of an execution, folded")
+            .with_mime_type("text/plain"),
+        template(&format!("{EXECUTION_URI}{{id}}/flamegraph.svg"), "flame graph", "All stacks of an execution, drawn")
+            .with_mime_type("image/svg+xml"),
     ]
 }
 
 /// A resource's content.
 pub(super) async fn read(server: &Server, uri: &str) -> Result<ReadResourceResult, ErrorData> {
+    if let Some(content) = stacks(server, uri).await {
+        return Ok(ReadResourceResult::new(vec![content]));
+    }
     if let Some(name) = uri.strip_prefix(scripts::URI) {
         let script = script(server, name).await.ok_or_else(|| not_found(uri))?;
         return Ok(ReadResourceResult::new(vec![ResourceContents::text(script, uri).with_mime_type(TEXT)]));
@@ -104,6 +111,18 @@ async fn execution(server: &Server, id: &str) -> Option<Value> {
     let envelope = server.blocking(move |_| execution.envelope(&PAGE)).await.ok()?;
     debug_assert!(bounds::size(&envelope) < 1 << 20);
     serde_json::to_value(envelope).ok()
+}
+
+/// All stacks of an execution, as text or as a picture; `None` if that is not asked for, or if it has none.
+async fn stacks(server: &Server, uri: &str) -> Option<ResourceContents> {
+    let (id, what) = uri.strip_prefix(EXECUTION_URI)?.split_once('/')?;
+    let execution = server.find(id).ok()?;
+    let (text, kind) = match what {
+        "folded" => (server.blocking(move |_| execution.folded()).await.ok()??.to_string(), "text/plain"),
+        "flamegraph.svg" => (server.blocking(move |_| execution.flamegraph()).await.ok()??, "image/svg+xml"),
+        _ => return None,
+    };
+    Some(ResourceContents::text(text, uri).with_mime_type(kind))
 }
 
 fn not_found(uri: &str) -> ErrorData {

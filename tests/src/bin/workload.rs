@@ -122,6 +122,15 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "file_sync" => return files::sync(&text(words[1]), words[2], number(3)),
         "file_forget" => files::forget(&text(words[1])),
         "file_touch" => files::touch(&text(words[1]), number(2)),
+        "burn" => burn_cpu(number(1)),
+        "naps" => take_naps(number(1), number(2)),
+        "futex_naps" => times(1).for_each(|_| wait_for_futex(number(2))),
+        "futex_changed" => times(1).for_each(|_| refuse_futex()),
+        "hand_over" => return hand_over(number(1), number(2)),
+        "contend" => return contend(path(words[1]), number(2), number(3)),
+        "leak" => times(1).for_each(|_| leak_memory(number(2))),
+        "churn" => times(1).for_each(|_| churn_memory(number(2))),
+        "grow" => times(1).for_each(|_| grow_memory(number(2))),
         "tcp_listen" => return net::listen(words[1]),
         "tcp_serve" => net::serve(number(1), number(2), number(3)),
         "tcp_connect" => net::connect(words[1], number(2), number(3), number(4), number(5)),
@@ -135,7 +144,9 @@ fn perform(words: &[&str]) -> Vec<i64> {
     Vec::new()
 }
 
-/// A system call; the result or a negated errno, as the kernel gives it.
+/// A system call; the result or a negated errno, as the kernel gives it. Inlined, so that the caller is the innermost function of the
+/// stack: this program is built without frame pointers.
+#[inline(always)]
 fn raw(number: i64, arguments: [i64; 4]) -> i64 {
     let [first, second, third, fourth] = arguments;
     let result;
@@ -336,6 +347,7 @@ fn touch(pages: i64) {
     }
 }
 
+#[inline(always)]
 fn nanosleep(microseconds: i64) {
     let time = libc::timespec { tv_sec: 0, tv_nsec: microseconds * 1000 };
     assert_eq!(raw(libc::SYS_nanosleep, [(&raw const time) as i64, 0, 0, 0]), 0);
@@ -512,4 +524,148 @@ fn fsync(path: &[u8], times: i64) {
         assert_eq!(raw(libc::SYS_fsync, [file, 0, 0, 0]), 0);
     }
     raw(libc::SYS_close, [file, 0, 0, 0]);
+}
+
+/// Computes for so many milliseconds.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn burn_cpu(milliseconds: i64) {
+    let end = time_stamp() + milliseconds as u64 * cycles_per_millisecond();
+    while time_stamp() < end {}
+}
+
+/// The processor's own clock, so that no function is called.
+#[inline(always)]
+fn time_stamp() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the instruction writes two registers.
+    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn cycles_per_millisecond() -> u64 {
+    let (start, first) = (Instant::now(), time_stamp());
+    thread::sleep(Duration::from_millis(20));
+    let (time, cycles) = (start.elapsed(), time_stamp() - first);
+    cycles * 1_000_000 / time.as_nanos() as u64
+}
+
+/// Sleeps so often for so many microseconds.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn take_naps(times: i64, microseconds: i64) {
+    for _ in 0..times {
+        nanosleep(microseconds);
+    }
+}
+
+const FUTEX_WAIT_PRIVATE: i64 = 128;
+
+/// Waits for a futex that nobody wakes, for so many microseconds.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn wait_for_futex(microseconds: i64) {
+    let word = 7_u32;
+    let time = libc::timespec { tv_sec: 0, tv_nsec: microseconds * 1000 };
+    let arguments = [(&raw const word) as i64, FUTEX_WAIT_PRIVATE, 7, (&raw const time) as i64];
+    assert_eq!(raw(libc::SYS_futex, arguments), -i64::from(libc::ETIMEDOUT));
+}
+
+/// Wants to wait for a futex that has changed.
+fn refuse_futex() {
+    let word = 7_u32;
+    let arguments = [(&raw const word) as i64, FUTEX_WAIT_PRIVATE, 8, 0];
+    assert_eq!(raw(libc::SYS_futex, arguments), -i64::from(libc::EAGAIN));
+}
+
+/// A thread waits so often in `wait_for_baton`, and the main thread wakes it from `pass_baton` after so many microseconds; gives the
+/// thread's id.
+fn hand_over(times: i64, microseconds: i64) -> Vec<i64> {
+    let mut pipe = [0; 2];
+    // SAFETY: the array has room.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    let (sent, tid) = channel();
+    let waiter = thread::spawn(move || {
+        name("baton_waiter");
+        // SAFETY: takes nothing.
+        sent.send(unsafe { libc::gettid() }.into()).unwrap();
+        (0..times).for_each(|_| wait_for_baton(pipe[0].into()));
+    });
+    let tid = tid.recv().unwrap();
+    for _ in 0..times {
+        thread::sleep(Duration::from_micros(microseconds as u64));
+        pass_baton(pipe[1].into());
+    }
+    waiter.join().unwrap();
+    vec![tid]
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn wait_for_baton(pipe: i64) {
+    let mut byte = 0_u8;
+    assert_eq!(raw(libc::SYS_read, [pipe, (&raw mut byte) as i64, 1, 0]), 1);
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn pass_baton(pipe: i64) {
+    let byte = 7_u8;
+    assert_eq!(raw(libc::SYS_write, [pipe, (&raw const byte) as i64, 1, 0]), 1);
+}
+
+/// Threads that write to one file at once, which is one lock (`inode.i_rwsem`), so often each.
+fn contend(path: &'static [u8], threads: i64, times: i64) -> Vec<i64> {
+    let file = descriptor(path, libc::O_RDWR | libc::O_CREAT);
+    let one = move || {
+        let block = vec![7_u8; 1 << 20];
+        for _ in 0..times {
+            assert_eq!(raw(libc::SYS_pwrite64, [file, block.as_ptr() as i64, 1 << 20, 0]), 1 << 20);
+        }
+    };
+    let all: Vec<_> = (0..threads).map(|_| thread::spawn(one)).collect();
+    for thread in all {
+        thread.join().unwrap();
+    }
+    raw(libc::SYS_close, [file, 0, 0, 0]);
+    vec![threads * times]
+}
+
+/// Allocates and forgets.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn leak_memory(bytes: i64) {
+    // SAFETY: the memory is written within its bounds.
+    unsafe {
+        let memory = libc::malloc(bytes as usize);
+        std::ptr::write_volatile(memory.cast::<u8>(), 7);
+    }
+}
+
+/// Allocates in every way there is, and frees all.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn churn_memory(bytes: i64) {
+    let bytes = bytes as usize;
+    // SAFETY: what is freed was allocated.
+    unsafe {
+        let mut aligned = std::ptr::null_mut();
+        assert_eq!(libc::posix_memalign(&raw mut aligned, 64, bytes), 0);
+        let all = [libc::malloc(bytes), libc::calloc(3, bytes), libc::memalign(64, bytes), aligned];
+        for one in all {
+            libc::free(std::hint::black_box(one));
+        }
+    }
+}
+
+/// Allocates, grows what it has to so many bytes, and forgets it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn grow_memory(bytes: i64) {
+    // SAFETY: the memory is written within its bounds.
+    unsafe {
+        let memory = libc::realloc(std::ptr::null_mut(), 11);
+        let memory = libc::realloc(memory, bytes as usize);
+        std::ptr::write_volatile(memory.cast::<u8>(), 7);
+    }
 }

@@ -1,0 +1,176 @@
+//! Names of functions, of the kernel and of files, by blazesym.
+//!
+//! Its symbolizer is kept on a thread of its own, because it may not leave the thread that made it: so what it read serves all
+//! executions, and nobody waits longer for it than they want to. A while after the last question the thread ends and frees all.
+//!
+//! Only symbol tables are read, not DWARF: that is bounded work, and inlined functions count for the one they are in.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use blazesym::{
+    MaybeDefault,
+    symbolize::{
+        Input, Symbolized, Symbolizer,
+        source::{Elf, Kernel, Source},
+    },
+};
+
+use super::privilege;
+use crate::text::untrusted;
+
+/// How long one question may take, at most.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long what was read is kept after the last question.
+const KEEP: Duration = Duration::from_mins(1);
+/// Files whose symbols are kept, at most; one more, and all are let go.
+const MOST_FILES: usize = 256;
+/// The longest name, in bytes.
+const LONGEST_NAME: usize = 300;
+
+/// What is to be named.
+#[derive(Debug, Default)]
+pub struct Question {
+    /// Addresses in the kernel.
+    pub kernel: Vec<u64>,
+    /// Files, and offsets in them.
+    pub files: Vec<(PathBuf, Vec<u64>)>,
+}
+
+/// Names, as far as there are any.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Of addresses in the kernel.
+    pub kernel: HashMap<u64, String>,
+    /// Of offsets, for each file of the question.
+    pub files: Vec<HashMap<u64, String>>,
+    /// What a reader must know.
+    pub notes: Vec<String>,
+}
+
+/// Answers a question, with what is there when its time is up.
+pub fn ask(question: Question) -> Names {
+    let has_kernel = !question.kernel.is_empty();
+    let mut names = ask_thread(question).unwrap_or_else(|| Names {
+        notes: vec![format!("functions were not named: that takes more than {} s here", PATIENCE.as_secs())],
+        ..Names::default()
+    });
+    if has_kernel && names.kernel.is_empty() {
+        names.notes.push(hidden());
+    }
+    names
+}
+
+/// Why the kernel's symbols have no addresses (kernel/kallsyms.c, `kallsyms_show_value`).
+fn hidden() -> String {
+    let setting = std::fs::read_to_string("/proc/sys/kernel/kptr_restrict").unwrap_or_default();
+    if setting.trim() == "2" {
+        return "kernel functions have no names: kptr_restrict is 2, which hides their addresses from everybody".into();
+    }
+    if !privilege::has_syslog() {
+        return "kernel functions have no names: their addresses are hidden without CAP_SYSLOG".into();
+    }
+    "kernel functions have no names: /proc/kallsyms cannot be read".into()
+}
+
+struct Job {
+    question: Question,
+    until: Instant,
+    answer: SyncSender<Names>,
+}
+
+fn ask_thread(question: Question) -> Option<Names> {
+    static THREAD: Mutex<Option<Sender<Job>>> = Mutex::new(None);
+    let (answer, answered) = sync_channel(1);
+    let job = Job { question, until: Instant::now() + PATIENCE, answer };
+    let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
+    let unsent = match thread.as_ref() {
+        Some(jobs) => jobs.send(job).err().map(|unsent| unsent.0),
+        None => Some(job),
+    };
+    if let Some(job) = unsent {
+        let jobs = start()?;
+        jobs.send(job).ok()?;
+        *thread = Some(jobs);
+    }
+    drop(thread);
+    // The thread looks at the clock between files; one file may take longer than all.
+    answered.recv_timeout(PATIENCE + Duration::from_secs(1)).ok()
+}
+
+fn start() -> Option<Sender<Job>> {
+    let (sender, jobs) = channel();
+    thread::Builder::new().name("mcptrace-names".into()).spawn(move || serve(&jobs)).ok()?;
+    Some(sender)
+}
+
+fn serve(jobs: &Receiver<Job>) {
+    let mut symbolizer = symbolizer();
+    let mut files = 0;
+    while let Ok(job) = jobs.recv_timeout(KEEP) {
+        files += job.question.files.len();
+        if files > MOST_FILES {
+            symbolizer = self::symbolizer();
+            files = job.question.files.len();
+        }
+        // Nobody may be waiting any more.
+        let _ = job.answer.send(names(&symbolizer, &job));
+    }
+    drop(symbolizer);
+    super::loader::release_free_memory();
+}
+
+fn symbolizer() -> Symbolizer {
+    Symbolizer::builder().enable_code_info(false).enable_inlined_fns(false).enable_demangling(true).build()
+}
+
+fn names(symbolizer: &Symbolizer, job: &Job) -> Names {
+    let mut names = Names { kernel: of_kernel(symbolizer, &job.question.kernel), ..Names::default() };
+    for (path, offsets) in &job.question.files {
+        let in_time = Instant::now() < job.until;
+        names.files.push(if in_time { of_file(symbolizer, path, offsets) } else { HashMap::new() });
+        if !in_time && names.notes.is_empty() {
+            names.notes.push(format!("naming functions took longer than {} s: some have no name", PATIENCE.as_secs()));
+        }
+    }
+    names
+}
+
+fn of_kernel(symbolizer: &Symbolizer, addresses: &[u64]) -> HashMap<u64, String> {
+    if addresses.is_empty() {
+        return HashMap::new();
+    }
+    // Only kallsyms: it knows modules and eBPF programs, and an image would have to be found and matched.
+    let kernel =
+        Kernel { kallsyms: MaybeDefault::Default, vmlinux: MaybeDefault::None, debug_syms: false, ..Kernel::default() };
+    named(symbolizer, &Source::Kernel(kernel), Input::AbsAddr(addresses))
+}
+
+fn of_file(symbolizer: &Symbolizer, path: &PathBuf, offsets: &[u64]) -> HashMap<u64, String> {
+    let elf = Elf { debug_syms: false, ..Elf::new(path) };
+    named(symbolizer, &Source::Elf(elf), Input::FileOffset(offsets))
+}
+
+fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> HashMap<u64, String> {
+    let places = input.into_inner();
+    let symbols = match symbolizer.symbolize(source, input) {
+        Ok(symbols) => symbols,
+        Err(error) => {
+            tracing::debug!(?source, %error, "no names");
+            return HashMap::new();
+        }
+    };
+    let name = |(place, symbol): (&u64, &Symbolized<'_>)| match symbol {
+        Symbolized::Sym(symbol) => Some((*place, untrusted(symbol.name.as_bytes(), LONGEST_NAME))),
+        Symbolized::Unknown(_) => None,
+    };
+    places.iter().zip(&symbols).filter_map(name).collect()
+}

@@ -1,0 +1,265 @@
+//! Probes of stacks and of waits on the real kernel, against workloads whose functions have known names. Needs root; without, it fails.
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+use std::sync::Arc;
+
+use mcptrace::{
+    execution::Execution,
+    kernel::filter::Filter,
+    report::{Envelope, Report, Row, Stacks},
+};
+use mcptrace_tests::{
+    probing::{around, assert_no_loss, of_pid, rows, start, stop, try_start},
+    workload,
+    workload::{Workload, hex},
+};
+use serde_json::{Value, json};
+
+const MILLISECOND: u64 = 1_000_000;
+
+fn stacks(envelope: &Envelope) -> &Stacks {
+    match envelope.report.as_ref().unwrap() {
+        Report::Stacks(stacks) => stacks,
+        other => panic!("no stacks: {other:?}"),
+    }
+}
+
+/// What the stacks with a function weigh.
+fn with(envelope: &Envelope, function: &str) -> u64 {
+    let has = |frame: &String| frame == function;
+    stacks(envelope).stacks.iter().filter(|one| one.frames.iter().any(has)).map(|one| one.value).sum()
+}
+
+/// A filter on a process and on durations.
+fn at_least(pid: u32, microseconds: u64) -> Filter {
+    Filter { min_duration_us: Some(microseconds), ..of_pid(pid) }
+}
+
+fn only_row(envelope: &Envelope) -> &Row {
+    let rows = rows(envelope);
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    &rows[0]
+}
+
+fn number(row: &Row, field: &str) -> u64 {
+    row[field].as_u64().unwrap_or_else(|| panic!("{field}: {row:?}"))
+}
+
+fn assert_between(value: u64, low: u64, high: u64, envelope: &Envelope) {
+    assert!((low..=high).contains(&value), "{value} is not between {low} and {high}: {envelope:#?}");
+}
+
+/// All that a started probe finds of a workload that has ended before anybody asked for names.
+fn after_the_end(execution: &Arc<Execution>, mut workload: Workload) -> Envelope {
+    workload.end();
+    drop(workload);
+    stop(execution)
+}
+
+#[test]
+fn a_function_that_computes_has_nearly_all_samples_even_after_its_process_has_ended() {
+    let mut workload = workload!();
+    let execution = start("cpu_profile", &json!({"hertz": 499}), &of_pid(workload.pid()));
+    workload.run("burn 1000");
+    let envelope = after_the_end(&execution, workload);
+    let total = stacks(&envelope).total;
+    // Other work shares the CPUs, and the clock of a virtual machine may come late.
+    assert_between(total, 60, 700, &envelope);
+    assert_eq!(envelope.loss.seen, Some(total));
+    let burnt = with(&envelope, "burn_cpu");
+    assert!(burnt * 100 >= total * 90, "{burnt} of {total}: {envelope:#?}");
+    let heaviest = &stacks(&envelope).frames[0];
+    assert_eq!(heaviest.frame, "burn_cpu");
+    assert!(heaviest.total >= heaviest.self_weight && heaviest.self_weight * 100 >= total * 80, "{heaviest:?}");
+}
+
+#[test]
+fn folded_text_and_flame_graph_have_every_sample() {
+    let mut workload = workload!();
+    let execution = start("cpu_profile", &json!({"hertz": 499}), &of_pid(workload.pid()));
+    workload.run("burn 300");
+    let envelope = stop(&execution);
+    let folded = execution.folded().unwrap();
+    let values = folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap());
+    assert_eq!(values.sum::<u64>(), stacks(&envelope).total);
+    assert!(folded.lines().any(|line| line.starts_with("workload;") && line.contains("burn_cpu")), "{folded}");
+    let picture = execution.flamegraph().unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("<title>burn_cpu ("), "{picture}");
+    let uri = format!("mcptrace://executions/{}/folded", envelope.execution_id);
+    assert_eq!(stacks(&envelope).folded_uri, uri);
+    assert!(stacks(&envelope).stacks_total >= 1);
+}
+
+#[test]
+fn a_side_that_is_not_asked_for_has_no_frames() {
+    let mut workload = workload!();
+    let pid = workload.pid();
+    let kernel =
+        around("cpu_profile", &json!({"hertz": 499, "side": "kernel"}), &of_pid(pid), || _ = workload.run("burn 200"));
+    assert_eq!(with(&kernel, "burn_cpu"), 0);
+    let user =
+        around("cpu_profile", &json!({"hertz": 499, "side": "user"}), &of_pid(pid), || _ = workload.run("burn 200"));
+    assert!(stacks(&user).stacks.iter().flat_map(|one| &one.frames).all(|frame| !frame.ends_with("_[k]")));
+    assert!(with(&user, "burn_cpu") > 0, "{user:#?}");
+}
+
+#[test]
+fn a_frequency_out_of_bounds_is_refused() {
+    for hertz in [0, 1001] {
+        let error = try_start("cpu_profile", &json!({"hertz": hertz}), &Filter::default()).unwrap_err().to_string();
+        assert!(error.contains("options.hertz: takes 1 to 1000"), "{error}");
+    }
+}
+
+#[test]
+fn stacks_come_through_perf_buffers_as_well() {
+    let mut workload = workload!();
+    let options = json!({"hertz": 499, "transport": "perf"});
+    let envelope = around("cpu_profile", &options, &of_pid(workload.pid()), || _ = workload.run("burn 300"));
+    let total = stacks(&envelope).total;
+    assert!(total > 20 && with(&envelope, "burn_cpu") * 100 >= total * 85, "{envelope:#?}");
+}
+
+#[test]
+fn naps_are_off_the_cpu_as_long_and_where_they_are_taken() {
+    let mut workload = workload!();
+    // 23 naps of 7 ms. The 5 ms leave out the waits for a CPU of others, but not the read of the next command.
+    let execution = start("offcpu_stacks", &json!({}), &at_least(workload.pid(), 5000));
+    workload.run("naps 23 7000");
+    let envelope = after_the_end(&execution, workload);
+    let napped = with(&envelope, "take_naps");
+    // Who is pushed off the CPU on the way to sleep sleeps for less.
+    assert_between(napped, 20 * 7 * MILLISECOND, 23 * 7 * MILLISECOND * 2, &envelope);
+    let nap = stacks(&envelope).stacks.iter().find(|one| one.frames.iter().any(|frame| frame == "take_naps")).unwrap();
+    let kernel: Vec<_> = nap.frames.iter().filter(|frame| frame.ends_with("_[k]")).collect();
+    assert!(kernel.iter().any(|frame| frame.contains("nanosleep")), "{kernel:?}");
+    assert!(kernel.last().unwrap().contains("schedule"), "no frame of the tracer is left: {kernel:?}");
+    assert_eq!((stacks(&envelope).unit.as_str(), nap.comm.as_str()), ("ns", "workload"));
+}
+
+#[test]
+fn a_state_that_is_not_asked_for_is_not_counted() {
+    let mut workload = workload!();
+    let nap = |workload: &mut Workload, state: &str| {
+        let pid = workload.pid();
+        let envelope = around("offcpu_stacks", &json!({"state": state}), &at_least(pid, 5000), || {
+            workload.run("naps 5 7000");
+        });
+        with(&envelope, "take_naps")
+    };
+    assert!(nap(&mut workload, "interruptible") >= 3 * 7 * MILLISECOND);
+    assert_eq!(nap(&mut workload, "uninterruptible"), 0);
+}
+
+#[test]
+fn whoever_wakes_stands_behind_whoever_waits() {
+    let mut workload = workload!();
+    let execution = start("wakeup_chains", &json!({}), &at_least(workload.pid(), 4000));
+    // The waiter: 17 waits of 5 ms for a byte that the main thread writes. The main thread's own sleeps are ended by a timer.
+    workload.run("hand_over 17 5000");
+    let envelope = after_the_end(&execution, workload);
+    let handed: Vec<_> = stacks(&envelope)
+        .stacks
+        .iter()
+        .filter(|one| one.comm == "baton_waiter" && one.frames.iter().any(|frame| frame == "wait_for_baton"))
+        .collect();
+    let total: u64 = handed.iter().map(|one| one.value).sum();
+    // The first wait may have begun before the first sleep.
+    assert_between(total, 16 * 5 * MILLISECOND, 17 * 12 * MILLISECOND, &envelope);
+    for one in &handed {
+        let place = |name: &str| one.frames.iter().position(|frame| frame == name);
+        let (waits, woken, passes) = (place("wait_for_baton"), place("-- woken by workload"), place("pass_baton"));
+        assert!(waits < woken && woken < passes && passes.is_some(), "{one:?}");
+    }
+    let by_timer =
+        stacks(&envelope).stacks.iter().any(|one| one.frames.iter().any(|frame| frame == "-- woken by interrupt"));
+    assert!(by_timer, "{envelope:#?}");
+}
+
+#[test]
+fn futex_waits_are_counted_by_how_they_end() {
+    let mut workload = workload!();
+    let pid = workload.pid();
+    let envelope = around("futex_waits", &json!({}), &of_pid(pid), || {
+        workload.run("futex_naps 13 3000");
+        workload.run("futex_changed 7");
+    });
+    assert_no_loss(&envelope);
+    let row = only_row(&envelope);
+    assert_eq!((number(row, "pid"), &row["comm"]), (pid.into(), &Value::from("workload")));
+    assert_eq!((number(row, "waits"), number(row, "timed_out"), number(row, "not_needed")), (20, 13, 7));
+    assert_between(number(row, "total_ns"), 13 * 3 * MILLISECOND, 13 * 30 * MILLISECOND, &envelope);
+    assert!(number(row, "max_ns") >= 3 * MILLISECOND && number(row, "max_ns") <= number(row, "total_ns"));
+}
+
+#[test]
+fn futex_waits_have_stacks_if_asked_for() {
+    let mut workload = workload!();
+    let execution = start("futex_waits", &json!({"stacks": true}), &of_pid(workload.pid()));
+    workload.run("futex_naps 13 3000");
+    let envelope = after_the_end(&execution, workload);
+    assert_no_loss(&envelope);
+    assert_eq!(envelope.loss.seen, Some(13));
+    assert!(with(&envelope, "wait_for_futex") >= 13 * 3 * MILLISECOND, "{envelope:#?}");
+}
+
+#[test]
+fn threads_that_write_to_one_file_wait_for_its_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = hex(folder.path().join("contended").as_os_str().as_encoded_bytes());
+    let mut workload = workload!();
+    let pid = workload.pid();
+    let envelope =
+        around("kernel_locks", &json!({}), &of_pid(pid), || _ = workload.run(&format!("contend {file} 4 61")));
+    let writes: Vec<_> = rows(&envelope).iter().filter(|row| row["lock"] == "rwsem (write)").collect();
+    let waits: u64 = writes.iter().map(|row| number(row, "waits")).sum();
+    // Nobody waits twice for one write.
+    assert_between(waits, 1, 4 * 61, &envelope);
+    assert!(writes.iter().any(|row| row["function"].as_str().unwrap().contains("write")), "{envelope:#?}");
+    for row in rows(&envelope) {
+        assert!(number(row, "max_ns") <= number(row, "total_ns"), "{row:?}");
+        assert_eq!(number(row, "mean_ns"), number(row, "total_ns") / number(row, "waits"), "{row:?}");
+    }
+    let with_stacks = around("kernel_locks", &json!({"stacks": true}), &of_pid(pid), || {
+        _ = workload.run(&format!("contend {file} 4 61"))
+    });
+    assert!(
+        stacks(&with_stacks).stacks.iter().any(|one| one.frames.iter().any(|frame| frame.contains("down_write"))),
+        "{with_stacks:#?}"
+    );
+}
+
+#[test]
+fn memory_that_is_not_freed_is_found_to_the_byte() {
+    let mut workload = workload!();
+    let execution = start("heap_growth", &json!({}), &of_pid(workload.pid()));
+    workload.run("leak 23 1009");
+    workload.run("churn 31 501");
+    workload.run("grow 7 2003");
+    let envelope = after_the_end(&execution, workload);
+    assert_no_loss(&envelope);
+    assert_eq!(with(&envelope, "leak_memory"), 23 * 1009, "{envelope:#?}");
+    assert_eq!(with(&envelope, "grow_memory"), 7 * 2003, "{envelope:#?}");
+    assert_eq!(with(&envelope, "churn_memory"), 0, "{envelope:#?}");
+    // 23 of leak, 4 times 31 of churn, twice 7 of grow; and what the workload needs to read its commands.
+    assert!(envelope.loss.seen.unwrap() >= 23 + 4 * 31 + 2 * 7, "{:?}", envelope.loss);
+    assert!(envelope.notes.iter().any(|note| note.contains("were not freed")), "{:?}", envelope.notes);
+}
+
+#[test]
+fn a_sample_of_allocations_stands_for_all() {
+    let mut workload = workload!();
+    let execution = start("heap_growth", &json!({"sample": 10}), &of_pid(workload.pid()));
+    workload.run("leak 5000 1009");
+    let envelope = after_the_end(&execution, workload);
+    // 500 of 5,000: a deviation of 4 % is usual, one of 40 % would be ten of them.
+    assert_between(with(&envelope, "leak_memory"), 3000 * 1009, 7000 * 1009, &envelope);
+}
+
+#[test]
+fn a_heap_without_a_process_is_refused_with_the_reason() {
+    let error = try_start("heap_growth", &json!({}), &Filter::default()).unwrap_err().to_string();
+    assert!(error.contains("needs filter.pid"), "{error}");
+    let error = try_start("heap_growth", &json!({"binary": "/bin/true"}), &Filter::default()).unwrap_err().to_string();
+    assert!(error.contains("has no function"), "{error}");
+}
