@@ -105,6 +105,14 @@ impl Reader for Panics {
         panic!("a bug in a probe")
     }
 
+    fn take(&self, _record: &[u8]) -> bool {
+        panic!("a bug in a probe")
+    }
+
+    fn bytes(&self) -> usize {
+        0
+    }
+
     fn row(&self, _record: &[u8], _clock: &Clock) -> Option<Row> {
         None
     }

@@ -133,7 +133,7 @@ fn interrupts_are_counted_as_proc_does() {
         let found = series(&envelope).iter().find(|one| one.key["kind"] == "soft" && one.key["name"] == *name);
         let found = found.map_or(0, |one| one.count);
         // The kernel counts a vector a moment before its tracepoint, on each CPU.
-        assert!(found + missed + 2 >= least && found <= most + 2, "{name}: {least} <= {found} <= {most}");
+        assert!(found + missed + 4 >= least && found <= most + 2, "{name}: {least} <= {found} <= {most}");
         vectors += u32::from(found > 0);
     }
     assert!(vectors >= 3, "timers, the scheduler and RCU have some");

@@ -112,14 +112,14 @@ fn waited(ctx: &BtfTracePointContext, pid: u32, ns: u64) -> Result<(), Counter> 
 
 #[inline(always)]
 fn cell(pid: u32) -> Option<*mut FutexCell> {
-    if let Some(cell) = FUTEXES.get_ptr_mut(&pid) {
+    if let Some(cell) = FUTEXES.get_ptr_mut(pid) {
         return Some(cell);
     }
     let comm = bpf_get_current_comm().unwrap_or([0; 16]);
     let waits = Waits { count: 0, total_ns: 0, max_ns: 0 };
     // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used.
-    let _ = FUTEXES.insert(&pid, &FutexCell { waits, timed_out: 0, not_needed: 0, comm }, 1);
-    FUTEXES.get_ptr_mut(&pid)
+    let _ = FUTEXES.insert(pid, FutexCell { waits, timed_out: 0, not_needed: 0, comm }, 1);
+    FUTEXES.get_ptr_mut(pid)
 }
 
 mcptrace_ebpf::object!();

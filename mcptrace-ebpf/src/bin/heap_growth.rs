@@ -158,7 +158,7 @@ fn allocated(address: u64, bytes: u64, key: &StackKey) -> Result<(), Counter> {
     // An address that is given out again was freed by a function that nobody looks at.
     freed(address);
     let block = HeapKey { address, pid: (bpf_get_current_pid_tgid() >> 32) as u32, zero: 0 };
-    BLOCKS.insert(&block, &HeapBlock { bytes, stack: key.id }, 0).map_err(|_| Counter::MapFull)?;
+    BLOCKS.insert(block, HeapBlock { bytes, stack: key.id }, 0).map_err(|_| Counter::MapFull)?;
     weigh(key, bytes)
 }
 
@@ -167,14 +167,14 @@ fn freed(address: u64) {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let block = HeapKey { address, pid, zero: 0 };
     // SAFETY: copied at once.
-    let Some(found) = BLOCKS.get_ptr(&block).map(|found| unsafe { *found }) else { return };
-    let _ = BLOCKS.remove(&block);
+    let Some(found) = BLOCKS.get_ptr(block).map(|found| unsafe { *found }) else { return };
+    let _ = BLOCKS.remove(block);
     let key = StackKey { id: found.stack, pid, zero: 0 };
-    let weight = FREED.get_ptr_mut(&key).or_else(|| {
+    let weight = FREED.get_ptr_mut(key).or_else(|| {
         // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used. There are no more stacks than in STACKS.
         let nothing = StackWeight { count: 0, sum: 0 };
         let _ = FREED.insert(key, nothing, 1);
-        FREED.get_ptr_mut(&key)
+        FREED.get_ptr_mut(key)
     });
     let Some(weight) = weight else { return };
     // SAFETY: a pointer into the map's value.

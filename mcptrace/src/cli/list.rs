@@ -98,7 +98,7 @@ fn as_text(native: &[&Entry], kernel: Option<&Page>) -> String {
     let obstacles: Vec<_> = native.iter().filter_map(|entry| obstacle(entry)).collect();
     if !native.is_empty() {
         lines.push("Native probes (mcptrace run NAME):".to_owned());
-        lines.extend(native.iter().map(|entry| native_line(entry)));
+        lines.extend(native_lines(native));
     }
     if let Some(reason) = failure::lack_of_privilege() {
         lines.push(format!("\nnote: {reason}"));
@@ -113,8 +113,11 @@ fn as_text(native: &[&Entry], kernel: Option<&Page>) -> String {
     lines.join("\n") + "\n"
 }
 
-fn native_line(entry: &Entry) -> String {
-    format!("  {:<16} {:<9} {}", entry.name, entry.category, entry.summary)
+fn native_lines(native: &[&Entry]) -> Vec<String> {
+    let longest = |of: fn(&Entry) -> &str| native.iter().map(|entry| of(entry).len()).max().unwrap_or(0);
+    let (names, categories) = (longest(|entry| entry.name), longest(|entry| entry.category));
+    let line = |entry: &&Entry| format!("  {:<names$}  {:<categories$}  {}", entry.name, entry.category, entry.summary);
+    native.iter().map(line).collect()
 }
 
 fn page_lines(page: &Page, after_native: bool) -> Vec<String> {

@@ -84,7 +84,8 @@ pub(crate) fn sync(path: &str, call: &str, times: i64) -> Vec<i64> {
             "bad" => libc::fsync(9999),
             other => panic!("unknown call {other}"),
         };
-        (0..times).map(|_| i64::from(once())).last().into_iter().collect()
+        let results: Vec<i64> = (0..times).map(|_| i64::from(once())).collect();
+        results.last().copied().into_iter().collect()
     }
 }
 
