@@ -11,6 +11,7 @@ pub use mcptrace_wire::*;
 
 pub mod actor;
 pub mod file;
+pub mod function;
 pub mod kernel;
 pub mod memory;
 pub mod socket;

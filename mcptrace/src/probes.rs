@@ -9,9 +9,12 @@ pub mod capability_checks;
 pub mod catalogue;
 pub mod cpu_profile;
 pub mod cpu_slices;
+pub mod dns_latency;
 pub mod file_io;
 pub mod file_opens;
 pub mod fs_sync;
+pub mod function_latency;
+mod functions;
 pub mod futex_waits;
 pub mod heap_growth;
 pub mod irq_time;
@@ -76,6 +79,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<file_io::FileIo>(),
     Entry::of::<fs_sync::FsSync>(),
     Entry::of::<page_cache::PageCache>(),
+    Entry::of::<dns_latency::DnsLatency>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
     Entry::of::<signals::Signals>(),
@@ -87,6 +91,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<page_faults::PageFaults>(),
     Entry::of::<capability_checks::CapabilityChecks>(),
     Entry::of::<privileged_actions::PrivilegedActions>(),
+    Entry::of::<function_latency::FunctionLatency>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.
@@ -153,6 +158,11 @@ pub trait Probe: Sized + Send + Sync + 'static {
     /// An event as a row; `None` if the record is malformed.
     fn row(_record: &[u8], _clock: &Clock) -> Option<Row> {
         None
+    }
+
+    /// The same for events whose fields have names that only this run knows.
+    fn named_row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
+        Self::row(record, clock)
     }
 }
 
@@ -276,7 +286,7 @@ impl<P: Probe> Reader for P {
     }
 
     fn row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
-        P::row(record, clock)
+        self.named_row(record, clock)
     }
 
     fn event_fields(&self) -> Vec<Field> {

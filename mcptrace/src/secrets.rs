@@ -1,6 +1,9 @@
 //! Which strings of traced programs are shown. Secrets hide in them, so they are masked until the operator says otherwise.
 
-use std::sync::OnceLock;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::OnceLock,
+};
 
 use crate::text::untrusted;
 
@@ -9,6 +12,8 @@ use crate::text::untrusted;
 pub enum Secret {
     /// Arguments of programs.
     Arguments,
+    /// Names that are looked up.
+    Names,
 }
 
 /// The environment variable that reveals: words separated by commas, or `all`.
@@ -19,6 +24,7 @@ impl Secret {
     pub fn word(self) -> &'static str {
         match self {
             Self::Arguments => "arguments",
+            Self::Names => "names",
         }
     }
 
@@ -60,6 +66,13 @@ pub fn masked(argument: &[u8]) -> String {
     untrusted(shown, 64) + &rest
 }
 
+/// A name, masked: its length, and a mark by which the same name is known again while this process runs, and in no other.
+pub fn masked_name(name: &[u8]) -> String {
+    static KEY: OnceLock<RandomState> = OnceLock::new();
+    let mark = KEY.get_or_init(RandomState::new).hash_one(name) as u16;
+    format!("<{} bytes #{mark:04x}>", name.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +97,13 @@ mod tests {
             }
             assert!(!text.contains("hunter2") && !text.contains("ird"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_masked_name_is_known_again() {
+        assert_eq!(masked_name(b"example.org"), masked_name(b"example.org"));
+        assert!(masked_name(b"example.org").starts_with("<11 bytes #"));
+        assert_ne!(masked_name(b"example.org")[..4], masked_name(b"example.com.")[..4]);
     }
 
     #[test]

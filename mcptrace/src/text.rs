@@ -44,6 +44,32 @@ fn push_safe(text: &mut String, letter: char) {
     }
 }
 
+/// Whether the whole of a name fits a pattern of `*` and `?`. Tries one place for the last star at a time, so it takes at most pattern times name steps.
+pub fn matches_glob(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut at, mut seen) = (0, 0);
+    let mut star = None;
+    while seen < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(letter) if *letter == b'?' || *letter == name[seen] => {
+                at += 1;
+                seen += 1;
+            }
+            _ => {
+                let Some((star_at, from)) = star else { return false };
+                star = Some((star_at, from + 1));
+                at = star_at + 1;
+                seen = from + 1;
+            }
+        }
+    }
+    pattern[at..].iter().all(|letter| *letter == b'*')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
-    EbpfContext, Global,
+    Global,
     helpers::{bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_probe_read_user},
     macros::{map, uprobe, uretprobe},
     maps::{Array, HashMap},
@@ -10,13 +10,11 @@ use aya_ebpf::{
 };
 use mcptrace_ebpf::{
     Counter, HeapBlock, HeapKey, HeapSlot, START_SLOTS, StackKey, StackWeight,
-    kernel::{add, count_shared, current_passes, read_kernel},
+    function::{argument, result},
+    kernel::{add, count_shared, current_passes},
     stack::weigh,
 };
 
-/// Offsets in `struct pt_regs` of the first three arguments of a function, and of what it returns.
-#[unsafe(no_mangle)]
-static REGS_FUNCTION: Global<[u32; 4]> = Global::new([0; 4]);
 /// One in so many allocations is looked at.
 #[unsafe(no_mangle)]
 static SAMPLE: Global<u32> = Global::new(1);
@@ -84,7 +82,7 @@ fn frees(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 fn returns(ctx: RetProbeContext) -> u32 {
     let Some((bytes, target)) = take() else { return 0 };
-    let result = register(&ctx, 3);
+    let result = result(&ctx);
     let address = if target == 0 {
         result
     } else if result as u32 == 0 {
@@ -105,19 +103,6 @@ fn returns(ctx: RetProbeContext) -> u32 {
 
 mcptrace_ebpf::sends_stacks!();
 mcptrace_ebpf::follows_forks!();
-
-#[inline(always)]
-fn argument(ctx: &ProbeContext, index: usize) -> u64 {
-    register(ctx, index)
-}
-
-/// By the helper, because the verifier wants constant offsets into the context.
-#[inline(always)]
-fn register<C: EbpfContext>(ctx: &C, index: usize) -> u64 {
-    let offset = REGS_FUNCTION.load()[index];
-    // SAFETY: the context is the thread's registers.
-    unsafe { read_kernel(ctx.as_ptr().cast::<u8>().wrapping_add(offset as usize)) }
-}
 
 #[inline(always)]
 fn begin(bytes: u64, target: u64) {

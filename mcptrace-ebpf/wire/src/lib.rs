@@ -7,6 +7,7 @@
 #![no_std]
 
 mod files;
+mod functions;
 mod net;
 mod privileges;
 mod processes;
@@ -14,6 +15,7 @@ mod stack;
 mod time;
 
 pub use files::*;
+pub use functions::*;
 pub use net::*;
 pub use privileges::*;
 pub use processes::*;

@@ -23,10 +23,14 @@ pub struct Arch {
     pub regs_arguments: [u32; 3],
     /// The same for a 32-bit call.
     pub regs_compat_arguments: [u32; 3],
-    /// Offsets of the first three arguments of a function and of what it returns.
-    pub regs_function: [u32; 4],
     /// Offset of the fourth argument, of a native and of a 32-bit call.
     pub regs_fourth: [u32; 2],
+    /// Offsets of the first three arguments of a function and of what it returns.
+    pub regs_function: [u32; 4],
+    /// Offset of the stack pointer.
+    pub regs_stack: u32,
+    /// What a return takes off the stack, in bytes.
+    pub return_pops: u32,
     /// Offsets of two registers that are equal in a native call and hardly ever in another; equal offsets where there are none.
     pub regs_native_mark: [u32; 2],
     /// The member of `struct task_struct` that tells 32-bit calls apart.
@@ -43,9 +47,11 @@ pub const ARCH: Arch = Arch {
     regs_syscall: 120,
     regs_arguments: [112, 104, 96],
     regs_compat_arguments: [40, 88, 96],
-    regs_function: [112, 104, 96, 80],
     // r10 and si.
     regs_fourth: [56, 104],
+    regs_function: [112, 104, 96, 80],
+    regs_stack: 152,
+    return_pops: 8,
     regs_native_mark: [88, 128],
     compat_word: "thread_info.status",
     compat_mask: 2,
@@ -59,8 +65,10 @@ pub const ARCH: Arch = Arch {
     regs_syscall: 280,
     regs_arguments: [272, 8, 16],
     regs_compat_arguments: [272, 8, 16],
-    regs_function: [0, 8, 16, 0],
     regs_fourth: [24, 24],
+    regs_function: [0, 8, 16, 0],
+    regs_stack: 248,
+    return_pops: 0,
     regs_native_mark: [0, 0],
     compat_word: "thread_info.flags",
     compat_mask: 1 << 22,

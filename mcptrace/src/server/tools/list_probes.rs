@@ -15,6 +15,7 @@ use crate::{
         error::ToolError,
         schema,
     },
+    text::matches_glob,
 };
 
 pub(super) const ROW: Row = Row {
@@ -245,32 +246,7 @@ fn glob(pattern: &str, name: &str) -> bool {
     if !pattern.contains(['*', '?']) {
         return name.contains(pattern);
     }
-    matches(pattern.as_bytes(), name.as_bytes())
-}
-
-/// Tries one place for the last star at a time, so it takes at most pattern times name steps.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut at, mut seen) = (0, 0);
-    let mut star = None;
-    while seen < name.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, seen));
-                at += 1;
-            }
-            Some(letter) if *letter == b'?' || *letter == name[seen] => {
-                at += 1;
-                seen += 1;
-            }
-            _ => {
-                let Some((star_at, from)) = star else { return false };
-                star = Some((star_at, from + 1));
-                at = star_at + 1;
-                seen = from + 1;
-            }
-        }
-    }
-    pattern[at..].iter().all(|letter| *letter == b'*')
+    matches_glob(pattern, name)
 }
 
 #[cfg(test)]

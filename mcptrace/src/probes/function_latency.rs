@@ -1,0 +1,228 @@
+//! How long functions of programs and libraries take.
+
+use aya::maps::MapError;
+use mcptrace_wire::{Histogram as Kept, SlowCall};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put};
+use crate::{
+    clock::Clock,
+    distribution::{Distribution, RELATIVE_ERROR},
+    kernel::{
+        attached::{Maps, Plan},
+        discovery::binary::Binary,
+        hook::{Attach, Function},
+    },
+    report::{Field, Histogram, Report, Row},
+    suggest::nearest,
+    text::{comm, matches_glob},
+};
+
+/// Functions at once. Each costs two breakpoints, which the kernel sets and removes one by one.
+const MOST_FUNCTIONS: usize = 100;
+/// Calls under way at once.
+const MOST_CALLS: u32 = 65_536;
+/// Buffer for slow calls: 16,384 records.
+const EVENT_BYTES: u32 = 1 << 20;
+
+/// The probe.
+#[derive(Clone, Debug, Default)]
+pub struct FunctionLatency {
+    names: Vec<String>,
+}
+
+/// Options of the probe.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Program or library with the functions, by path or name
+    pub binary: String,
+    /// Functions by symbol or glob (SSL_*)
+    pub function: String,
+    /// Also list single events that took at least this long, in microseconds
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
+    pub slower_than_us: Option<u64>,
+    /// How events reach user space; left out, the kernel's best
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Transport")]
+    pub transport: Option<Transport>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { binary: "libc".into(), function: String::new(), slower_than_us: None, transport: None }
+    }
+}
+
+impl Probe for FunctionLatency {
+    const NAME: &'static str = "function_latency";
+    const SUMMARY: &'static str = "How often is a function of a program or library called, and how long does it take?";
+    const CATEGORY: &'static str = "applications";
+    const DETAILS: &'static str = "Time from entry to return of functions that options.function names, a symbol or a glob over symbols of \
+        options.binary, at most 100 at once; with filter.pid in that process's own file, which may be a container's. Time includes what the \
+        function calls and waits for; calls of itself count each on their own. Each call traps twice into the kernel, one to some \
+        microseconds that are part of an outer function's time: not for functions called millions of times a second. A call under way when \
+        tracing begins is not seen, one that never returns (longjmp, an exception through it, exit) neither; functions that the compiler \
+        inlined have no symbol. result in events is the register of the result, of no meaning where there is none. Kernels before 5.15 \
+        take one function at a time.";
+    const NEXT: &'static [&'static str] = &[
+        "which symbols there are: list_probes with filter = binary:/path:*part*",
+        "a function is slow and does not compute: offcpu_stacks or syscall_latency with filter.pid",
+    ];
+    const EXAMPLE: &'static str =
+        r#"{"probe":"function_latency","options":{"binary":"libssl","function":"SSL_do_handshake"},"seconds":10}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/function_latency.o");
+    const HOOKS: &'static [Attach] =
+        &[Attach::functions("returns", "options.function"), Attach::functions("enter", "options.function")];
+    const NEEDS: &'static [&'static str] = &[];
+    const COUNTS: &'static str = "returns";
+    const COST_NS: f64 = 3000.0;
+    type Options = Options;
+
+    fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        let file = functions::open(&options.binary, context)?;
+        let chosen = choose(&functions::read(&file)?, options)?;
+        let has_cookie = aya::features().bpf_cookie();
+        check_number(chosen.len(), has_cookie)?;
+        let mut plan = plan_of::<Self>(context);
+        let places: Vec<Function> = chosen
+            .iter()
+            .zip(0..)
+            .map(|((name, offset), index)| {
+                let cookie = has_cookie.then_some(index);
+                functions::place(name, file.path(), *offset, functions::scope(context), cookie)
+            })
+            .collect();
+        plan.attach = places.iter().cloned().map(|place| Attach::function("returns", place)).collect();
+        plan.attach.extend(places.into_iter().map(|place| Attach::function("enter", place)));
+        plan.globals.extend(functions::register_globals());
+        plan.globals.push(("HAS_COOKIE", u32::from(has_cookie).to_ne_bytes().to_vec()));
+        plan.map_entries.extend([("STARTS", MOST_CALLS), ("HISTOGRAMS", chosen.len() as u32)]);
+        if let Some(us) = options.slower_than_us {
+            plan.globals.push(("SLOWER_THAN_NS", us.saturating_mul(1000).to_ne_bytes().to_vec()));
+            plan.event_bytes = EVENT_BYTES;
+        }
+        plan.transport = Transport::resolve(options.transport, context.transport);
+        Ok((Self { names: chosen.into_iter().map(|(name, _)| name).collect() }, plan))
+    }
+
+    fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        Ok(found(&self.names, &maps.array("HISTOGRAMS")?))
+    }
+
+    fn fields() -> Vec<Field> {
+        vec![Field::new("latency", "ns")]
+    }
+
+    fn event_fields() -> Vec<Field> {
+        let mut fields = plain(&["time", "function"]);
+        fields.push(Field::new("latency_ns", "ns"));
+        fields.extend(plain(&["result", "pid", "tid", "comm"]));
+        fields
+    }
+
+    fn accepts(record: &[u8]) -> bool {
+        parse::<SlowCall>(record).is_some()
+    }
+
+    fn named_row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
+        let (slow, _) = parse::<SlowCall>(record)?;
+        let mut row = Row::new();
+        put(&mut row, "time", clock.utc(slow.time_ns));
+        put(&mut row, "function", self.names.get(slow.function as usize).cloned().unwrap_or_default());
+        put(&mut row, "latency_ns", slow.latency_ns);
+        put(&mut row, "result", slow.result);
+        put(&mut row, "pid", slow.pid);
+        put(&mut row, "tid", slow.tid);
+        put(&mut row, "comm", comm(&slow.comm));
+        Some(row)
+    }
+}
+
+/// The functions that the options name, with their offsets in the file; names of one place are one function.
+fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<(String, u64)>, OptionError> {
+    let Options { binary: file, function: wanted, .. } = options;
+    if wanted.is_empty() {
+        return Err(OptionError::new("options.function is missing: a symbol of options.binary, or a glob (SSL_*)"));
+    }
+    let is_wanted = |name: &str| if is_glob(wanted) { matches_glob(wanted, name) } else { name == wanted };
+    let mut chosen: Vec<(String, u64)> = Vec::new();
+    for function in &binary.functions {
+        let name = function.name();
+        let Some(offset) = binary.offset(function.address).filter(|_| is_wanted(&name)) else { continue };
+        if !chosen.iter().any(|(_, known)| *known == offset) {
+            chosen.push((name.into_owned(), offset));
+        }
+    }
+    if chosen.is_empty() {
+        let names: Vec<_> = binary.functions.iter().map(crate::kernel::discovery::binary::Function::name).collect();
+        let near = nearest(wanted, names.iter().map(AsRef::as_ref)).map(str::to_owned);
+        let text = crate::text::untrusted(wanted.as_bytes(), 100);
+        let message = format!("options.function: `{file}` has no function `{text}` among its {} symbols", names.len());
+        return Err(OptionError { message, did_you_mean: near });
+    }
+    Ok(chosen)
+}
+
+fn is_glob(pattern: &str) -> bool {
+    pattern.contains(['*', '?'])
+}
+
+fn check_number(chosen: usize, has_cookie: bool) -> Result<(), OptionError> {
+    let most = if has_cookie { MOST_FUNCTIONS } else { 1 };
+    if chosen <= most {
+        return Ok(());
+    }
+    let why = if has_cookie { "" } else { ", because this kernel cannot tell several apart (5.15 can)" };
+    Err(OptionError::new(format!(
+        "options.function matches {chosen} functions; at most {most} can be timed at once{why}"
+    )))
+}
+
+fn found(names: &[String], kept: &[Kept]) -> Found {
+    let of = |(name, kept): (&String, &Kept)| {
+        let mut all = Distribution::default();
+        all.add(kept);
+        (name.clone(), all)
+    };
+    let mut called: Vec<_> = names.iter().zip(kept).map(of).filter(|(_, all)| all.count() > 0).collect();
+    called.sort_by_key(|(_, all)| std::cmp::Reverse(all.count()));
+    let delivered = called.iter().map(|(_, all)| all.count()).sum();
+    let key = |name: &String| Row::from_iter([("function".to_owned(), name.as_str().into())]);
+    let series: Vec<_> = called.iter().map(|(name, all)| all.series(key(name))).collect();
+    let histogram = Histogram {
+        unit: "ns".into(),
+        key: vec!["function".into()],
+        relative_error: RELATIVE_ERROR,
+        series_total: series.len() as u64,
+        series,
+        others: None,
+    };
+    let notes = vec![format!("{} of {} functions that were watched were called", called.len(), names.len())];
+    Found { report: Some(Report::Histogram(histogram)), delivered, notes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_that_were_not_called_are_counted_and_not_listed() {
+        let mut kept = vec![Kept::EMPTY; 3];
+        kept[2].buckets[4] = 7;
+        kept[0].buckets[4] = 2;
+        let found = found(&["a".into(), "b".into(), "c".into()], &kept);
+        assert_eq!((found.delivered, found.notes[0].as_str()), (9, "2 of 3 functions that were watched were called"));
+        let Some(Report::Histogram(histogram)) = found.report else { panic!() };
+        assert_eq!(histogram.series[0].key["function"], "c");
+    }
+
+    #[test]
+    fn old_kernels_time_one_function_at_a_time() {
+        assert!(check_number(100, true).is_ok() && check_number(1, false).is_ok());
+        assert!(check_number(101, true).unwrap_err().message.contains("matches 101 functions; at most 100"));
+        assert!(check_number(2, false).unwrap_err().message.ends_with("(5.15 can)"));
+    }
+}
