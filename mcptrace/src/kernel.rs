@@ -10,7 +10,6 @@ pub mod discovery;
 pub mod filter;
 pub mod hook;
 pub mod image;
-pub mod kallsyms;
 pub mod layout;
 pub mod loader;
 pub mod privilege;

@@ -11,7 +11,9 @@ pub mod catalogue;
 pub mod cpu_profile;
 pub mod cpu_slices;
 pub mod dns_latency;
+pub mod file_io;
 pub mod file_opens;
+pub mod fs_sync;
 pub mod function_latency;
 mod functions;
 pub mod futex_waits;
@@ -24,7 +26,9 @@ pub mod offcpu_stacks;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
+pub mod page_cache;
 pub mod page_faults;
+pub mod paths;
 pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
@@ -73,6 +77,9 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<tcp_retransmits::TcpRetransmits>(),
     Entry::of::<packet_drops::PacketDrops>(),
     Entry::of::<net_traffic::NetTraffic>(),
+    Entry::of::<file_io::FileIo>(),
+    Entry::of::<fs_sync::FsSync>(),
+    Entry::of::<page_cache::PageCache>(),
     Entry::of::<dns_latency::DnsLatency>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
