@@ -2,4 +2,5 @@
 //!
 //! Every second the collectors yield a [`Tick`]; the store keeps it; history answers questions about what was kept.
 
+pub mod metrics;
 pub mod tick;
