@@ -1,5 +1,6 @@
 //! The commands for people. Each is a file of its own and a row in [`VERBS`].
 
+mod daemon;
 mod describe;
 mod doctor;
 mod failure;
@@ -36,6 +37,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: describe::define, run: describe::run },
     Verb { define: script::define, run: script::run },
     Verb { define: doctor::define, run: doctor::run },
+    Verb { define: daemon::define, run: daemon::run },
     Verb { define: gate::define, run: gate::run },
 ];
 

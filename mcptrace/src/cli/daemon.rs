@@ -1,0 +1,170 @@
+//! `mcptrace daemon`: the recorder, until it is told to end.
+
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use tokio::{runtime, select, time::sleep};
+
+use super::{Failure, run::interrupts};
+use crate::recorder::{
+    run::{GroupStatus, Options, Recorder, Status},
+    sink::{Print, Sink},
+};
+
+/// How soon after the start it says what recording costs: after the first measurement.
+const FIRST_REPORT: Duration = Duration::from_secs(6);
+
+const AFTER_HELP: &str = "\
+What is recorded: time on CPUs by process, waits for a CPU, context switches, block requests, TCP connections, network devices,
+processes that begin and end, signals that kill, stalls for memory, interrupts, pressure, locks of the kernel, and system calls for a
+part of the time. Over the budget it first looks at system calls for a shorter time, then leaves out what is dearest, and takes it back
+when there is room. It ends at SIGTERM or SIGINT; nothing stays attached.";
+
+pub(super) fn define() -> Command {
+    Command::new("daemon")
+        .about("Record what the machine does, all the time, at a bounded cost")
+        .arg(
+            Arg::new("budget")
+                .long("budget")
+                .value_name("PERCENT")
+                .value_parser(budget)
+                .default_value("1")
+                .help("What recording may cost, in percent of the time of all CPUs"),
+        )
+        .arg(Arg::new("no-syscalls").long("no-syscalls").action(ArgAction::SetTrue).help("Never look at system calls"))
+        .arg(
+            Arg::new("seconds")
+                .long("seconds")
+                .value_name("N")
+                .value_parser(value_parser!(u64).range(1..))
+                .hide(true)
+                .help("End after so many seconds"),
+        )
+        .arg(
+            Arg::new("print")
+                .long("print")
+                .action(ArgAction::SetTrue)
+                .help("Keep nothing; print every second as a line of JSON"),
+        )
+        .after_help(AFTER_HELP)
+}
+
+/// A percentage as a share.
+fn budget(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|_| "a number of percent, for example 0.5".to_owned())?;
+    if (0.05..=50.0).contains(&percent) { Ok(percent / 100.0) } else { Err("0.05 to 50 percent".to_owned()) }
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let budget = matches.get_one("budget").copied().unwrap_or(0.01);
+    let options = Options { budget, syscalls: !matches.get_flag("no-syscalls") };
+    let seconds = matches.get_one::<u64>("seconds").copied();
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(record(options, sink(matches)?, seconds))
+}
+
+fn sink(matches: &ArgMatches) -> Result<Box<dyn Sink>, Failure> {
+    if matches.get_flag("print") {
+        return Ok(Box::new(Print));
+    }
+    Err(Failure::cannot_run("this build keeps no history; `--print` shows what is recorded"))
+}
+
+async fn record(options: Options, sink: Box<dyn Sink>, seconds: Option<u64>) -> Result<(), Failure> {
+    // Before anything is attached, so that a signal meanwhile ends it in order.
+    let interrupted = interrupts()?;
+    let recorder = Recorder::start(options, sink).map_err(|error| Failure::cannot_run(error.to_string()))?;
+    say(&begun(&recorder.status()));
+    let end = seconds.map(Duration::from_secs);
+    select! {
+        () = interrupted.cancelled() => {}
+        () = sleep(end.unwrap_or(Duration::MAX)), if end.is_some() => {}
+        () = report(&recorder) => {}
+    }
+    say("ending");
+    let status = recorder.stop();
+    say(&format!("ended after {} seconds recorded", status.ticks));
+    Ok(())
+}
+
+/// Says what recording costs, soon after the start and whenever what is recorded changes.
+async fn report(recorder: &Recorder) {
+    sleep(FIRST_REPORT).await;
+    let mut status = recorder.status();
+    say(&cost(&status));
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        let now = recorder.status();
+        let states = |status: &Status| status.groups.iter().map(|group| group.state).collect::<Vec<_>>();
+        if states(&now) != states(&status) {
+            say(&format!("{}; {}", groups(&now), cost(&now)));
+        }
+        if now.error != status.error {
+            say(&now.error.as_ref().map_or_else(|| "kept again".to_owned(), |error| format!("not kept: {error}")));
+        }
+        status = now;
+    }
+}
+
+fn begun(status: &Status) -> String {
+    let budget = status.budget_percent;
+    format!("recording to {}, budget {budget} % of CPU time; {}", status.sink, groups(status))
+}
+
+fn groups(status: &Status) -> String {
+    let names = |wanted: &[&str]| {
+        let all = status.groups.iter().filter(|group| wanted.contains(&group.state)).map(|group| group.name);
+        all.collect::<Vec<_>>().join(", ")
+    };
+    let mut text = format!("recorded: {}", names(&["on", "duty_cycle"]));
+    let without = |group: &GroupStatus| !matches!(group.state, "on" | "duty_cycle");
+    for group in status.groups.iter().filter(|group| without(group)) {
+        let why = group.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        text += &format!("; {} is {}{why}", group.name, group.state);
+    }
+    text
+}
+
+fn cost(status: &Status) -> String {
+    if !status.cost_is_measured {
+        return "its cost in the kernel cannot be measured here (that takes CAP_SYS_ADMIN and Linux 5.8)".to_owned();
+    }
+    let Status { cost_percent, cost_process_percent, .. } = status;
+    format!("costs {cost_percent} % of CPU time, {cost_process_percent} % of it in this process")
+}
+
+/// A line on stderr; whoever read it may have gone.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "mcptrace daemon: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_a_sensible_percentage() {
+        assert_eq!(budget("0.5"), Ok(0.005));
+        for wrong in ["0", "51", "-1", "nan", "one"] {
+            assert!(budget(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_recorded_is_said_with_its_reason() {
+        let group = |name, state, why: Option<&str>| GroupStatus {
+            name,
+            state,
+            why: why.map(str::to_owned),
+            cost_percent: 0.0,
+        };
+        let groups_of = vec![
+            group("cpu", "on", None),
+            group("locks", "unsupported", Some("it has no tracepoint")),
+            group("syscalls", "duty_cycle", None),
+        ];
+        let text = groups(&Status { groups: groups_of, ..Status::default() });
+        assert_eq!(text, "recorded: cpu, syscalls; locks is unsupported: it has no tracepoint");
+    }
+}
