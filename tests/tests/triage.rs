@@ -1,4 +1,5 @@
 //! Triage against faults that are really there. Needs root, and a machine that does little else; without root it fails.
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use std::{
     fs,

@@ -174,7 +174,7 @@ impl Call {
         while started.elapsed() < length {
             tokio::select! {
                 () = self.context.ct.cancelled() => return Waited::Cancelled,
-                () = tokio::time::sleep((length - started.elapsed()).min(PROGRESS)) => {}
+                () = tokio::time::sleep(length.saturating_sub(started.elapsed()).min(PROGRESS)) => {}
             }
             if let Some(token) = token.clone().filter(|_| started.elapsed() < length) {
                 let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;

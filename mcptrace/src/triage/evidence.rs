@@ -211,14 +211,13 @@ impl Evidence {
                 "1/s",
             ),
         ];
-        let stalls: [(&str, fn(&super::system::Pressure) -> u64); 4] = [
-            ("cpu_stalled", |one| one.cpu_us),
-            ("memory_stalled", |one| one.memory_us),
-            ("io_stalled", |one| one.io_us),
-            ("io_stalled_all", |one| one.io_full_us),
+        let stalls = [
+            ("cpu_stalled", self.stalled(|one| one.cpu_us)),
+            ("memory_stalled", self.stalled(|one| one.memory_us)),
+            ("io_stalled", self.stalled(|one| one.io_us)),
+            ("io_stalled_all", self.stalled(|one| one.io_full_us)),
         ];
-        let stalled = stalls.iter().filter_map(|(name, of)| Some((name, self.stalled(of)?)));
-        numbers.extend(stalled.map(|(name, share)| Number::new(name, share * 100.0, "%")));
+        numbers.extend(stalls.into_iter().filter_map(|(name, share)| Some(Number::new(name, share? * 100.0, "%"))));
         if let Some((available, all)) = self.after.memory {
             numbers.push(Number::new("memory_available", available as f64 / all.max(1) as f64 * 100.0, "%"));
         }

@@ -78,10 +78,19 @@ impl Kind {
             }
             SignalStorm => &[CpuSaturation, RunqDelay, RunawayProcess, SyscallFailures, KernelLockContention],
             IrqLoad => &[CpuSaturation, RunqDelay, RunawayProcess, PacketDrops],
-            TcpRetransmits => &[PacketDrops],
-            DnsSlow => &[PacketDrops],
+            TcpRetransmits | DnsSlow => &[PacketDrops],
             RunqDelay | RunawayProcess | DiskLatency | PacketDrops => &[],
         }
+    }
+}
+
+impl Kind {
+    /// Whether it is what one process does, not the machine.
+    pub fn is_of_process(self) -> bool {
+        matches!(
+            self,
+            UserLockContention | KernelLockContention | SyscallFailures | SignalStorm | ConnectionRefused | FsyncStorm
+        )
     }
 }
 

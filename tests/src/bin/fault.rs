@@ -124,7 +124,7 @@ fn direct_io() {
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
     let file = Arc::new(file);
     threads(16, move |index| {
-        let mut buffer = Aligned([index as u8; 1 << 18]);
+        let mut buffer = Aligned([index as u8; 1 << 14]);
         let mut place = index as u64 * 7919;
         loop {
             place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -143,7 +143,7 @@ fn direct_io() {
 }
 
 #[repr(align(4096))]
-struct Aligned([u8; 1 << 18]);
+struct Aligned([u8; 1 << 14]);
 
 /// Many threads want one lock, whose holder sleeps.
 fn lock_convoy() {
@@ -199,6 +199,9 @@ fn memory_limit() {
         file.write_all(&vec![1; 1 << 20]).unwrap();
     }
     file.sync_all().unwrap();
+    // What is cached now belongs to the group that wrote it.
+    // SAFETY: a descriptor that is open.
+    assert_eq!(unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) }, 0);
     drop(file);
     limited("memory", &[("memory.max", "67108864")], &[("memory.limit_in_bytes", "67108864")]);
     let mut held = vec![1_u8; 32 << 20];

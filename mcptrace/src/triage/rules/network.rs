@@ -36,8 +36,6 @@ fn retransmits(evidence: &Evidence) -> Option<Judged> {
         })
         .collect();
     sort(&mut who);
-    who.truncate(2);
-    who.extend(evidence.busiest());
     let share = if sent > 0 { count as f64 / sent as f64 } else { 0.0 };
     Some(Judged {
         impact: over(rate, 2.0, 100.0)?.min(over(count as f64, 5.0, 50.0)?),

@@ -53,8 +53,9 @@ fn signal_storm(evidence: &Evidence) -> Option<Judged> {
     })
 }
 
-/// Errors that are a program's normal way: nothing there yet, try again, not so, a search that goes on.
-const NORMAL: [&str; 12] = [
+/// Errors that are a program's normal way: nothing there yet, try again, not so. EINVAL is how readlink says that it is no link.
+const NORMAL: [&str; 13] = [
+    "EINVAL",
     "EAGAIN",
     "EWOULDBLOCK",
     "EINTR",
