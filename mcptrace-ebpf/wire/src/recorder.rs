@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_process_and_its_time_fit_into_one_word() {
         let most = (1 << 22) - 1;
-        let word = running(most, 7 << RUNNING_TIME_BITS | 99);
+        let word = running(most, 7 << RUNNING_TIME_BITS | 0x63);
         assert_eq!((running_process(word), running_for(word, 100)), (most, 1));
         assert_eq!(running_for(running(1, RUNNING_TIME_MASK), RUNNING_TIME_MASK + 11), 11, "the time wraps");
         assert_eq!(running_process(running(0, u64::MAX)), 0);

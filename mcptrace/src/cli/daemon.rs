@@ -116,13 +116,11 @@ fn groups(status: &Status) -> String {
         let all = status.groups.iter().filter(|group| wanted.contains(&group.state)).map(|group| group.name);
         all.collect::<Vec<_>>().join(", ")
     };
-    let mut text = format!("recorded: {}", names(&["on", "duty_cycle"]));
-    let without = |group: &GroupStatus| !matches!(group.state, "on" | "duty_cycle");
-    for group in status.groups.iter().filter(|group| without(group)) {
-        let why = group.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        text += &format!("; {} is {}{why}", group.name, group.state);
-    }
-    text
+    let without = status.groups.iter().filter(|group| !matches!(group.state, "on" | "duty_cycle"));
+    let why = |group: &GroupStatus| group.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let without = without.map(|group| format!("{} is {}{}", group.name, group.state, why(group)));
+    let recorded = format!("recorded: {}", names(&["on", "duty_cycle"]));
+    [recorded].into_iter().chain(without).collect::<Vec<_>>().join("; ")
 }
 
 fn cost(status: &Status) -> String {

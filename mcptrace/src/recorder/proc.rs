@@ -55,10 +55,10 @@ impl Proc {
 
     /// Samples of all files. The first call only remembers the counters: it has levels alone.
     pub(super) fn read(&mut self, samples: &mut Samples) {
-        for index in 0..FILES.len() {
+        for (index, path) in FILES.into_iter().enumerate() {
             let Some(text) = self.text(index) else { continue };
             let mut found = Found { counters: &mut self.counters, samples, started: self.started };
-            match FILES[index] {
+            match path {
                 "/proc/stat" => stat(&text, 1_000_000_000 / self.clock_ticks, &mut found),
                 "/proc/loadavg" => loadavg(&text, &mut found),
                 "/proc/meminfo" => meminfo(&text, &mut found),

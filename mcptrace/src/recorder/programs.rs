@@ -148,7 +148,7 @@ pub(super) fn plan() -> Plan {
 /// The programs and their maps.
 pub(super) struct Programs {
     kernel: &'static Kernel,
-    programs: Vec<AttachedProgram>,
+    attached: Vec<AttachedProgram>,
     on: BTreeMap<&'static str, bool>,
     bank: usize,
     control: Mapped<Control>,
@@ -175,7 +175,7 @@ impl Programs {
         let mapping = |error: io::Error| failed(format!("cannot map its arrays: {error}"));
         Ok(Self {
             kernel,
-            programs: Vec::new(),
+            attached: Vec::new(),
             on: BTreeMap::new(),
             bank: 0,
             control: Mapped::new(&ebpf, "CONTROL", 1).map_err(mapping)?,
@@ -192,7 +192,7 @@ impl Programs {
 
     /// The attached programs.
     pub(super) fn attached(&self) -> &[AttachedProgram] {
-        &self.programs
+        &self.attached
     }
 
     /// Whether a group is attached.
@@ -214,8 +214,8 @@ impl Programs {
         if name == metrics::CPU {
             self.cpus.clear();
         }
-        let attached = self.kernel.attach_loaded(&mut self.ebpf, "recorder", group.attach, &mut self.programs);
-        if let Err(error) = attached {
+        let outcome = self.kernel.attach_loaded(&mut self.ebpf, "recorder", group.attach, &mut self.attached);
+        if let Err(error) = outcome {
             self.detach(name);
             return Err(error.to_string());
         }
@@ -226,7 +226,7 @@ impl Programs {
 
     /// Detaches a group; what it has added up is in the next reading.
     pub(super) fn detach(&mut self, name: &'static str) {
-        for program in self.programs.iter_mut().filter(|program| group_of(program.name) == name) {
+        for program in self.attached.iter_mut().filter(|program| group_of(program.name) == name) {
             program.detach();
         }
         self.on.insert(name, false);
