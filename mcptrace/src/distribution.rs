@@ -53,6 +53,31 @@ impl Distribution {
         self.max = self.max.max(*max);
     }
 
+    /// A distribution out of its filled buckets and its sum, least and greatest value.
+    pub fn restored(filled: impl IntoIterator<Item = (usize, u64)>, sum: u64, min: u64, max: u64) -> Self {
+        let mut restored = Self { sum, ..Self::default() };
+        for (bucket, count) in filled {
+            if let Some(own) = restored.buckets.get_mut(bucket) {
+                *own += count;
+                restored.count += count;
+            }
+        }
+        if restored.count > 0 {
+            (restored.min, restored.max) = (min, max);
+        }
+        restored
+    }
+
+    /// The filled buckets with their counts, ascending.
+    pub fn counts(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.buckets.iter().copied().enumerate().filter(|(_, count)| *count > 0)
+    }
+
+    /// The sum, the least and the greatest value; zeros if there are none.
+    pub fn extent(&self) -> (u64, u64, u64) {
+        (self.sum, if self.count == 0 { 0 } else { self.min }, self.max)
+    }
+
     /// How many values.
     pub fn count(&self) -> u64 {
         self.count

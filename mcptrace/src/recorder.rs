@@ -1,5 +1,8 @@
 //! The recorder: a few aggregates that are always on, and what they found in the past.
 //!
-//! Every second the collectors yield a [`Tick`]; the store keeps it; history answers questions about what was kept.
+//! Every second the collectors yield a [`tick::Tick`]; the [`store`] keeps it; [`history`] answers questions about what was kept.
 
+pub mod history;
+pub mod place;
+pub mod store;
 pub mod tick;
