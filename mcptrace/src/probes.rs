@@ -93,6 +93,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<capability_checks::CapabilityChecks>(),
     Entry::of::<privileged_actions::PrivilegedActions>(),
     Entry::of::<function_latency::FunctionLatency>(),
+    Entry::of::<bpf_programs::BpfPrograms>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.

@@ -38,7 +38,7 @@ pub struct Limits {
     pub spare_bytes: u64,
     /// Label sets that are known at once.
     pub series: usize,
-    /// New label sets a minute, after which they are "(others)".
+    /// New label sets a minute, after which they are "others".
     pub fresh_series: usize,
     /// Events that are kept one by one.
     pub events: u64,

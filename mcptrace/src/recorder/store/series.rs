@@ -5,12 +5,10 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension as _, Result};
 
 use super::schema::kind_word;
-use crate::recorder::tick::Metric;
+use crate::recorder::{metrics::OTHERS, tick::Metric};
 
 /// Series that were not seen for so many ticks leave memory.
 const IDLE_TICKS: i64 = 600;
-/// What stands for a label set that has no room.
-const OTHERS: &str = "(others)";
 
 /// Numbers of metrics and series, as far as they are in use.
 #[derive(Debug, Default)]
@@ -38,7 +36,7 @@ impl Interned {
         Ok(id)
     }
 
-    /// The number of a label set; that of "(others)" if too many were new lately.
+    /// The number of a label set; that of "others" if too many were new lately.
     pub(super) fn series(
         &mut self,
         connection: &Connection,
