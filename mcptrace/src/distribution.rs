@@ -1,6 +1,6 @@
 //! Log-linear histograms in user space: merging what the kernel kept, percentiles. Pure.
 
-use mcptrace_wire::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low};
+use mcptrace_wire::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low, bucket_of};
 
 use crate::report::{Row, Series};
 
@@ -51,6 +51,15 @@ impl Distribution {
         self.sum = self.sum.saturating_add(*sum);
         self.min = self.min.min(*min);
         self.max = self.max.max(*max);
+    }
+
+    /// Adds one value.
+    pub fn record(&mut self, value: u64) {
+        self.buckets[bucket_of(value)] += 1;
+        self.count += 1;
+        self.sum = self.sum.saturating_add(value);
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
     }
 
     /// A distribution out of its filled buckets and its sum, least and greatest value.
@@ -133,8 +142,6 @@ fn extremes(kept: &Histogram) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use mcptrace_wire::bucket_of;
-
     use super::*;
 
     fn kept(values: &[u64]) -> Histogram {

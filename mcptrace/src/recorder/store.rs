@@ -321,13 +321,12 @@ fn reason(error: &WriteError, file: &Path, limits: &Limits) -> Reason {
     };
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => Reason::DiskFull,
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::TypeMismatch) => Reason::Damaged,
+        // Without a code it is a value of a type that was never written.
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::TypeMismatch) | None => Reason::Damaged,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Reason::Busy,
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => Reason::ReadOnly,
         Some(_) if spare(file, limits).is_err() => Reason::DiskFull,
         Some(_) => Reason::Io,
-        // A value of a type that was never written.
-        None => Reason::Damaged,
     }
 }
 

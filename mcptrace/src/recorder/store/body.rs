@@ -326,10 +326,7 @@ mod tests {
         let levels = Cells::from([(3, Cell::Gauge(level)), (4, Cell::Gauge(Level::once(16_423_645_184.0)))]);
         assert_eq!(back(&levels, Kind::Gauge), levels);
         let runs = sparse(&[(0, 1), (1, 2), (5, 3), (300, 4), (301, 5)]);
-        let values = Cells::from([
-            (3, Cell::Distribution(Box::new(runs))),
-            (9, Cell::Distribution(Box::default())),
-        ]);
+        let values = Cells::from([(3, Cell::Distribution(Box::new(runs))), (9, Cell::Distribution(Box::default()))]);
         assert_eq!(back(&values, Kind::Distribution), values);
         assert_eq!(back(&Cells::new(), Kind::Sum), Cells::new());
     }
@@ -344,7 +341,8 @@ mod tests {
 
     #[test]
     fn what_is_damaged_is_an_error_and_never_a_panic() {
-        let bad = ["", "{", "{}}"[..1].into(), "[]", r#"{"1":}"#, r#"{"1":1"#, r#"{"99999999999":1}"#, r#"{"1":-1}"#, "\0\0"];
+        let bad =
+            ["", "{", "{}}"[..1].into(), "[]", r#"{"1":}"#, r#"{"1":1"#, r#"{"99999999999":1}"#, r#"{"1":-1}"#, "\0\0"];
         for text in bad {
             assert_eq!(read(text, Kind::Sum, |_, _| {}), Err(Damaged), "{text}");
         }

@@ -53,7 +53,9 @@ impl Rollup {
         }
         for (metric, cells) in metrics {
             let own = self.cells.entry(*metric).or_default();
-            cells.iter().for_each(|(series, cell)| add(own, *series, cell));
+            for (series, cell) in cells {
+                add(own, *series, cell);
+            }
         }
         self.seq = seq;
         Ok(())

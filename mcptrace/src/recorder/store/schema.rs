@@ -17,9 +17,8 @@ pub const TIME_BITS: u32 = 40;
 const TABLES: &str = include_str!("schema.sql");
 
 /// Views that stay as they are from version to version, and the only ones that a query in SQL may read.
-pub const VIEWS: &[&str] = &[
-    "metrics", "samples", "sums", "gauges", "distributions", "buckets", "coverage", "marks", "events", "executions",
-];
+pub const VIEWS: &[&str] =
+    &["metrics", "samples", "sums", "gauges", "distributions", "buckets", "coverage", "marks", "events"];
 
 /// How long the spans of a table are, and how long they are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,21 +66,21 @@ impl Interned {
         self.fresh = 0;
         Ok(())
     }
+}
 
-    /// Forgets the label sets that were not seen for longest, until no more than so many are left. What was recorded of them stays, as a
-    /// part of the metric without labels.
-    pub(super) fn forget(&mut self, connection: &Connection, seq: i64, most: usize) -> Result<usize> {
-        let count: i64 = connection.query_row("SELECT count(*) FROM series_def", [], |row| row.get(0))?;
-        let surplus = count - most as i64;
-        if surplus <= 0 {
-            return Ok(0);
-        }
-        // A tenth more, so that it is not done each time.
-        let goes = surplus + most as i64 / 10;
-        let sql = "DELETE FROM series_def WHERE id IN
-            (SELECT id FROM series_def WHERE last_seq + ?1 < ?2 ORDER BY last_seq LIMIT ?3)";
-        connection.execute(sql, (IDLE_TICKS, seq, goes))
+/// Forgets the label sets that were not seen for longest, until no more than so many are left. What was recorded of them stays, as a
+/// part of the metric without labels.
+pub(super) fn forget(connection: &Connection, seq: i64, most: usize) -> Result<usize> {
+    let count: i64 = connection.query_row("SELECT count(*) FROM series_def", [], |row| row.get(0))?;
+    let surplus = count - most as i64;
+    if surplus <= 0 {
+        return Ok(0);
     }
+    // A tenth more, so that it is not done each time.
+    let goes = surplus + most as i64 / 10;
+    let sql = "DELETE FROM series_def WHERE id IN
+        (SELECT id FROM series_def WHERE last_seq + ?1 < ?2 ORDER BY last_seq LIMIT ?3)";
+    connection.execute(sql, (IDLE_TICKS, seq, goes))
 }
 
 /// A metric whose definition has changed gets a new number; the former one keeps its data under another name.
@@ -120,7 +120,8 @@ fn series_id(connection: &Connection, (metric, labels): &(u32, String), seq: i64
 /// `{"comm":"redis","cpu":"3"}`. A value too few is empty, one too many is left out.
 fn labels_json(names: &[&str], values: &[impl AsRef<str>]) -> String {
     let value = |at: usize| values.get(at).map_or("", AsRef::as_ref).into();
-    let object: serde_json::Map<_, _> = names.iter().enumerate().map(|(at, name)| ((*name).into(), value(at))).collect();
+    let object: serde_json::Map<_, _> =
+        names.iter().enumerate().map(|(at, name)| ((*name).into(), value(at))).collect();
     serde_json::Value::Object(object).to_string()
 }
 

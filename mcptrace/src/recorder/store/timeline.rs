@@ -88,7 +88,7 @@ mod tests {
         let mut timeline = Timeline::default();
         let mut seconds = Vec::new();
         for step in 0..600_u64 {
-            let jitter = (step * 7919) % 40_000_000;
+            let jitter = (step * 7_919_777) % 40_000_001;
             let span = SECOND - 20_000_000 + jitter;
             at += span;
             let placed = timeline.place(at, span, 0);
@@ -104,11 +104,10 @@ mod tests {
         let at = START * SECOND;
         let placed = placed(&[(at, SECOND), (at + 4 * SECOND, 4 * SECOND), (at + 5 * SECOND, SECOND)]);
         let start = START as i64;
-        assert_eq!(placed.iter().map(|placed| (placed.first, placed.seconds)).collect::<Vec<_>>(), [
-            (start - 1, 1),
-            (start, 4),
-            (start + 4, 1)
-        ]);
+        assert_eq!(
+            placed.iter().map(|placed| (placed.first, placed.seconds)).collect::<Vec<_>>(),
+            [(start - 1, 1), (start, 4), (start + 4, 1)]
+        );
     }
 
     #[test]
@@ -122,7 +121,8 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_back_or_forth_is_a_jump_and_followed() {
         let at = START * SECOND;
-        let back = placed(&[(at, SECOND), (at + SECOND - 3600 * SECOND, SECOND), (at + 2 * SECOND - 3600 * SECOND, SECOND)]);
+        let back =
+            placed(&[(at, SECOND), (at + SECOND - 3600 * SECOND, SECOND), (at + 2 * SECOND - 3600 * SECOND, SECOND)]);
         assert_eq!((back[1].jump_ns, back[1].first), (-3600 * SECOND as i64, START as i64 - 3600));
         assert_eq!((back[2].jump_ns, back[2].first), (0, START as i64 - 3599));
         let forth = placed(&[(at, SECOND), (at + 8 * SECOND, SECOND)]);

@@ -10,7 +10,7 @@ use super::{
     prune,
     rollup::{self, Rollup},
     schema::{self, METRIC_BITS},
-    series::Interned,
+    series::{self, Interned},
     timeline::{Placed, Timeline},
 };
 use crate::{
@@ -89,7 +89,8 @@ impl Writer {
         let mut metrics = metrics(&transaction, interned, tick, *seq + 1, limits)?;
         for part in 0..placed.seconds {
             *seq += 1;
-            let own = if placed.seconds == 1 { std::mem::take(&mut metrics) } else { share(&metrics, part, placed.seconds) };
+            let own =
+                if placed.seconds == 1 { std::mem::take(&mut metrics) } else { share(&metrics, part, placed.seconds) };
             let second = placed.first + i64::from(part);
             write_second(&transaction, (*seq, second), &own)?;
             for rollup in rollups.iter_mut() {
@@ -117,7 +118,7 @@ impl Writer {
         }
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.interned.sweep(&transaction, self.seq, self.swept)?;
-        self.interned.forget(&transaction, self.seq, self.limits.series)?;
+        series::forget(&transaction, self.seq, self.limits.series)?;
         prune::by_age(&transaction, &self.limits, self.seq, now)?;
         prune::by_size(&transaction, &self.limits, self.seq)?;
         transaction.commit()?;
@@ -143,11 +144,13 @@ fn check(connection: &Connection) -> Result<(), WriteError> {
 }
 
 fn marks(connection: &Connection, tick: &Tick, placed: &Placed) -> Result<(), WriteError> {
+    // It came about before the span that the tick is about, as far as is known.
+    let before = tick.at_ns.saturating_sub(tick.span_ns);
     if placed.slept_ns >= SLEEP_NS {
-        mark(connection, tick.at_ns, "suspend", placed.slept_ns as f64 / 1e9, "the host slept")?;
+        mark(connection, before, "suspend", placed.slept_ns as f64 / 1e9, "the host slept")?;
     }
     if placed.jump_ns != 0 {
-        mark(connection, tick.at_ns, "clock_jump", placed.jump_ns as f64 / 1e9, "the clock was set")?;
+        mark(connection, before, "clock_jump", placed.jump_ns as f64 / 1e9, "the clock was set")?;
     }
     if placed.seconds == 0 {
         let text = "nothing was read for so long that nobody knows when in it what happened";
