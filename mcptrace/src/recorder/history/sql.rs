@@ -166,7 +166,7 @@ fn cell(value: ValueRef<'_>) -> Value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => number.into(),
         ValueRef::Real(number) => number.into(),
-        ValueRef::Text(text) => untrusted(text, CELL).into(),
+        ValueRef::Text(text) => untrusted(&text[..text.len().min(CELL + 4)], CELL).into(),
         ValueRef::Blob(blob) => format!("({} bytes)", blob.len()).into(),
     }
 }
