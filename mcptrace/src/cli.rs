@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod script;
 mod serve;
+mod triage;
 mod watch;
 mod workload;
 
@@ -37,6 +38,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: describe::define, run: describe::run },
     Verb { define: script::define, run: script::run },
     Verb { define: history::define, run: history::run },
+    Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: gate::define, run: gate::run },
 ];

@@ -9,6 +9,7 @@ mod list_probes;
 mod query_history;
 mod run_probe;
 mod stop_execution;
+mod triage;
 
 use std::{
     pin::Pin,
@@ -31,6 +32,7 @@ use crate::{probes::Entry, suggest::nearest};
 
 /// Every tool, in the order clients show them.
 pub(super) const TOOLS: &[Row] = &[
+    triage::ROW,
     run_probe::ROW,
     list_probes::ROW,
     describe_probe::ROW,
