@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod script;
 mod serve;
+mod triage;
 mod watch;
 mod workload;
 
@@ -36,6 +37,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: list::define, run: list::run },
     Verb { define: describe::define, run: describe::run },
     Verb { define: script::define, run: script::run },
+    Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: gate::define, run: gate::run },
 ];
