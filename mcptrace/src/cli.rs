@@ -8,6 +8,7 @@ mod history;
 mod list;
 mod options;
 mod output;
+mod policy;
 mod probe_help;
 mod progress;
 mod run;
@@ -67,9 +68,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return usage(&error),
     };
-    let (name, matches) = matches.subcommand().unwrap_or(("serve", &matches));
+    let (name, matches) = match matches.subcommand() {
+        Some((name, matches)) => (name, matches.clone()),
+        // Defaults and the environment are those of the command.
+        None => match serve::define().try_get_matches_from(["serve"]) {
+            Ok(matches) => ("serve", matches),
+            Err(error) => return usage(&error),
+        },
+    };
     let verb = VERBS.iter().find(|verb| (verb.define)().get_name() == name);
-    match verb.map_or(Ok(()), |verb| (verb.run)(matches)) {
+    match verb.map_or(Ok(()), |verb| (verb.run)(&matches)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.tell(),
     }
