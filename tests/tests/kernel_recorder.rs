@@ -12,8 +12,9 @@ use std::{
 };
 
 use mcptrace::recorder::{
-    run::{Options, Recorder, Status},
+    run::{Options, Recorder},
     sink::Sink,
+    status::Status,
     tick::{Coverage, Event, Tick, Value},
 };
 use mcptrace_tests::{workload, workload::hex};
@@ -309,7 +310,8 @@ fn a_budget_that_is_too_small_sheds_and_says_so() {
             waiter.run("hand_over 101 100");
         }
     });
-    let shed: Vec<_> = status.groups.iter().filter(|group| group.state == "shed").map(|group| group.name).collect();
+    let shed: Vec<_> =
+        status.groups.iter().filter(|group| group.state == "shed").map(|group| group.name.as_ref()).collect();
     assert!(shed.contains(&"syscalls") && shed.len() >= 2, "{status:#?}");
     assert!(status.cost_is_measured && status.cost_percent > status.budget_percent, "{status:#?}");
     let last = ticks.last().unwrap();

@@ -1,18 +1,26 @@
 //! `mcptrace daemon`: the recorder, until it is told to end.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use tokio::{runtime, select, time::sleep};
 
 use super::{Failure, run::interrupts};
 use crate::recorder::{
-    run::{GroupStatus, Options, Recorder, Status},
-    sink::{Print, Sink},
+    place,
+    run::{Options, Recorder},
+    sink::{History, Print, Sink},
+    status::{self, GroupStatus, Status},
+    store::Limits,
 };
 
 /// How soon after the start it says what recording costs: after the first measurement.
 const FIRST_REPORT: Duration = Duration::from_secs(6);
+/// How often it is looked whether something has changed.
+const EVERY: Duration = Duration::from_secs(5);
 
 const AFTER_HELP: &str = "\
 What is recorded: time on CPUs by process, waits for a CPU, context switches, block requests, TCP connections, network devices,
@@ -23,6 +31,21 @@ when there is room. It ends at SIGTERM or SIGINT; nothing stays attached.";
 pub(super) fn define() -> Command {
     Command::new("daemon")
         .about("Record what the machine does, all the time, at a bounded cost")
+        .arg(
+            Arg::new("state")
+                .long("state")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the history is [default: $MCPTRACE_STATE, $STATE_DIRECTORY or /var/lib/mcptrace]"),
+        )
+        .arg(
+            Arg::new("size-cap")
+                .long("size-cap")
+                .value_name("MB")
+                .value_parser(value_parser!(u64).range(16..=1_000_000))
+                .default_value("400")
+                .help("How large the history may get; the oldest goes first"),
+        )
         .arg(
             Arg::new("budget")
                 .long("budget")
@@ -59,18 +82,29 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let budget = matches.get_one("budget").copied().unwrap_or(0.01);
     let options = Options { budget, syscalls: !matches.get_flag("no-syscalls") };
     let seconds = matches.get_one::<u64>("seconds").copied();
+    let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
+    let sink = sink(matches, &folder)?;
+    let folder = (!matches.get_flag("print")).then_some(folder);
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(record(options, sink(matches)?, seconds))
+    runtime.block_on(record(options, sink, folder.as_deref(), seconds))
 }
 
-fn sink(matches: &ArgMatches) -> Result<Box<dyn Sink>, Failure> {
+fn sink(matches: &ArgMatches, folder: &Path) -> Result<Box<dyn Sink>, Failure> {
     if matches.get_flag("print") {
         return Ok(Box::new(Print));
     }
-    Err(Failure::cannot_run("this build keeps no history; `--print` shows what is recorded"))
+    let megabytes = matches.get_one::<u64>("size-cap").copied().unwrap_or(400);
+    let limits = Limits { bytes: megabytes << 20, ..Limits::default() };
+    let history = History::open(place::file(folder), limits);
+    Ok(Box::new(history.map_err(|error| Failure::failed(error.to_string()))?))
 }
 
-async fn record(options: Options, sink: Box<dyn Sink>, seconds: Option<u64>) -> Result<(), Failure> {
+async fn record(
+    options: Options,
+    sink: Box<dyn Sink>,
+    folder: Option<&Path>,
+    seconds: Option<u64>,
+) -> Result<(), Failure> {
     // Before anything is attached, so that a signal meanwhile ends it in order.
     let interrupted = interrupts()?;
     let recorder = Recorder::start(options, sink).map_err(|error| Failure::cannot_run(error.to_string()))?;
@@ -79,7 +113,7 @@ async fn record(options: Options, sink: Box<dyn Sink>, seconds: Option<u64>) -> 
     select! {
         () = interrupted.cancelled() => {}
         () = sleep(end.unwrap_or(Duration::MAX)), if end.is_some() => {}
-        () = report(&recorder) => {}
+        () = report(&recorder, folder) => {}
     }
     say("ending");
     let status = recorder.stop();
@@ -87,15 +121,17 @@ async fn record(options: Options, sink: Box<dyn Sink>, seconds: Option<u64>) -> 
     Ok(())
 }
 
-/// Says what recording costs, soon after the start and whenever what is recorded changes.
-async fn report(recorder: &Recorder) {
+/// Says what recording costs, soon after the start and whenever what is recorded changes; and tells other processes.
+async fn report(recorder: &Recorder, folder: Option<&Path>) {
+    tell(folder, &recorder.status());
     sleep(FIRST_REPORT).await;
     let mut status = recorder.status();
     say(&cost(&status));
     loop {
-        sleep(Duration::from_secs(1)).await;
+        tell(folder, &status);
+        sleep(EVERY).await;
         let now = recorder.status();
-        let states = |status: &Status| status.groups.iter().map(|group| group.state).collect::<Vec<_>>();
+        let states = |status: &Status| status.groups.iter().map(|group| group.state.clone()).collect::<Vec<_>>();
         if states(&now) != states(&status) {
             say(&format!("{}; {}", groups(&now), cost(&now)));
         }
@@ -106,6 +142,13 @@ async fn report(recorder: &Recorder) {
     }
 }
 
+/// What cannot be told is no reason to record nothing.
+fn tell(folder: Option<&Path>, status: &Status) {
+    if let Some(Err(error)) = folder.map(|folder| status::write(folder, status)) {
+        tracing::debug!(%error, "cannot tell other processes what is recorded");
+    }
+}
+
 fn begun(status: &Status) -> String {
     let budget = status.budget_percent;
     format!("recording to {}, budget {budget} % of CPU time; {}", status.sink, groups(status))
@@ -113,10 +156,14 @@ fn begun(status: &Status) -> String {
 
 fn groups(status: &Status) -> String {
     let names = |wanted: &[&str]| {
-        let all = status.groups.iter().filter(|group| wanted.contains(&group.state)).map(|group| group.name);
+        let all = status
+            .groups
+            .iter()
+            .filter(|group| wanted.contains(&group.state.as_ref()))
+            .map(|group| group.name.as_ref());
         all.collect::<Vec<_>>().join(", ")
     };
-    let without = status.groups.iter().filter(|group| !matches!(group.state, "on" | "duty_cycle"));
+    let without = status.groups.iter().filter(|group| !matches!(group.state.as_ref(), "on" | "duty_cycle"));
     let why = |group: &GroupStatus| group.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     let without = without.map(|group| format!("{} is {}{}", group.name, group.state, why(group)));
     let recorded = format!("recorded: {}", names(&["on", "duty_cycle"]));

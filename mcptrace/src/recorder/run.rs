@@ -7,9 +7,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use mcptrace_wire::{Count, ProcessEvent, ProcessEventKind};
-use serde::Serialize;
-
 use super::{
     governor::{Action, DUTY_TICKS, Governor, Measured},
     kept::{Kept, Samples},
@@ -17,6 +14,7 @@ use super::{
     proc::{IrqNames, Proc},
     programs::{self, GROUPS, Programs, monotonic_ns},
     sink::Sink,
+    status::{GroupStatus, Status},
     syscalls::Syscalls,
     tick::{Coverage, Event, Tick},
 };
@@ -29,6 +27,7 @@ use crate::{
     signals,
     text::{clipped, comm},
 };
+use mcptrace_wire::{Count, ProcessEvent, ProcessEventKind};
 
 /// How long a tick is.
 const SECOND: Duration = Duration::from_secs(1);
@@ -57,47 +56,6 @@ impl Default for Options {
     }
 }
 
-/// What the recorder does at present.
-#[derive(Clone, Debug, Default, Serialize, PartialEq)]
-pub struct Status {
-    /// When it began, in nanoseconds since 1970.
-    pub since_ns: u64,
-    /// When the last second ended that it recorded.
-    pub last_ns: u64,
-    /// Seconds recorded.
-    pub ticks: u64,
-    /// What it may cost, in percent of the time of all CPUs.
-    pub budget_percent: f64,
-    /// What it costs, by its own measurement: programs in the kernel, and this process.
-    pub cost_percent: f64,
-    /// The part of this process.
-    pub cost_process_percent: f64,
-    /// Whether the cost of programs can be measured here.
-    pub cost_is_measured: bool,
-    /// For how many milliseconds of ten seconds system calls are looked at.
-    pub syscalls_ms_of_10_s: u64,
-    /// The groups.
-    pub groups: Vec<GroupStatus>,
-    /// Where it goes.
-    pub sink: String,
-    /// Why the last tick could not be kept.
-    pub error: Option<String>,
-}
-
-/// A group of metrics.
-#[derive(Clone, Debug, Default, Serialize, PartialEq)]
-pub struct GroupStatus {
-    /// Its name.
-    pub name: &'static str,
-    /// Whether it is recorded: `on`, `duty_cycle`, `shed`, `off` or `unsupported`.
-    pub state: &'static str,
-    /// What its programs cost, in percent of the time of all CPUs.
-    pub cost_percent: f64,
-    /// Why it is not recorded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
-}
-
 /// A recorder at work. Dropping it ends it.
 pub struct Recorder {
     shared: Arc<Shared>,
@@ -120,7 +78,10 @@ impl Recorder {
         let kernel = Kernel::get()?;
         let shared = Arc::new(Shared::default());
         let mut work = Work::new(kernel, options, sink, Arc::clone(&shared))?;
-        let spawned = thread::Builder::new().name("recorder".to_owned()).spawn(move || work.run());
+        let spawned = thread::Builder::new().name("recorder".to_owned()).spawn(move || {
+            work.run();
+            work.sink.close();
+        });
         let what = "thread of the recorder";
         let thread = spawned.map_err(|error| LoadError::Buffer { what, reason: error.to_string() })?;
         Ok(Self { shared, thread: Some(thread) })
@@ -430,7 +391,7 @@ impl Work {
         let group = |name: &'static str| {
             let (state, why) = self.state(name);
             let cost_percent = percent(self.measured.groups.get(name).copied().unwrap_or(0.0));
-            GroupStatus { name, state, cost_percent, why }
+            GroupStatus { name: name.into(), state: state.into(), cost_percent, why }
         };
         let status = Status {
             since_ns: self.since_ns,

@@ -1,10 +1,13 @@
 //! Where ticks go.
 
-use std::io::Write as _;
+use std::{io::Write as _, path::PathBuf};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::tick::{Tick, Value};
+use super::{
+    store::{Keeper, Limits, OpenError, State},
+    tick::{Tick, Value},
+};
 
 /// Keeps what is recorded.
 pub trait Sink: Send {
@@ -13,6 +16,41 @@ pub trait Sink: Send {
 
     /// What it is and where, in words.
     fn describe(&self) -> String;
+
+    /// Ends it cleanly, after the last tick.
+    fn close(self: Box<Self>) {}
+}
+
+/// Keeps ticks in a history.
+#[derive(Debug)]
+pub struct History {
+    keeper: Keeper,
+    file: PathBuf,
+}
+
+impl History {
+    /// Opens or makes the history in a file.
+    pub fn open(file: PathBuf, limits: Limits) -> Result<Self, OpenError> {
+        Ok(Self { keeper: Keeper::open(&file, limits)?, file })
+    }
+}
+
+impl Sink for History {
+    fn keep(&mut self, tick: &Tick) -> Result<(), String> {
+        self.keeper.keep(tick);
+        match self.keeper.state() {
+            State::Recording { .. } => Ok(()),
+            State::Stopped { message, .. } => Err(message.clone()),
+        }
+    }
+
+    fn describe(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    fn close(self: Box<Self>) {
+        self.keeper.close();
+    }
 }
 
 /// Writes each tick to standard output as a line of JSON: to look at what the recorder sees.
