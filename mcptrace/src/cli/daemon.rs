@@ -198,11 +198,9 @@ mod tests {
 
     #[test]
     fn what_is_not_recorded_is_said_with_its_reason() {
-        let group = |name, state, why: Option<&str>| GroupStatus {
-            name,
-            state,
-            why: why.map(str::to_owned),
-            cost_percent: 0.0,
+        let group = |name: &'static str, state: &'static str, why: Option<&str>| {
+            let why = why.map(str::to_owned);
+            GroupStatus { name: name.into(), state: state.into(), why, cost_percent: 0.0 }
         };
         let groups_of = vec![
             group("cpu", "on", None),
