@@ -191,3 +191,47 @@ mod dns_latency {
         assert!(events(&found).is_empty(), "{:?}", found.events);
     }
 }
+
+mod usdt_events {
+    use super::*;
+
+    #[test]
+    fn a_probe_is_switched_on_and_its_arguments_are_read() {
+        let mut workload = workload();
+        workload.run("busy 0");
+        workload.run("usdt 5 11");
+        let options = json!({ "binary": PROGRAM, "usdt": "mcptrace:tick" });
+        let found = around("usdt_events", &options, &of_pid(workload.pid()), || {
+            workload.run("busy 1");
+            workload.run("usdt 23 1009");
+        });
+        assert_no_loss(&found);
+        workload.run("busy 0");
+        let events = events(&found);
+        assert_eq!(events.len(), 23);
+        for event in events {
+            assert_eq!((&event["usdt"], &event["pid"]), (&json!("mcptrace:tick"), &json!(workload.pid())));
+            assert_eq!(event["arguments"], json!([1009, -1009, 3027, -7]));
+        }
+    }
+
+    #[test]
+    fn a_glob_takes_all_places_and_others_processes_are_left_out() {
+        let (mut watched, mut other) = (workload(), workload());
+        let found = around("usdt_events", &json!({ "binary": PROGRAM, "usdt": "*:*" }), &of_pid(watched.pid()), || {
+            other.run("usdt 7 3");
+            watched.run("usdt 13 5");
+        });
+        assert_no_loss(&found);
+        assert_eq!(events(&found).len(), 13);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let refused = |options: Value| try_start("usdt_events", &options, &Filter::default()).unwrap_err();
+        let unknown = refused(json!({ "binary": PROGRAM, "usdt": "mcptrace:tik" }));
+        assert_eq!(unknown.did_you_mean(), Some("mcptrace:tick"), "{unknown}");
+        let none = refused(json!({ "binary": "/bin/true", "usdt": "a:b" })).to_string();
+        assert!(none.contains("`/bin/true` has no USDT probes"), "{none}");
+    }
+}

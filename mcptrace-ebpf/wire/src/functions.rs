@@ -114,3 +114,81 @@ unsafe impl Record for SlowCall {
 
 const _: () = assert!(core::mem::offset_of!(SlowCall, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<SlowCall>() == 56);
+
+/// Arguments of a USDT probe, at most (`STAP_PROBE12`, sys/sdt.h).
+pub const USDT_ARGUMENTS: usize = 12;
+
+/// How an argument of a USDT probe is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct UsdtArgument {
+    /// The constant, or what is added to the address.
+    pub number: i64,
+    /// A [`UsdtPlaceOf`].
+    pub kind: u8,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// The index register is shifted left by so many bits.
+    pub shift: u8,
+    /// Whether there is an index register.
+    pub has_index: u8,
+    /// Offset of the register in `struct pt_regs`.
+    pub register: u16,
+    /// Offset of the index register.
+    pub index: u16,
+}
+
+/// Where an argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum UsdtPlaceOf {
+    /// Nowhere that can be read here.
+    Unknown = 0,
+    /// In the note itself.
+    Constant = 1,
+    /// In a register.
+    Register = 2,
+    /// In memory: register + index << shift + number.
+    Memory = 3,
+}
+
+/// A place of a USDT probe in the code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct UsdtPlace {
+    /// Its arguments.
+    pub arguments: [UsdtArgument; USDT_ARGUMENTS],
+    /// How many it has.
+    pub count: u64,
+}
+
+/// A USDT probe that was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Usdt {
+    /// Size, version, kind.
+    pub header: Header,
+    /// Index of the place.
+    pub place: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    /// Process (thread group) in the initial pid namespace.
+    pub pid: u32,
+    /// Thread in the initial pid namespace.
+    pub tid: u32,
+    /// Command name of the thread.
+    pub comm: Comm,
+    /// The arguments, not yet cut to their sizes.
+    pub arguments: [u64; USDT_ARGUMENTS],
+    /// A bit for each argument that could be read.
+    pub read: u64,
+}
+
+// SAFETY: as above.
+unsafe impl Record for Usdt {
+    const KIND: u8 = 42;
+}
+
+const _: () = assert!(core::mem::offset_of!(Usdt, time_ns) == TIME_OFFSET);
+const _: () = assert!(size_of::<Usdt>() == 144);
+const _: () = assert!(size_of::<UsdtPlace>() == 16 * USDT_ARGUMENTS + 8);

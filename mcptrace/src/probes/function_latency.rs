@@ -19,7 +19,7 @@ use crate::{
     text::{comm, matches_glob},
 };
 
-/// Functions at once. Each costs two breakpoints, which the kernel sets and removes one by one.
+/// Functions at once. Each costs two breakpoints, which kernels before 6.6 set and remove one by one.
 const MOST_FUNCTIONS: usize = 100;
 /// Calls under way at once.
 const MOST_CALLS: u32 = 65_536;

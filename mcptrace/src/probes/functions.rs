@@ -37,5 +37,5 @@ pub(super) fn read(file: &BinaryFile) -> Result<Binary<'_>, OptionError> {
 
 /// A place in a file as something to attach to.
 pub(super) fn place(label: &str, path: &Path, offset: u64, pid: Option<u32>, cookie: Option<u64>) -> Function {
-    Function { label: label.to_owned().into(), path: path.to_owned(), offset, pid, cookie }
+    Function { label: label.to_owned().into(), path: path.to_owned(), offset, pid, cookie, semaphore: None }
 }

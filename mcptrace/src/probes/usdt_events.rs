@@ -1,0 +1,235 @@
+//! Which USDT probes a program passes, and with which arguments.
+
+use aya::maps::MapError;
+use mcptrace_wire::{USDT_ARGUMENTS, Usdt, UsdtPlace};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put};
+use crate::{
+    clock::Clock,
+    kernel::{
+        attached::{Maps, Plan},
+        discovery::{
+            Argument,
+            binary::{Binary, UsdtProbe},
+            usdt,
+        },
+        hook::{Attach, Function},
+    },
+    report::{Field, Row},
+    suggest::nearest,
+    text::{comm, matches_glob, untrusted},
+};
+
+/// Places at once. A probe may be in several.
+const MOST_PLACES: usize = 200;
+/// Buffer for events: 29,000.
+const EVENT_BYTES: u32 = 4 << 20;
+
+/// The probe.
+#[derive(Clone, Debug, Default)]
+pub struct UsdtEvents {
+    places: Vec<Place>,
+}
+
+/// A place of a USDT probe in the code.
+#[derive(Clone, Debug)]
+struct Place {
+    name: String,
+    offset: u64,
+    semaphore: Option<u64>,
+    arguments: Vec<Argument>,
+}
+
+/// Options of the probe.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Program or library with the functions, by path or name
+    pub binary: String,
+    /// USDT probes, PROVIDER:NAME or a glob; without, all of the binary
+    pub usdt: String,
+    /// How events reach user space; left out, the kernel's best
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Transport")]
+    pub transport: Option<Transport>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { binary: "libc".into(), usdt: "*".into(), transport: None }
+    }
+}
+
+impl Probe for UsdtEvents {
+    const NAME: &'static str = "usdt_events";
+    const SUMMARY: &'static str = "Which static probes (USDT) does a program pass, and with which arguments?";
+    const CATEGORY: &'static str = "applications";
+    const DETAILS: &'static str = "One event each time that a thread passes a USDT probe of options.binary: points of interest that its authors \
+        have marked (PostgreSQL, MySQL, Python, Node.js, libc and others, if built with them). Probes with a semaphore are switched on while \
+        this runs. arguments are numbers, cut to the size and sign that the program states; pointers are addresses, and what they point to is \
+        not read. null stands for an argument that cannot be read: a floating-point number, one beside a symbol, or memory that is not there. \
+        With filter.pid the file is that process's own. A probe in a loop costs a trap of one to some microseconds each time.";
+    const NEXT: &'static [&'static str] = &[
+        "which probes there are: list_probes with filter = binary:/path; what one's arguments are: describe_probe usdt:/path:PROVIDER:NAME",
+        "the time between two points of a function: function_latency",
+        "text behind a pointer: exec_program with str(arg0)",
+    ];
+    const EXAMPLE: &'static str = r#"{"probe":"usdt_events","options":{"binary":"libc","usdt":"libc:memory_*"},"filter":{"pid":1234},"seconds":10}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/usdt_events.o");
+    const HOOKS: &'static [Attach] = &[Attach::functions("passed", "options.usdt")];
+    const NEEDS: &'static [&'static str] = &[];
+    const COUNTS: &'static str = "passed";
+    const COST_NS: f64 = 3000.0;
+    const HAS_DURATION: bool = false;
+    type Options = Options;
+
+    fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        let file = functions::open(&options.binary, context)?;
+        let places = choose(&functions::read(&file)?, options)?;
+        let has_cookie = aya::features().bpf_cookie();
+        check_number(places.len(), has_cookie)?;
+        let mut plan = plan_of::<Self>(context);
+        let place = |(place, index): (&Place, u64)| {
+            let cookie = has_cookie.then_some(index);
+            let found = functions::place(&place.name, file.path(), place.offset, functions::scope(context), cookie);
+            Attach::function("passed", Function { semaphore: place.semaphore, ..found })
+        };
+        plan.attach = places.iter().zip(0..).map(place).collect();
+        plan.globals.extend(functions::register_globals());
+        plan.globals.push(("HAS_COOKIE", u32::from(has_cookie).to_ne_bytes().to_vec()));
+        plan.map_entries.push(("PLACES", places.len() as u32));
+        plan.values.push(("PLACES", places.iter().map(Place::described).collect()));
+        plan.event_bytes = EVENT_BYTES;
+        plan.transport = Transport::resolve(options.transport, context.transport);
+        Ok((Self { places }, plan))
+    }
+
+    fn report(&self, _maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        let notes = vec![format!("{} places of USDT probes were watched", self.places.len())];
+        Ok(Found { notes, ..Found::default() })
+    }
+
+    fn fields() -> Vec<Field> {
+        Self::event_fields()
+    }
+
+    fn event_fields() -> Vec<Field> {
+        plain(&["time", "usdt", "arguments", "pid", "tid", "comm"])
+    }
+
+    fn accepts(record: &[u8]) -> bool {
+        parse::<Usdt>(record).is_some()
+    }
+
+    fn named_row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
+        let (event, _) = parse::<Usdt>(record)?;
+        let place = self.places.get(event.place as usize)?;
+        let mut row = Row::new();
+        put(&mut row, "time", clock.utc(event.time_ns));
+        put(&mut row, "usdt", place.name.clone());
+        put(&mut row, "arguments", place.values(&event));
+        put(&mut row, "pid", event.pid);
+        put(&mut row, "tid", event.tid);
+        put(&mut row, "comm", comm(&event.comm));
+        Some(row)
+    }
+}
+
+impl Place {
+    fn of(binary: &Binary<'_>, probe: &UsdtProbe) -> Option<Self> {
+        Some(Self {
+            name: whole(probe),
+            offset: binary.offset(probe.address)?,
+            semaphore: probe.semaphore.and_then(|semaphore| binary.offset(semaphore)),
+            arguments: usdt::arguments(&probe.arguments),
+        })
+    }
+
+    /// How the kernel side finds its arguments.
+    fn described(&self) -> Vec<u8> {
+        let mut place = UsdtPlace { count: self.arguments.len().min(USDT_ARGUMENTS) as u64, ..UsdtPlace::default() };
+        for (slot, argument) in place.arguments.iter_mut().zip(&self.arguments) {
+            *slot = usdt::operand(argument);
+        }
+        usdt::bytes(&place)
+    }
+
+    fn values(&self, event: &Usdt) -> Vec<Value> {
+        let value = |(index, argument): (usize, &Argument)| {
+            let was_read = event.read >> index & 1 == 1;
+            let (size, signed) = (argument.size.unwrap_or(8), argument.signed.unwrap_or_default());
+            was_read.then(|| usdt::cut(event.arguments[index], size, signed)).map_or(Value::Null, number)
+        };
+        self.arguments.iter().take(USDT_ARGUMENTS).enumerate().map(value).collect()
+    }
+}
+
+fn number(value: i128) -> Value {
+    u64::try_from(value).map_or_else(|_| Value::from(value as i64), Value::from)
+}
+
+fn whole(probe: &UsdtProbe) -> String {
+    format!("{}:{}", probe.provider, probe.name)
+}
+
+fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<Place>, OptionError> {
+    let Options { binary: file, usdt: wanted, .. } = options;
+    let is_wanted = |probe: &&UsdtProbe| {
+        let name = whole(probe);
+        if wanted.contains(['*', '?']) { matches_glob(wanted, &name) } else { name == *wanted }
+    };
+    let places: Vec<_> = binary.probes.iter().filter(is_wanted).filter_map(|probe| Place::of(binary, probe)).collect();
+    if !places.is_empty() {
+        return Ok(places);
+    }
+    if binary.probes.is_empty() {
+        return Err(OptionError::new(format!("options.binary: `{file}` has no USDT probes")));
+    }
+    let names: Vec<_> = binary.probes.iter().map(whole).collect();
+    let near = nearest(wanted, names.iter().map(String::as_str)).map(str::to_owned);
+    let text = untrusted(wanted.as_bytes(), 100);
+    let message = format!("options.usdt: `{file}` has no USDT probe `{text}` among its {} places", names.len());
+    Err(OptionError { message, did_you_mean: near })
+}
+
+fn check_number(chosen: usize, has_cookie: bool) -> Result<(), OptionError> {
+    let most = if has_cookie { MOST_PLACES } else { 1 };
+    if chosen <= most {
+        return Ok(());
+    }
+    let why = if has_cookie { "" } else { ", because this kernel cannot tell several apart (5.15 can)" };
+    Err(OptionError::new(format!("options.usdt matches {chosen} places; at most {most} can be watched at once{why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use mcptrace_wire::{Header, Record as _, WIRE_VERSION};
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_cut_to_what_the_program_states() {
+        let place = Place {
+            name: "a:b".into(),
+            offset: 0,
+            semaphore: None,
+            arguments: usdt::arguments("-4@%edi 1@%sil 8@x(%rip) 8@$7"),
+        };
+        let mut arguments = [0; USDT_ARGUMENTS];
+        arguments[..4].copy_from_slice(&[0xffff_fffe, 0x1ff, 0, 7]);
+        let event = Usdt {
+            header: Header { size: 144, version: WIRE_VERSION, kind: Usdt::KIND },
+            place: 0,
+            time_ns: 1,
+            pid: 2,
+            tid: 3,
+            comm: [0; 16],
+            arguments,
+            read: 0b1011,
+        };
+        assert_eq!(place.values(&event), [Value::from(-2), Value::from(255), Value::Null, Value::from(7)]);
+    }
+}
