@@ -1,13 +1,14 @@
 //! Open files of the current thread: which file a descriptor is, and its path by a bounded walk up the dentries.
 
+use core::{ffi::c_void, ptr};
+
 use aya_ebpf::{
     Global,
     helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
 };
 
 use crate::{
-    FileId, WALK_BYTES, WALK_COMPLETE, WALK_DELETED, WALK_DETACHED, WALK_LIMIT, WALK_STEPS, Walk,
-    kernel::{forgotten, read_kernel},
+    FileId, WALK_BYTES, WALK_COMPLETE, WALK_DELETED, WALK_DETACHED, WALK_LIMIT, WALK_STEPS, Walk, kernel::read_kernel,
 };
 
 /// Offsets in `struct task_struct` and what hangs on it, from the running kernel's BTF.
@@ -122,7 +123,8 @@ pub unsafe fn walk(file: u64, walk: *mut Walk) {
     let mut dentry: u64 = member(file, &FILE_DENTRY);
     let mut mount: u64 = member(file, &FILE_MOUNT);
     let mut flags = if member::<u64>(dentry, &DENTRY_HASHED) == 0 { WALK_DELETED } else { 0 };
-    let mut used = 0_u32;
+    // SAFETY: the caller's promise.
+    unsafe { (*walk).len = 0 };
     for _ in 0..WALK_STEPS {
         let parent: u64 = member(dentry, &DENTRY_PARENT);
         if dentry == member::<u64>(mount, &VFSMOUNT_ROOT) {
@@ -137,11 +139,9 @@ pub unsafe fn walk(file: u64, walk: *mut Walk) {
             continue;
         }
         // SAFETY: the caller's promise.
-        let taken = unsafe { take_name(dentry, walk, used) };
-        if taken == 0 {
+        if !unsafe { took_name(dentry, walk) } {
             break;
         }
-        used += taken;
         if dentry == parent {
             flags |= WALK_DETACHED;
             break;
@@ -149,25 +149,31 @@ pub unsafe fn walk(file: u64, walk: *mut Walk) {
         dentry = parent;
     }
     // SAFETY: the caller's promise.
-    unsafe {
-        (*walk).len = used;
-        (*walk).flags = flags;
-    }
+    unsafe { (*walk).flags = flags };
 }
 
-/// Appends the name of a dentry; gives its bytes with the NUL, 0 if there is no room or no name.
+/// Appends the name of a dentry; false if there is no room or no name.
+///
+/// How far the names reach is kept in memory, where the verifier knows nothing of it: it would follow each number of names and mounts on the
+/// way up by itself, and give up.
 #[inline(always)]
-unsafe fn take_name(dentry: u64, walk: *mut Walk, used: u32) -> u32 {
-    // The mask is a bound that the verifier can follow.
-    let place = forgotten(used as usize) & (WALK_BYTES - 1);
-    if place >= WALK_LIMIT as usize {
-        return 0;
-    }
-    let source = member::<u64>(dentry, &DENTRY_NAME) as *const core::ffi::c_void;
+unsafe fn took_name(dentry: u64, walk: *mut Walk) -> bool {
     // SAFETY: the caller's promise; behind the limit is room for a name.
-    let taken = unsafe {
-        let name = (&raw mut (*walk).names).cast::<u8>().add(place);
-        bpf_probe_read_kernel_str(name.cast(), NAME_BYTES, source)
-    };
-    if taken > 1 { taken as u32 } else { 0 }
+    unsafe {
+        let len = &raw mut (*walk).len;
+        let used = ptr::read_volatile(len);
+        // The mask is a bound that the verifier can follow.
+        let place = used & (WALK_BYTES as u32 - 1);
+        if place >= WALK_LIMIT {
+            return false;
+        }
+        let name = (&raw mut (*walk).names).cast::<u8>().add(place as usize);
+        let source = member::<u64>(dentry, &DENTRY_NAME) as *const c_void;
+        let taken = bpf_probe_read_kernel_str(name.cast(), NAME_BYTES, source);
+        if taken <= 1 {
+            return false;
+        }
+        ptr::write_volatile(len, used + taken as u32);
+    }
+    true
 }

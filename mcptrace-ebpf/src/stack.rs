@@ -5,15 +5,18 @@ use core::{ffi::c_void, ptr};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{BPF_F_USER_BUILD_ID, BPF_F_USER_STACK},
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_stack},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        generated::{bpf_get_stack, bpf_probe_read_kernel_str},
+    },
     macros::map,
     maps::{Array, HashMap, PerCpuArray, PerfEventByteArray, RingBuf},
 };
 
 use crate::{
-    Counter, Header, KERNEL_FRAMES, KERNEL_SIDE, LEAST_STACK, NewStack, Record as _, START_TIME_MASK, StackKey,
-    StackWeight, USER_FRAMES, USER_SIDE, UserFrame, WAIT_UNASKED, WIRE_VERSION, WaitSlot,
-    kernel::{add, now, send},
+    Counter, EXECUTED_PATH, Executed, Header, KERNEL_FRAMES, KERNEL_SIDE, LEAST_STACK, NewStack, Record as _,
+    START_TIME_MASK, StackKey, StackWeight, USER_FRAMES, USER_SIDE, UserFrame, WAIT_UNASKED, WIRE_VERSION, WaitSlot,
+    kernel::{add, current_passes, load, now, send},
     start_slot,
 };
 
@@ -47,6 +50,17 @@ macro_rules! sends_stacks {
         #[inline(always)]
         fn capture<C: aya_ebpf::EbpfContext>(context: &C) -> Result<$crate::StackKey, $crate::Counter> {
             $crate::stack::capture(context, (&EVENTS, &EVENTS_PERF))
+        }
+
+        #[unsafe(no_mangle)]
+        static BPRM_FILENAME: aya_ebpf::Global<u32> = aya_ebpf::Global::new(0);
+
+        #[aya_ebpf::macros::btf_tracepoint(function = "sched_process_exec")]
+        fn executed(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
+            // SAFETY: the arguments of sched_process_exec are the task, its old id and the struct linux_binprm
+            // (include/trace/events/sched.h).
+            unsafe { $crate::stack::send_executed(&ctx, (&EVENTS, &EVENTS_PERF), ctx.arg(2), BPRM_FILENAME.load()) };
+            0
         }
     };
 }
@@ -88,6 +102,38 @@ pub fn weigh(key: &StackKey, value: u64) -> Result<(), Counter> {
         }
     }
     Ok(())
+}
+
+/// Tells user space what a process runs from now on, so that its file is known when it has ended. Nothing is counted: what is lost is a
+/// name.
+///
+/// # Safety
+///
+/// `program` is a BTF pointer to a `struct linux_binprm`, and its path at `path`.
+#[inline(always)]
+pub unsafe fn send_executed<C: EbpfContext>(context: &C, (ring, perf): Buffers<'_>, program: *const u8, path: u32) {
+    #[repr(C)]
+    struct Record {
+        head: Executed,
+        path: [u8; EXECUTED_PATH],
+    }
+    if !current_passes() {
+        return;
+    }
+    let mut record = Record {
+        head: Executed {
+            header: Header { size: size_of::<Record>() as u16, version: WIRE_VERSION, kind: Executed::KIND },
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            time_ns: now(),
+        },
+        path: [0; EXECUTED_PATH],
+    };
+    // SAFETY: the caller's promise; the helper writes at most so many bytes.
+    unsafe {
+        let path: *const u8 = load(program, path);
+        bpf_probe_read_kernel_str((&raw mut record.path).cast(), EXECUTED_PATH as u32, path.cast());
+        send(context, ring, perf, (&raw const record).cast(), size_of::<Record>() as u32);
+    }
 }
 
 /// Remembers that a thread goes to sleep, and where.

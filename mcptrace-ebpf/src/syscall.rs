@@ -9,7 +9,7 @@ use aya_ebpf::{Global, programs::BtfTracePointContext};
 
 use crate::{
     SYSCALLS,
-    kernel::{in_compat_syscall, load},
+    kernel::{forgotten, in_compat_syscall, load},
     syscall_index,
 };
 
@@ -168,7 +168,8 @@ pub type Classes = Global<[u8; SYSCALLS as usize]>;
 /// The class of a system call. Not `Classes::load`, which would copy the table.
 #[inline(always)]
 pub fn class(classes: &'static Classes, index: u32) -> u8 {
-    let index = (index & (SYSCALLS - 1)) as usize;
+    // The compiler knows the bound and would leave the mask out; the verifier does not.
+    let index = forgotten(index as usize) & (SYSCALLS as usize - 1);
     // SAFETY: a `Global` is its value (repr(transparent)), and the index is within it.
     unsafe { ptr::read_volatile(ptr::from_ref(classes).cast::<u8>().add(index)) }
 }

@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod attached;
+pub mod bpf;
 pub mod btf;
 pub mod cgroups;
 pub mod cost;
@@ -9,7 +10,6 @@ pub mod discovery;
 pub mod filter;
 pub mod hook;
 pub mod image;
-pub mod kallsyms;
 pub mod layout;
 pub mod loader;
 pub mod privilege;

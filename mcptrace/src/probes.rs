@@ -5,12 +5,15 @@
 
 mod actor;
 pub mod block_latency;
+pub mod bpf_programs;
 pub mod capability_checks;
 pub mod catalogue;
 pub mod cpu_profile;
 pub mod cpu_slices;
 pub mod dns_latency;
+pub mod file_io;
 pub mod file_opens;
+pub mod fs_sync;
 pub mod function_latency;
 mod functions;
 pub mod futex_waits;
@@ -23,7 +26,9 @@ pub mod offcpu_stacks;
 pub mod oom_kills;
 pub mod options;
 pub mod packet_drops;
+pub mod page_cache;
 pub mod page_faults;
+pub mod paths;
 pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
@@ -73,6 +78,9 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<tcp_retransmits::TcpRetransmits>(),
     Entry::of::<packet_drops::PacketDrops>(),
     Entry::of::<net_traffic::NetTraffic>(),
+    Entry::of::<file_io::FileIo>(),
+    Entry::of::<fs_sync::FsSync>(),
+    Entry::of::<page_cache::PageCache>(),
     Entry::of::<dns_latency::DnsLatency>(),
     Entry::of::<process_exec::ProcessExec>(),
     Entry::of::<process_exit::ProcessExit>(),
@@ -112,7 +120,7 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const HOOKS: &'static [Attach];
     /// The offsets that it cannot do without, by the names of their globals.
     const NEEDS: &'static [&'static str];
-    /// Which of the hooks sees the events that are counted as seen.
+    /// Which of the hooks sees the events that are counted as seen; empty for a probe that has no programs of its own.
     const COUNTS: &'static str;
     /// What it adds to each event on the reference machine, in nanoseconds.
     const COST_NS: f64;
@@ -134,6 +142,9 @@ pub trait Probe: Sized + Send + Sync + 'static {
     fn event_fields() -> Vec<Field> {
         Vec::new()
     }
+
+    /// Lets go of what the probe itself holds in the kernel: collection has ended, and the last report has been made.
+    fn ended(&self) {}
 
     /// Whether a record is well formed. Cheap: asked for every record, while rows are made only of those that are shown.
     fn accepts(_record: &[u8]) -> bool {
@@ -251,6 +262,8 @@ pub struct Prepared {
 pub trait Reader: Send + Sync {
     /// See [`Probe::report`].
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError>;
+    /// See [`Probe::ended`].
+    fn ended(&self);
     /// See [`Probe::accepts`].
     fn accepts(&self, record: &[u8]) -> bool;
     /// See [`Probe::take`].
@@ -266,6 +279,10 @@ pub trait Reader: Send + Sync {
 impl<P: Probe> Reader for P {
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError> {
         P::report(self, maps, seconds)
+    }
+
+    fn ended(&self) {
+        P::ended(self);
     }
 
     fn accepts(&self, record: &[u8]) -> bool {

@@ -101,6 +101,8 @@ impl Reader for Panics {
         Ok(Found::default())
     }
 
+    fn ended(&self) {}
+
     fn accepts(&self, _record: &[u8]) -> bool {
         panic!("a bug in a probe")
     }

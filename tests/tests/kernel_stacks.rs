@@ -73,6 +73,22 @@ fn a_function_that_computes_has_nearly_all_samples_even_after_its_process_has_en
     assert!(heaviest.total >= heaviest.self_weight && heaviest.self_weight * 100 >= total * 80, "{heaviest:?}");
 }
 
+/// A program that nobody else runs: the kernel side says its path, and the file its build id.
+#[test]
+fn a_program_that_lived_for_a_moment_is_named_by_its_build_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("moment");
+    std::fs::copy(env!("CARGO_BIN_EXE_workload"), &copy).unwrap();
+    let mut parent = workload!();
+    let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
+    let execution = start("cpu_profile", &json!({"hertz": 997, "side": "user"}), &filter);
+    parent.run(&format!("spawn 5 {} burn 15", hex(copy.as_os_str().as_encoded_bytes())));
+    let envelope = after_the_end(&execution, parent);
+    let total = stacks(&envelope).stacks.iter().filter(|one| one.comm == "moment").map(|one| one.value).sum::<u64>();
+    let burnt = with(&envelope, "burn_cpu");
+    assert!(total >= 20 && burnt * 2 > total, "{burnt} of {total}: {envelope:#?}");
+}
+
 #[test]
 fn folded_text_and_flame_graph_have_every_sample() {
     let mut workload = workload!();
@@ -209,20 +225,27 @@ fn threads_that_write_to_one_file_wait_for_its_lock() {
     let file = hex(folder.path().join("contended").as_os_str().as_encoded_bytes());
     let mut workload = workload!();
     let pid = workload.pid();
-    let envelope =
-        around("kernel_locks", &json!({}), &of_pid(pid), || _ = workload.run(&format!("contend {file} 4 61")));
+    // Writes that find the lock free leave no trace.
+    let mut contend = |options: Value| {
+        let execution = start("kernel_locks", &options, &of_pid(pid));
+        let mut rounds = 0;
+        while execution.loss().seen == Some(0) && rounds < 50 {
+            workload.run(&format!("contend {file} 4 61"));
+            rounds += 1;
+        }
+        stop(&execution)
+    };
+    let envelope = contend(json!({}));
     let writes: Vec<_> = rows(&envelope).iter().filter(|row| row["lock"] == "rwsem (write)").collect();
     let waits: u64 = writes.iter().map(|row| number(row, "waits")).sum();
     // Nobody waits twice for one write.
-    assert_between(waits, 1, 4 * 61, &envelope);
+    assert_between(waits, 1, 50 * 4 * 61, &envelope);
     assert!(writes.iter().any(|row| row["function"].as_str().unwrap().contains("write")), "{envelope:#?}");
     for row in rows(&envelope) {
         assert!(number(row, "max_ns") <= number(row, "total_ns"), "{row:?}");
         assert_eq!(number(row, "mean_ns"), number(row, "total_ns") / number(row, "waits"), "{row:?}");
     }
-    let with_stacks = around("kernel_locks", &json!({"stacks": true}), &of_pid(pid), || {
-        _ = workload.run(&format!("contend {file} 4 61"));
-    });
+    let with_stacks = contend(json!({"stacks": true}));
     assert!(
         stacks(&with_stacks).stacks.iter().any(|one| one.frames.iter().any(|frame| frame.contains("down_write"))),
         "{with_stacks:#?}"
@@ -230,7 +253,6 @@ fn threads_that_write_to_one_file_wait_for_its_lock() {
 }
 
 #[test]
-#[ignore = "bytes are exact, but the frame that called malloc is not named in some builds: not understood yet"]
 fn memory_that_is_not_freed_is_found_to_the_byte() {
     let mut workload = workload!();
     let execution = start("heap_growth", &json!({}), &of_pid(workload.pid()));
@@ -248,7 +270,6 @@ fn memory_that_is_not_freed_is_found_to_the_byte() {
 }
 
 #[test]
-#[ignore = "bytes are exact, but the frame that called malloc is not named in some builds: not understood yet"]
 fn a_sample_of_allocations_stands_for_all() {
     let mut workload = workload!();
     let execution = start("heap_growth", &json!({"sample": 10}), &of_pid(workload.pid()));

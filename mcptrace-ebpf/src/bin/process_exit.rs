@@ -137,7 +137,7 @@ unsafe fn status(signal: *const u8, leader: *const u8) -> u32 {
     }
 }
 
-/// User, system and exact CPU time: of the threads that are gone, which the process keeps, and of those that are left.
+/// User, system and CPU time: of the threads that are gone, which the process keeps, and of those that are left.
 #[inline(always)]
 unsafe fn times(signal: *const u8) -> [u64; 3] {
     // SAFETY: the caller passes a signal_struct; `thread_head` is a list of `task_struct.thread_node`.

@@ -99,7 +99,7 @@ pub enum SyncCall {
 /// How many [`SyncCall`]s there are.
 pub const SYNC_CALLS: u32 = 7;
 
-/// One call that makes data durable, followed by `path_len` bytes of names as in [`Walk`].
+/// One call that makes data durable, followed by a [`Walk`], as many of its names as it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct SyncEvent {
@@ -117,16 +117,12 @@ pub struct SyncEvent {
     pub pid: u32,
     /// Thread in the initial pid namespace.
     pub tid: u32,
-    /// Bytes of names that follow.
-    pub path_len: u32,
+    /// Always 0.
+    pub zero: u32,
     /// Command name of the thread.
     pub comm: Comm,
     /// Which file; zeros where there is none.
     pub file: FileId,
-    /// `WALK_*` bits.
-    pub path_flags: u32,
-    /// Always 0.
-    pub zero: u32,
 }
 
 // SAFETY: repr(C), a header first, no padding (asserted below), integers and byte arrays only.
@@ -159,7 +155,7 @@ pub struct CacheCell {
 const _: () = assert!(core::mem::offset_of!(SyncEvent, time_ns) == crate::TIME_OFFSET);
 const _: () = assert!(size_of::<FileId>() == 16);
 const _: () = assert!(size_of::<FileIoKey>() == 24);
-const _: () = assert!(size_of::<SyncEvent>() == 80);
+const _: () = assert!(size_of::<SyncEvent>() == 72);
 
 #[cfg(feature = "user")]
 mod user {

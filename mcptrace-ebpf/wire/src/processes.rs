@@ -68,7 +68,7 @@ pub struct Exit {
     pub user_ns: u64,
     /// Sampled time in kernel mode of all its threads, in nanoseconds.
     pub system_ns: u64,
-    /// Exact time on CPUs of all its threads, in nanoseconds.
+    /// Time on CPUs of all its threads up to the last tick or switch, in nanoseconds.
     pub cpu_ns: u64,
     /// The most memory it has had at once, in pages.
     pub max_rss_pages: u64,

@@ -54,6 +54,27 @@ unsafe impl Record for NewStack {
     const KIND: u8 = 3;
 }
 
+/// A process that runs another program from now on, followed by its path as it was given to exec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Executed {
+    /// Size, version, kind.
+    pub header: Header,
+    /// Process (thread group) in the initial pid namespace.
+    pub pid: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+}
+
+// SAFETY: repr(C), a header first, no padding (asserted below), integers only.
+unsafe impl Record for Executed {
+    const KIND: u8 = 4;
+}
+
+/// The longest path of an [`Executed`], in bytes, with its NUL.
+pub const EXECUTED_PATH: usize = 256;
+
+const _: () = assert!(size_of::<Executed>() == 16);
 const _: () = assert!(size_of::<NewStack>() == 48);
 const _: () = assert!(size_of::<UserFrame>() == 32);
 const _: () = assert!(core::mem::offset_of!(NewStack, time_ns) == 8);

@@ -113,7 +113,8 @@ impl ProbeSource {
     }
 
     fn collect(&self, control: &Control) {
-        let mut sampler = Sampler::new(control.length());
+        // A probe without programs has no run time to sample.
+        let mut sampler = Sampler::new(if self.counts.is_empty() { Duration::ZERO } else { control.length() });
         let mut pause = IDLE;
         loop {
             let wait = if self.sends { pause } else { Duration::from_millis(100) };
@@ -145,6 +146,7 @@ impl ProbeSource {
         let result = last.found.as_ref().map(|_| ()).map_err(Clone::clone);
         lock(&self.state).last = Some(last);
         live.take();
+        self.reader.ended();
         drop(live);
         crate::kernel::loader::release_free_memory();
         result
@@ -170,6 +172,9 @@ impl ProbeSource {
     }
 
     fn loss_of(&self, counters: &Counters, missed: Option<(u64, u64)>, delivered: u64) -> Loss {
+        if self.counts.is_empty() {
+            return Loss::default();
+        }
         let mut loss = Loss {
             seen: Some(counters.get(Counter::Seen)),
             delivered: Some(delivered),
@@ -204,13 +209,13 @@ impl ProbeSource {
         let mut notes = Vec::new();
         let Last { counters, missed, .. } = last;
         match missed {
-            None => notes.push(
+            None if !self.counts.is_empty() => notes.push(
                 "this kernel does not tell how many events its recursion guard kept from the programs (missed): before 5.12".into(),
             ),
             Some((counting, _)) if self.filtered && *counting > 0 => {
                 notes.push("missed is an upper bound: it includes events that the filters would have left out".into());
             }
-            Some(_) => {}
+            _ => {}
         }
         if let Some((_, others @ 1..)) = missed {
             notes.push(format!(
@@ -297,6 +302,7 @@ impl Source for ProbeSource {
 
     fn release(&self) {
         lock(&self.live).take();
+        self.reader.ended();
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -327,7 +333,8 @@ impl ProbeSource {
             snapshot.events = Some(events);
         }
         snapshot.loss = self.loss_of(&last.counters, last.missed, delivered);
-        snapshot.overhead = Some(self.overhead(last.counters.get(Counter::Seen), seconds));
+        let seen = if self.counts.is_empty() { delivered } else { last.counters.get(Counter::Seen) };
+        snapshot.overhead = Some(self.overhead(seen, seconds));
         snapshot.notes = notes;
         snapshot
     }

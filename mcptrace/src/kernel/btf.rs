@@ -188,6 +188,12 @@ impl KernelBtf {
         Ok(parameters)
     }
 
+    /// The name of a type or function by its id.
+    pub fn name(&self, id: u32) -> Option<String> {
+        let found: BtfType<'_> = self.btf.type_by_id(TypeId::from(id))?;
+        Some(found.name()?.to_str()?.to_owned())
+    }
+
     /// The names of all BTF tracepoints, in the kernel's order.
     pub fn tracepoints(&self) -> impl Iterator<Item = &str> {
         self.names_of(BtfKind::Typedef).filter_map(|name| name.strip_prefix(TRACEPOINT_PREFIX))

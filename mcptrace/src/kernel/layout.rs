@@ -90,6 +90,13 @@ const OFFSETS: &[Offset] = &[
     offset("MOUNT_VFSMOUNT", &[("mount", "mnt")]),
     offset("MOUNT_PARENT", &[("mount", "mnt_parent")]),
     offset("MOUNT_POINT", &[("mount", "mnt_mountpoint")]),
+    // A page in the cache became a folio in 5.16, in tracepoints in 5.18.
+    offset("FOLIO_FLAGS", &[("folio", "flags"), ("page", "flags")]),
+    offset("FOLIO_MAPPING", &[("folio", "mapping"), ("page", "mapping")]),
+    offset("FOLIO_INDEX", &[("folio", "index"), ("page", "index")]),
+    // The low byte of the second page's flags since 6.6 (commit ebc1baf5c9b4), a byte of its own before; elsewhere before 6.1.
+    offset("FOLIO_ORDER", &[("folio", "_folio_order"), ("folio", "_flags_1")]),
+    offset("MAPPING_HOST", &[("address_space", "host")]),
     offset("TASK_REAL_PARENT", &[("task_struct", "real_parent")]),
     offset("TASK_LEADER", &[("task_struct", "group_leader")]),
     offset("TASK_START_TIME", &[("task_struct", "start_time")]),
@@ -138,6 +145,7 @@ impl Layout {
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
         globals.insert("HAS_DROP_REASON", Ok(u32::from(has_parameters(btf, "kfree_skb", 3))));
         globals.insert("HAS_RESET_REASON", Ok(u32::from(has_parameters(btf, "tcp_send_reset", 3))));
+        globals.insert("FOLIO_LARGE", folio_large(btf));
         globals.extend(process_globals(btf));
         let enumerators = ENUMS.iter().map(|name| (*name, btf.enumerators(name))).collect();
         Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect(), enumerators }
@@ -195,6 +203,13 @@ fn request_argument(btf: &KernelBtf) -> Result<u32, String> {
     let parameters = btf.tracepoint("block_rq_issue").map_err(|error: BtfError| error.to_string())?;
     let position = parameters.iter().position(|parameter| parameter.type_name.starts_with("struct request *"));
     position.map(|index| index as u32).ok_or_else(|| "block_rq_issue of this kernel has no request".to_owned())
+}
+
+/// The flag of a page that is the first of several.
+fn folio_large(btf: &KernelBtf) -> Result<u32, String> {
+    let flags = btf.enumerators("pageflags");
+    let head = flags.iter().find(|(_, name)| *name == "PG_head");
+    head.map(|(bit, _)| 1 << bit).ok_or_else(|| "this kernel has no page flag `PG_head`".to_owned())
 }
 
 /// Whether a tracepoint has at least so many arguments.

@@ -5,15 +5,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    ffi::OsStr,
     fs::{self, File},
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use blazesym::helper::read_elf_build_id;
-use mcptrace_wire::{Comm, FRAME_ADDRESS, FRAME_IN_FILE, KERNEL_FRAMES, NewStack, StackKey, UserFrame};
+use mcptrace_wire::{Comm, Executed, FRAME_ADDRESS, FRAME_IN_FILE, KERNEL_FRAMES, NewStack, StackKey, UserFrame};
 
 use super::symbols::{self, Names, Question};
 use crate::{probes::parse, text};
@@ -69,6 +70,10 @@ struct State {
     user_names: HashMap<Place, Arc<str>>,
     /// Names that stand for none.
     nameless: HashSet<Place>,
+    /// Processes that run another program since they were looked at.
+    changed: HashSet<u32>,
+    /// Programs that processes have begun to run.
+    programs: BTreeSet<PathBuf>,
     /// The build ids of files, by path.
     files: HashMap<PathBuf, Option<[u8; 20]>>,
 }
@@ -105,8 +110,21 @@ struct Mapping {
 }
 
 impl Stacks {
+    /// No stacks yet. What is known of a process to be looked at is read at once: it may end before its first stack arrives.
+    pub fn new(pid: Option<u32>) -> Self {
+        let stacks = Self::default();
+        if let Some(pid) = pid {
+            stacks.state().look_at(pid);
+        }
+        stacks
+    }
+
     /// Takes in a record; false if it is malformed.
     pub fn take(&self, record: &[u8]) -> bool {
+        if let Some((head, path)) = parse::<Executed>(record) {
+            self.state().executes(head.pid, path);
+            return true;
+        }
         let Some((head, rest)) = parse::<NewStack>(record) else { return false };
         let Some(frames) = Raw::read(&head, rest) else { return false };
         let mut state = self.state();
@@ -208,11 +226,35 @@ impl State {
 
     /// Remembers what a process has mapped.
     fn look_at(&mut self, pid: u32) {
-        if !self.processes.contains_key(&pid) && self.processes.len() < MOST_PROCESSES {
-            let process = Process::read(pid);
-            self.bytes += process.mappings.len() * size_of::<Mapping>();
-            self.processes.insert(pid, process);
+        let is_new = !self.processes.contains_key(&pid) && self.processes.len() < MOST_PROCESSES;
+        if self.changed.remove(&pid) || is_new {
+            self.read_again(pid);
         }
+    }
+
+    /// Adds what a process has mapped now to what it had.
+    fn read_again(&mut self, pid: u32) {
+        let now = Process::read(pid);
+        let known = self.processes.entry(pid).or_default();
+        let before = known.mappings.len();
+        for mapping in now.mappings {
+            if known.mappings.len() < MOST_MAPPINGS && !known.mappings.contains(&mapping) {
+                known.mappings.push(mapping);
+            }
+        }
+        self.bytes += (known.mappings.len() - before) * size_of::<Mapping>();
+    }
+
+    /// A process runs another program from now on. A path that is not absolute is relative to a directory that only the process knows.
+    fn executes(&mut self, pid: u32, path: &[u8]) {
+        let end = path.iter().position(|byte| *byte == 0).unwrap_or(path.len());
+        let given = PathBuf::from(OsStr::from_bytes(&path[..end]));
+        let path = if given.is_absolute() { Some(given) } else { fs::read_link(format!("/proc/{pid}/exe")).ok() };
+        if self.programs.len() < MOST_PROCESSES {
+            self.programs.extend(path);
+        }
+        // What it has mapped changes in the next moments: that is looked at when its first stack comes.
+        self.changed.insert(pid);
     }
 
     fn named(&self, frames: &Frames) -> NamedStack {
@@ -307,13 +349,10 @@ impl State {
     /// Libraries may have been loaded since a process was first seen.
     fn look_again(&mut self, places: &[(u32, Place)]) {
         let pids: BTreeSet<u32> = places.iter().map(|(pid, _)| *pid).collect();
-        for pid in pids {
-            let now = Process::read(pid);
-            if !now.mappings.is_empty() {
-                let known = self.processes.entry(pid).or_default();
-                let more =
-                    now.mappings.into_iter().filter(|mapping| !known.mappings.contains(mapping)).collect::<Vec<_>>();
-                known.mappings.extend(more);
+        // This process has the libraries that nearly all have.
+        for pid in pids.into_iter().chain([std::process::id()]) {
+            if self.processes.len() < MOST_PROCESSES || self.processes.contains_key(&pid) {
+                self.read_again(pid);
             }
         }
     }
@@ -330,7 +369,8 @@ impl State {
         };
         let own = of(self, pid);
         let others = self.processes.keys().flat_map(|other| of(self, *other));
-        let candidates: Vec<_> = own.into_iter().chain(others).collect();
+        let programs = self.programs.iter().filter_map(|path| reachable(pid, path));
+        let candidates: Vec<_> = own.into_iter().chain(programs).chain(others).collect();
         candidates.into_iter().find(|path| self.build_id_of(path) == Some(build_id))
     }
 

@@ -80,9 +80,9 @@ impl Probe for CpuProfile {
         let mut plan = plan_of::<Self>(context);
         plan.attach = vec![Attach::clock("sample", hertz)];
         plan.transport = Transport::resolve(options.transport, plan.transport);
-        stacks::size(&mut plan);
+        stacks::prepare(&mut plan);
         plan.globals.push(options.side.global());
-        Ok((Self { stacks: Stacks::default() }, plan))
+        Ok((Self { stacks: Stacks::new(context.filter.pid) }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {

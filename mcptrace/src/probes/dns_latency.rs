@@ -179,7 +179,7 @@ fn error(function: u32, result: u64) -> Option<String> {
         (0, -11) => Some("EAI_SYSTEM".into()),
         (0, other) => Some(format!("EAI {other}")),
         (1 | 2, _) => (result == 0).then(|| "not found".into()),
-        _ => (code != 0).then(|| crate::errno::name(code).to_string()),
+        _ => (code != 0).then(|| crate::errno::name(code).clone()),
     }
 }
 

@@ -67,11 +67,11 @@ impl Probe for FutexWaits {
         plan.globals.push(("FUTEX_WAITERS", words(&["futex_waitv", "futex_wait"].map(|name| syscall_pair(name)[0]))));
         plan.globals.push(("BY_STACK", u32::from(options.stacks).to_ne_bytes().to_vec()));
         if options.stacks {
-            stacks::size(&mut plan);
+            stacks::prepare(&mut plan);
         } else {
             plan.map_entries.push(("FUTEXES", MOST_STACKS));
         }
-        Ok((Self { stacks: Stacks::default(), by_stack: options.stacks }, plan))
+        Ok((Self { stacks: Stacks::new(context.filter.pid), by_stack: options.stacks }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {

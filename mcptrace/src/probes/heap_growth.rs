@@ -105,12 +105,12 @@ impl Probe for HeapGrowth {
         }
         let mut plan = plan_of::<Self>(context);
         plan.attach = attach(binary, pid, context.filter.follow.is_some())?;
-        stacks::size(&mut plan);
+        stacks::prepare(&mut plan);
         plan.map_entries.extend([("BLOCKS", MOST_BLOCKS), ("FREED", MOST_STACKS)]);
         plan.globals.push(("REGS_FUNCTION", words(&ARCH.regs_function)));
         plan.globals.push(("SAMPLE", sample.to_ne_bytes().to_vec()));
         plan.globals.push(Side::User.global());
-        Ok((Self { stacks: Stacks::default(), sample: *sample }, plan))
+        Ok((Self { stacks: Stacks::new(context.filter.pid), sample: *sample }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {

@@ -59,14 +59,14 @@ impl Probe for KernelLocks {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
-        stacks::size(&mut plan);
+        stacks::prepare(&mut plan);
         plan.map_entries.push(("LOCKS", MOST_STACKS));
         let by_stack = u32::from(options.stacks);
         plan.globals.push(("STACK_BY_PROCESS", by_stack.to_ne_bytes().to_vec()));
         if !options.stacks {
             plan.globals.push(super::options::Side::Kernel.global());
         }
-        Ok((Self { stacks: Stacks::default(), by_stack: options.stacks }, plan))
+        Ok((Self { stacks: Stacks::new(context.filter.pid), by_stack: options.stacks }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {

@@ -88,12 +88,12 @@ impl Probe for OffcpuStacks {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
-        stacks::size(&mut plan);
+        stacks::prepare(&mut plan);
         let (states, not) = options.state.bits();
         plan.globals.push(("STATES", states.to_ne_bytes().to_vec()));
         plan.globals.push(("STATES_NOT", not.to_ne_bytes().to_vec()));
         plan.globals.push(options.side.global());
-        Ok((Self { stacks: Stacks::default() }, plan))
+        Ok((Self { stacks: Stacks::new(context.filter.pid) }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {

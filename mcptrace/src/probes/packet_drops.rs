@@ -1,6 +1,6 @@
 //! Where and why the kernel drops packets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 
 use aya::maps::MapError;
 use mcptrace_wire::{DropCell, DropKey, NO_IP_PROTOCOL};
@@ -12,7 +12,7 @@ use crate::{
     kernel::{
         attached::{Maps, Plan},
         hook::Attach,
-        kallsyms,
+        symbols::{self, Question},
     },
     report::{Field, Report, Row, Table},
 };
@@ -34,7 +34,7 @@ impl Probe for PacketDrops {
     const NAME: &'static str = "packet_drops";
     const SUMMARY: &'static str = "Where and why does the kernel drop packets?";
     const CATEGORY: &'static str = "network";
-    const DETAILS: &'static str = "Rows by reason, place in the kernel (function and offset) and protocol. reason is the kernel's own name \
+    const DETAILS: &'static str = "Rows by reason, place in the kernel (its function) and protocol. reason is the kernel's own name \
         without SKB_DROP_REASON_ (5.17 and later, ever more precise since): NO_SOCKET is a port where nobody listens, NETFILTER_DROP a firewall \
         rule, SOCKET_RCVBUFF a program that does not read fast enough, TCP_* and IP_* what the protocol does not want. NOT_SPECIFIED has only its \
         place. Some drops are ordinary: TCP_OLD_DATA, OTHERHOST, TCP_OFOMERGE, a raw socket's filter. bytes are what was left of the packets. \
@@ -62,9 +62,14 @@ impl Probe for PacketDrops {
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
         let drops: BTreeMap<DropKey, DropCell> = maps.hash("DROPS")?;
-        let places: BTreeSet<u64> = drops.keys().map(|key| key.location).collect();
-        let names = if places.is_empty() { BTreeMap::new() } else { kallsyms::names(&places) };
-        let mut found = found(drops, &self.reasons, &names);
+        let places: Vec<u64> = drops.keys().map(|key| key.location).collect();
+        let names = if places.is_empty() {
+            symbols::Names::default()
+        } else {
+            symbols::ask(Question { kernel: places, ..Question::default() })
+        };
+        let mut found = found(&drops, &self.reasons, &names.kernel);
+        found.notes.extend(names.notes);
         if self.reasons.is_empty() {
             found.notes.push("this kernel does not tell why it drops (before 5.17): only where".into());
         }
@@ -81,11 +86,21 @@ impl Probe for PacketDrops {
     }
 }
 
-fn found(drops: BTreeMap<DropKey, DropCell>, reasons: &BTreeMap<u32, String>, places: &BTreeMap<u64, String>) -> Found {
-    let delivered = drops.values().map(|cell| cell.packets).sum();
-    let mut drops: Vec<_> = drops.into_iter().collect();
-    drops.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.packets));
-    let rows: Vec<Row> = drops.iter().map(|(key, cell)| row(key, cell, reasons, places)).collect();
+/// What a row is of: reason, place, protocol, and that within IP.
+type Key = (Option<String>, String, String, Option<String>);
+
+fn found(drops: &BTreeMap<DropKey, DropCell>, reasons: &BTreeMap<u32, String>, places: &HashMap<u64, String>) -> Found {
+    // Several places of one function are one row.
+    let mut groups: BTreeMap<Key, DropCell> = BTreeMap::new();
+    for (key, cell) in drops {
+        let group = groups.entry(group(key, reasons, places)).or_default();
+        group.packets += cell.packets;
+        group.bytes += cell.bytes;
+    }
+    let delivered = groups.values().map(|cell| cell.packets).sum();
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.packets));
+    let rows: Vec<Row> = groups.into_iter().map(|(key, cell)| row(key, cell)).collect();
     let mut key = ["location", "protocol", "ip_protocol"].map(str::to_owned).to_vec();
     if !reasons.is_empty() {
         key.insert(0, "reason".into());
@@ -94,16 +109,22 @@ fn found(drops: BTreeMap<DropKey, DropCell>, reasons: &BTreeMap<u32, String>, pl
     Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
 }
 
-fn row(key: &DropKey, cell: &DropCell, reasons: &BTreeMap<u32, String>, places: &BTreeMap<u64, String>) -> Row {
-    let mut row = Row::new();
-    if !reasons.is_empty() {
-        row.insert("reason".into(), reason_name(key.reason, reasons).into());
-    }
+fn group(key: &DropKey, reasons: &BTreeMap<u32, String>, places: &HashMap<u64, String>) -> Key {
+    let reason = (!reasons.is_empty()).then(|| reason_name(key.reason, reasons));
     let place = places.get(&key.location).cloned().unwrap_or_else(|| format!("{:#x}", key.location));
+    let within = (key.protocol != NO_IP_PROTOCOL).then(|| protocol_name(key.protocol));
+    (reason, place, ethertype_name(key.ethertype), within)
+}
+
+fn row((reason, place, protocol, within): Key, cell: DropCell) -> Row {
+    let mut row = Row::new();
+    if let Some(reason) = reason {
+        row.insert("reason".into(), reason.into());
+    }
     row.insert("location".into(), place.into());
-    row.insert("protocol".into(), ethertype_name(key.ethertype).into());
-    if key.protocol != NO_IP_PROTOCOL {
-        row.insert("ip_protocol".into(), protocol_name(key.protocol).into());
+    row.insert("protocol".into(), protocol.into());
+    if let Some(within) = within {
+        row.insert("ip_protocol".into(), within.into());
     }
     row.insert("packets".into(), cell.packets.into());
     row.insert("bytes".into(), cell.bytes.into());
@@ -137,18 +158,21 @@ mod tests {
     #[test]
     fn reasons_have_their_names_and_a_kernel_without_them_has_no_such_column() {
         let key = DropKey { location: 0x10, reason: 3, ethertype: 0x0800, protocol: 17 };
-        let drops = BTreeMap::from([(key, DropCell { packets: 7, bytes: 700 })]);
+        let cell = DropCell { packets: 7, bytes: 700 };
+        // Two places of one function.
+        let drops = BTreeMap::from([(key, cell), (DropKey { location: 0x20, ..key }, cell)]);
         let reasons = BTreeMap::from([(3, "SKB_DROP_REASON_NO_SOCKET".to_owned())]);
-        let places = BTreeMap::from([(0x10, "udp_rcv+0x1".to_owned())]);
-        let Some(Report::Table(table)) = found(drops.clone(), &reasons, &places).report else { panic!() };
+        let places = HashMap::from([(0x10, "udp_rcv".to_owned()), (0x20, "udp_rcv".to_owned())]);
+        let Some(Report::Table(table)) = found(&drops, &reasons, &places).report else { panic!() };
         let row = &table.rows[0];
-        assert_eq!((&row["reason"], &row["location"]), (&"NO_SOCKET".into(), &"udp_rcv+0x1".into()));
+        assert_eq!((&row["reason"], &row["location"]), (&"NO_SOCKET".into(), &"udp_rcv".into()));
         assert_eq!((&row["protocol"], &row["ip_protocol"]), (&"ipv4".into(), &"udp".into()));
-        let without = found(drops, &BTreeMap::new(), &BTreeMap::new());
+        assert_eq!((table.rows.len(), &row["packets"], &row["bytes"]), (1, &14.into(), &1400.into()));
+        let without = found(&drops, &BTreeMap::new(), &HashMap::new());
         let Some(Report::Table(table)) = without.report else { panic!() };
         assert_eq!((table.rows[0].get("reason"), &table.rows[0]["location"]), (None, &"0x10".into()));
         assert!(!table.key.contains(&"reason".to_owned()));
-        assert_eq!(without.delivered, 7);
+        assert_eq!(without.delivered, 14);
     }
 
     #[test]

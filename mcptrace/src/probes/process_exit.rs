@@ -30,8 +30,9 @@ impl Probe for ProcessExit {
     const CATEGORY: &'static str = "processes";
     const DETAILS: &'static str = "One event for each process, when its last thread ends; the end of another thread is none. Either exit_code, \
         or signal (what killed it) with core if it dumped one: what its parent gets from wait(2). lifetime_ns is since the fork, an exec in \
-        between does not count anew. cpu_ns is the exact time on CPUs of all its threads, user_ns and system_ns divide it in the \
-        proportion that the kernel sampled at its ticks: for less than some 10 ms of CPU time it is a guess. max_rss_bytes is the peak. \
+        between does not count anew. cpu_ns is the time on CPUs of all its threads as the scheduler keeps it: what the last one ran \
+        since the last tick or switch (at most 1 to 10 ms) is not in it yet, so a very short process shows 0. user_ns and system_ns divide \
+        it in the proportion that the kernel sampled at its ticks. max_rss_bytes is the peak. \
         min_duration_us filters by lifetime. Kernel threads count as processes.";
     const NEXT: &'static [&'static str] = &[
         "killed by a signal: signals says who sent it; SIGKILL: oom_kills",

@@ -12,6 +12,7 @@ use super::Found;
 use crate::{
     kernel::{
         attached::Plan,
+        hook::Attach,
         stacks::{Named, NamedStack},
     },
     report::{FrameWeight, Report, Stack, Stacks},
@@ -28,8 +29,12 @@ const MOST_FOLDED: usize = 16 << 20;
 /// What stands for the lightest stacks where the folded text would be too long.
 const REST: &str = "[other stacks]";
 
-/// Sizes of what the kernel side keeps.
-pub fn size(plan: &mut Plan) {
+/// What tells which files processes run. Attached last: it helps with names and is not part of what a probe finds.
+const EXECUTED: Attach = Attach::tracepoint("executed", "sched_process_exec").optional();
+
+/// Sizes of what the kernel side keeps, and the hook that all probes of stacks have.
+pub fn prepare(plan: &mut Plan) {
+    plan.attach.push(EXECUTED);
     plan.event_bytes = BUFFER_BYTES;
     plan.map_entries.push(("STACKS", MOST_STACKS));
 }

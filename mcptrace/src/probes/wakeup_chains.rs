@@ -57,9 +57,9 @@ impl Probe for WakeupChains {
 
     fn plan(_options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
-        stacks::size(&mut plan);
+        stacks::prepare(&mut plan);
         plan.map_entries.push(("WAKES", MOST_STACKS));
-        Ok((Self { stacks: Stacks::default() }, plan))
+        Ok((Self { stacks: Stacks::new(context.filter.pid) }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {

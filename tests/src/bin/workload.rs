@@ -1,10 +1,13 @@
-//! Does what it is told by lines on its standard input, exactly so often, and answers each with `ok` and numbers.
+//! Does what it is told by lines on its standard input, exactly so often, and answers each with `ok` and numbers; or does what its
+//! arguments say, and ends.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test program: it talks by stdout and ends on a failure"
 )]
 
+#[path = "workload/files.rs"]
+mod files;
 #[path = "workload/net.rs"]
 mod net;
 
@@ -20,6 +23,11 @@ use std::{
 };
 
 fn main() {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    if !given.is_empty() {
+        perform(&given.iter().map(String::as_str).collect::<Vec<_>>());
+        return;
+    }
     let mut state = State::default();
     println!("ready");
     for line in std::io::stdin().lock().lines() {
@@ -111,6 +119,15 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "write_direct" => write_direct(path(words[1]), number(2), number(3)),
         "read_direct" => read_direct(path(words[1]), number(2), number(3)),
         "fsync" => fsync(path(words[1]), number(2)),
+        "file_write" => files::write(&text(words[1]), number(2), number(3)),
+        "file_read" => files::read(&text(words[1]), number(2), number(3), false),
+        "file_read_random" => files::read(&text(words[1]), number(2), number(3), true),
+        "file_fail_reads" => files::fail_reads(&text(words[1]), number(2)),
+        "file_write_nameless" => files::write_nameless(number(1), number(2)),
+        "file_write_deleted" => files::write_deleted(&text(words[1]), number(2), number(3)),
+        "file_sync" => return files::sync(&text(words[1]), words[2], number(3)),
+        "file_forget" => files::forget(&text(words[1])),
+        "file_touch" => files::touch(&text(words[1]), number(2)),
         "burn" => burn_cpu(number(1)),
         "naps" => take_naps(number(1), number(2)),
         "futex_naps" => times(1).for_each(|_| wait_for_futex(number(2))),
@@ -382,6 +399,12 @@ fn path(hex: &str) -> &'static [u8] {
         memory.copy_from_slice(&bytes);
         memory
     }
+}
+
+/// The same as text.
+fn text(hex: &str) -> String {
+    let bytes = path(hex);
+    String::from_utf8(bytes[..bytes.len() - 1].to_vec()).unwrap()
 }
 
 /// Opens and closes; gives what the open gave.

@@ -1,0 +1,220 @@
+//! Whether reads find their pages in memory, and who dirties pages.
+
+use std::collections::BTreeMap;
+
+use aya::maps::MapError;
+use mcptrace_wire::CacheCell;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Found, OptionError, Probe, options::By, plan_of};
+use crate::{
+    kernel::{
+        attached::{Maps, Plan},
+        hook::Attach,
+    },
+    report::{Field, Report, Row, Table},
+    text::comm,
+};
+
+/// The probe.
+#[derive(Clone, Copy, Debug)]
+pub struct PageCache {
+    by: By,
+    /// Whether this kernel tells what reads look for.
+    looks_up: bool,
+    /// Whether this kernel tells of faults.
+    faults: bool,
+}
+
+/// Options of the probe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// What results are grouped by, beyond what the probe always tells apart
+    pub by: By,
+}
+
+/// What a row is of.
+type Key = (u32, Option<String>);
+
+impl Probe for PageCache {
+    const NAME: &'static str = "page_cache";
+    const SUMMARY: &'static str = "Do reads find their data in memory, who misses, and who dirties pages?";
+    const CATEGORY: &'static str = "memory";
+    const DETAILS: &'static str = "Pages (4 KB as a rule) by process, or in all with options.by = total; comm is a command. read_pages are pages that reads asked \
+        for, read_missed_pages those of them that were not there and had to be brought in while the read waited, hit_percent the rest. \
+        A page that read-ahead has brought in before is a hit: a sequential read of a cold file hits nearly always, and added_pages shows what \
+        came from the disk. faults are page faults on mapped files that the kernel could not settle by mapping what is around (so the hits \
+        among them are few), fault_misses those whose page had to come in. added_pages come in for reads, read-ahead and new parts of files; \
+        dirtied_pages are clean pages that were written to. Filters look at the thread that runs: read-ahead counts for who reads, \
+        writing back for nobody. A thread that maps and reads the same file, or whose look-up has gaps, may have misses counted a few off. \
+        Kernels without mm_filemap_get_pages (before 6.12) tell only added and dirtied.";
+    const NEXT: &'static [&'static str] = &[
+        "low hit_percent of one process: file_io with filter.pid, to see the files",
+        "misses everywhere: memory is short; then block_latency for what they cost",
+        "much dirtied: fs_sync, block_latency of writes",
+    ];
+    const EXAMPLE: &'static str = r#"{"probe":"page_cache","options":{"by":"pid"},"seconds":10}"#;
+    const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/page_cache.o");
+    const HOOKS: &'static [Attach] = &[
+        Attach::tracepoint("added", "mm_filemap_add_to_page_cache"),
+        // The page became a folio in 5.18.
+        Attach::tracepoint("dirtied", "writeback_dirty_folio"),
+        Attach::tracepoint("dirtied", "writeback_dirty_page").alternative(),
+        Attach::tracepoint("looked_up", "mm_filemap_get_pages").optional(),
+        Attach::tracepoint("faulted", "mm_filemap_fault").optional(),
+    ];
+    const NEEDS: &'static [&'static str] =
+        &["FOLIO_FLAGS", "FOLIO_MAPPING", "FOLIO_INDEX", "FOLIO_LARGE", "MAPPING_HOST", "INODE_SIZE"];
+    const COUNTS: &'static str = "added";
+    const HAS_DURATION: bool = false;
+    const COST_NS: f64 = 450.0;
+    type Options = Options;
+
+    fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
+        let mut plan = plan_of::<Self>(context);
+        let shift = rustix::param::page_size().trailing_zeros();
+        plan.globals.push(("PAGE_SHIFT", shift.to_ne_bytes().to_vec()));
+        let looks_up = context.layout.has_tracepoint("mm_filemap_get_pages");
+        let faults = context.layout.has_tracepoint("mm_filemap_fault");
+        Ok((Self { by: options.by, looks_up, faults }, plan))
+    }
+
+    fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        Ok(self.found(&maps.hash("PROCESSES")?))
+    }
+
+    fn fields() -> Vec<Field> {
+        columns(true, true)
+    }
+}
+
+fn columns(looks_up: bool, faults: bool) -> Vec<Field> {
+    let mut columns = Vec::new();
+    if looks_up {
+        columns.extend([("read_pages", "pages"), ("read_missed_pages", "pages"), ("hit_percent", "percent")]);
+    }
+    columns.extend([("added_pages", "pages"), ("dirtied_pages", "pages")]);
+    if faults {
+        columns.extend([("faults", "faults"), ("fault_misses", "faults")]);
+    }
+    columns.into_iter().map(|(name, unit)| Field::new(name, unit)).collect()
+}
+
+impl PageCache {
+    fn found(self, cells: &BTreeMap<u32, CacheCell>) -> Found {
+        let mut groups: Vec<_> = self.grouped(cells).into_iter().collect();
+        groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.read + cell.added + cell.dirtied + cell.faulted));
+        let delivered = groups.iter().map(|(_, cell)| cell.events).sum();
+        let rows: Vec<Row> = groups.iter().map(|(key, cell)| self.row(key, cell)).collect();
+        let key: &[&str] = match self.by {
+            By::Pid => &["pid", "comm"],
+            By::Comm => &["comm"],
+            _ => &[],
+        };
+        let table = Table {
+            key: key.iter().map(|name| (*name).to_owned()).collect(),
+            columns: columns(self.looks_up, self.faults),
+            rows_total: rows.len() as u64,
+            rows,
+            others: None,
+        };
+        Found { report: Some(Report::Table(table)), delivered, notes: self.notes() }
+    }
+
+    fn notes(self) -> Vec<String> {
+        let missing =
+            |has: bool, hook, what| (!has).then(|| format!("{what} are unknown: this kernel has no tracepoint {hook}"));
+        let notes = [
+            missing(self.looks_up, "mm_filemap_get_pages", "what reads look for, and so hits and misses,"),
+            missing(self.faults, "mm_filemap_fault", "page faults on files"),
+        ];
+        notes.into_iter().flatten().collect()
+    }
+
+    fn grouped(self, cells: &BTreeMap<u32, CacheCell>) -> BTreeMap<Key, CacheCell> {
+        let mut groups: BTreeMap<Key, CacheCell> = BTreeMap::new();
+        for (pid, cell) in cells {
+            let key = match self.by {
+                By::Pid => (*pid, Some(comm(&cell.comm))),
+                By::Comm => (0, Some(comm(&cell.comm))),
+                _ => (0, None),
+            };
+            let group = groups.entry(key).or_default();
+            group.events += cell.events;
+            group.read += cell.read;
+            group.read_missed += cell.read_missed;
+            group.faulted += cell.faulted;
+            group.fault_missed += cell.fault_missed;
+            group.added += cell.added;
+            group.dirtied += cell.dirtied;
+        }
+        groups
+    }
+
+    fn row(self, (pid, name): &Key, cell: &CacheCell) -> Row {
+        let mut row = Row::new();
+        if self.by == By::Pid {
+            row.insert("pid".into(), (*pid).into());
+        }
+        if let Some(name) = name {
+            row.insert("comm".into(), name.clone().into());
+        }
+        if self.looks_up {
+            row.insert("read_pages".into(), cell.read.into());
+            row.insert("read_missed_pages".into(), cell.read_missed.into());
+            if cell.read > 0 {
+                let hits = cell.read.saturating_sub(cell.read_missed) as f64 * 100.0 / cell.read as f64;
+                row.insert("hit_percent".into(), ((hits * 10.0).round() / 10.0).into());
+            }
+        }
+        row.insert("added_pages".into(), cell.added.into());
+        row.insert("dirtied_pages".into(), cell.dirtied.into());
+        if self.faults {
+            row.insert("faults".into(), cell.faulted.into());
+            row.insert("fault_misses".into(), cell.fault_missed.into());
+        }
+        row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CELL: CacheCell = CacheCell {
+        events: 5,
+        read: 200,
+        read_missed: 50,
+        faulted: 1,
+        fault_missed: 1,
+        added: 60,
+        dirtied: 7,
+        comm: *b"cat\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    };
+
+    fn rows(by: By, looks_up: bool) -> (Vec<Row>, Vec<String>) {
+        let cells = BTreeMap::from([(3, CELL), (4, CELL)]);
+        match (PageCache { by, looks_up, faults: true }).found(&cells) {
+            Found { report: Some(Report::Table(table)), delivered: 10, notes } => (table.rows, notes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn hits_are_what_was_not_missed() {
+        let (all, notes) = rows(By::Total, true);
+        assert_eq!((all.len(), &all[0]["hit_percent"], &all[0]["read_pages"]), (1, &75.0.into(), &400.into()));
+        assert!(notes.is_empty());
+        assert_eq!((rows(By::Pid, true).0.len(), rows(By::Comm, true).0.len()), (2, 1));
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_tell_says_so_instead_of_zero() {
+        let (all, notes) = rows(By::Total, false);
+        assert_eq!((all[0].get("hit_percent"), all[0].get("read_pages")), (None, None));
+        assert_eq!(notes.len(), 1);
+    }
+}
