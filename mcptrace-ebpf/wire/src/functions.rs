@@ -118,6 +118,12 @@ const _: () = assert!(size_of::<SlowCall>() == 56);
 /// Arguments of a USDT probe, at most (`STAP_PROBE12`, sys/sdt.h).
 pub const USDT_ARGUMENTS: usize = 12;
 
+/// Arguments that are followed to a text, at most.
+pub const USDT_TEXTS: usize = 3;
+
+/// Bytes of such a text, with the zero at its end.
+pub const USDT_TEXT_MAX: usize = 64;
+
 /// How an argument of a USDT probe is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -191,4 +197,15 @@ unsafe impl Record for Usdt {
 
 const _: () = assert!(core::mem::offset_of!(Usdt, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Usdt>() == 144);
+/// Texts that arguments point to, behind [`Usdt`] where they are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct UsdtTexts {
+    /// Bytes of each with the zero at its end; 0 where it could not be read.
+    pub lengths: [u64; USDT_TEXTS],
+    /// The texts.
+    pub bytes: [[u8; USDT_TEXT_MAX]; USDT_TEXTS],
+}
+
+const _: () = assert!(size_of::<UsdtTexts>() == 216);
 const _: () = assert!(size_of::<UsdtPlace>() == 16 * USDT_ARGUMENTS + 8);

@@ -1,24 +1,27 @@
 //! Which USDT probes a program passes, and with which arguments.
 
 use aya::maps::MapError;
-use mcptrace_wire::{USDT_ARGUMENTS, Usdt, UsdtPlace};
+use mcptrace_wire::{USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtPlace, UsdtTexts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put};
+use super::{
+    Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put, syscall_counts::words,
+};
 use crate::{
     clock::Clock,
     kernel::{
         attached::{Maps, Plan},
         discovery::{
             Argument,
-            binary::{Binary, UsdtProbe},
+            binary::{self, Binary, BinaryFile, UsdtProbe},
             usdt,
         },
         hook::{Attach, Function},
     },
     report::{Field, Row},
+    secrets::{Secret, masked_name},
     suggest::nearest,
     text::{comm, matches_glob, untrusted},
 };
@@ -32,6 +35,7 @@ const EVENT_BYTES: u32 = 4 << 20;
 #[derive(Clone, Debug, Default)]
 pub struct UsdtEvents {
     places: Vec<Place>,
+    texts: Vec<usize>,
 }
 
 /// A place of a USDT probe in the code.
@@ -49,8 +53,10 @@ struct Place {
 pub struct Options {
     /// Program or library with the functions, by path or name
     pub binary: String,
-    /// USDT probes, PROVIDER:NAME or a glob; without, all of the binary
+    /// USDT probes, PROVIDER:NAME or a glob; without, all
     pub usdt: String,
+    /// Arguments that point to text, from 0: "0,1"; at most 3
+    pub texts: String,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Transport")]
@@ -59,7 +65,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { binary: "libc".into(), usdt: "*".into(), transport: None }
+        Self { binary: String::new(), usdt: "*".into(), texts: String::new(), transport: None }
     }
 }
 
@@ -68,16 +74,18 @@ impl Probe for UsdtEvents {
     const SUMMARY: &'static str = "Which static probes (USDT) does a program pass, and with which arguments?";
     const CATEGORY: &'static str = "applications";
     const DETAILS: &'static str = "One event each time that a thread passes a USDT probe of options.binary: points of interest that its authors \
-        have marked (PostgreSQL, MySQL, Python, Node.js, libc and others, if built with them). Probes with a semaphore are switched on while \
-        this runs. arguments are numbers, cut to the size and sign that the program states; pointers are addresses, and what they point to is \
-        not read. null stands for an argument that cannot be read: a floating-point number, one beside a symbol, or memory that is not there. \
-        With filter.pid the file is that process's own. A probe in a loop costs a trap of one to some microseconds each time.";
+        have marked (PostgreSQL, MySQL, Python, libstdc++ and others, if built with them); those with a semaphore are switched on \
+        meanwhile. Without options.binary the program of filter.pid. arguments are numbers, cut to the size and sign that the program states; \
+        pointers are addresses, but for those of options.texts: of these the text, at most 63 bytes, masked (its length and a mark by which \
+        the same text is known again) until the operator sets MCPTRACE_REVEAL=texts. null stands for what cannot be read: a floating-point \
+        number, one beside a symbol, memory that is not there. At most 200 places; before 5.15 one. Each event is a trap of one to some \
+        microseconds.";
     const NEXT: &'static [&'static str] = &[
         "which probes there are: list_probes with filter = binary:/path; what one's arguments are: describe_probe usdt:/path:PROVIDER:NAME",
         "the time between two points of a function: function_latency",
-        "text behind a pointer: exec_program with str(arg0)",
+        "what they count by more than one event: exec_program with usdt:/path:PROVIDER:NAME { @[arg0] = count(); }",
     ];
-    const EXAMPLE: &'static str = r#"{"probe":"usdt_events","options":{"binary":"libc","usdt":"libc:memory_*"},"filter":{"pid":1234},"seconds":10}"#;
+    const EXAMPLE: &'static str = r#"{"probe":"usdt_events","options":{"binary":"python3","usdt":"python:gc__*"},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/usdt_events.o");
     const HOOKS: &'static [Attach] = &[Attach::functions("passed", "options.usdt")];
     const NEEDS: &'static [&'static str] = &[];
@@ -87,7 +95,8 @@ impl Probe for UsdtEvents {
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        let file = functions::open(&options.binary, context)?;
+        let texts = texts(&options.texts)?;
+        let file = open(&options.binary, context)?;
         let places = choose(&functions::read(&file)?, options)?;
         let has_cookie = aya::features().bpf_cookie();
         check_number(places.len(), has_cookie)?;
@@ -100,15 +109,19 @@ impl Probe for UsdtEvents {
         plan.attach = places.iter().zip(0..).map(place).collect();
         plan.globals.extend(functions::register_globals());
         plan.globals.push(("HAS_COOKIE", u32::from(has_cookie).to_ne_bytes().to_vec()));
+        plan.globals.push(("TEXTS", words(&texts_global(&texts))));
         plan.map_entries.push(("PLACES", places.len() as u32));
         plan.values.push(("PLACES", places.iter().map(Place::described).collect()));
         plan.event_bytes = EVENT_BYTES;
         plan.transport = Transport::resolve(options.transport, context.transport);
-        Ok((Self { places }, plan))
+        Ok((Self { places, texts }, plan))
     }
 
     fn report(&self, _maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        let notes = vec![format!("{} places of USDT probes were watched", self.places.len())];
+        let mut notes = vec![format!("{} places of USDT probes were watched", self.places.len())];
+        if !self.texts.is_empty() && !Secret::Texts.is_revealed() {
+            notes.push(Secret::Texts.note());
+        }
         Ok(Found { notes, ..Found::default() })
     }
 
@@ -121,16 +134,20 @@ impl Probe for UsdtEvents {
     }
 
     fn accepts(record: &[u8]) -> bool {
-        parse::<Usdt>(record).is_some()
+        parse_usdt(record).is_some()
     }
 
     fn named_row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
-        let (event, _) = parse::<Usdt>(record)?;
+        let (event, told) = parse_usdt(record)?;
         let place = self.places.get(event.place as usize)?;
         let mut row = Row::new();
         put(&mut row, "time", clock.utc(event.time_ns));
         put(&mut row, "usdt", place.name.clone());
-        put(&mut row, "arguments", place.values(&event));
+        let mut arguments = place.values(&event);
+        if let Some(told) = told {
+            put_texts(&mut arguments, &told, &self.texts, Secret::Texts.is_revealed());
+        }
+        put(&mut row, "arguments", arguments);
         put(&mut row, "pid", event.pid);
         put(&mut row, "tid", event.tid);
         put(&mut row, "comm", comm(&event.comm));
@@ -167,6 +184,53 @@ impl Place {
     }
 }
 
+/// A record and its texts, if it has them.
+fn parse_usdt(record: &[u8]) -> Option<(Usdt, Option<UsdtTexts>)> {
+    let (event, rest) = parse::<Usdt>(record)?;
+    // SAFETY: numbers and bytes are valid for every bit pattern, and there are enough.
+    let told = || unsafe { rest.as_ptr().cast::<UsdtTexts>().read_unaligned() };
+    match rest.len() {
+        0 => Some((event, None)),
+        length if length == size_of::<UsdtTexts>() => Some((event, Some(told()))),
+        _ => None,
+    }
+}
+
+/// Puts texts in the place of the pointers to them.
+fn put_texts(arguments: &mut [Value], told: &UsdtTexts, texts: &[usize], revealed: bool) {
+    for ((index, length), bytes) in texts.iter().zip(told.lengths).zip(&told.bytes) {
+        let Some(slot) = arguments.get_mut(*index).filter(|slot| !slot.is_null()) else { continue };
+        let text = (length as usize).checked_sub(1).and_then(|length| bytes.get(..length));
+        let shown = |text| if revealed { untrusted(text, USDT_TEXT_MAX) } else { masked_name(text) };
+        *slot = text.map_or(Value::Null, |text| shown(text).into());
+    }
+}
+
+/// The indexes of `options.texts`.
+fn texts(option: &str) -> Result<Vec<usize>, OptionError> {
+    let wrong = || {
+        let text = untrusted(option.as_bytes(), 100);
+        OptionError::new(format!("options.texts: `{text}` is not up to 3 numbers from 0 to 11, separated by commas"))
+    };
+    let index = |word: &str| word.trim().parse().ok().filter(|index| *index < USDT_ARGUMENTS).ok_or_else(wrong);
+    let indexes: Vec<usize> = option.split(',').filter(|word| !word.trim().is_empty()).map(index).collect::<Result<_, _>>()?;
+    if indexes.len() > USDT_TEXTS { Err(wrong()) } else { Ok(indexes) }
+}
+
+fn texts_global(texts: &[usize]) -> [u32; USDT_TEXTS] {
+    std::array::from_fn(|slot| texts.get(slot).map_or(USDT_ARGUMENTS, |index| *index) as u32)
+}
+
+/// Opens the file of `options.binary`; without, the program of the filtered process.
+fn open(file: &str, context: &Context<'_>) -> Result<BinaryFile, OptionError> {
+    if !file.is_empty() {
+        return functions::open(file, context);
+    }
+    let missing = || OptionError::new("options.binary is missing: a program or library, unless filter.pid names a process");
+    let pid = context.filter.pid.ok_or_else(missing)?;
+    binary::open(&format!("/proc/{pid}/exe")).map_err(|error| OptionError::new(format!("filter.pid: {error}")))
+}
+
 fn number(value: i128) -> Value {
     u64::try_from(value).map_or_else(|_| Value::from(value as i64), Value::from)
 }
@@ -176,7 +240,8 @@ fn whole(probe: &UsdtProbe) -> String {
 }
 
 fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<Place>, OptionError> {
-    let Options { binary: file, usdt: wanted, .. } = options;
+    let wanted = &options.usdt;
+    let file = if options.binary.is_empty() { "the program of filter.pid" } else { &options.binary };
     let is_wanted = |probe: &&UsdtProbe| {
         let name = whole(probe);
         if wanted.contains(['*', '?']) { matches_glob(wanted, &name) } else { name == *wanted }
@@ -231,5 +296,27 @@ mod tests {
             read: 0b1011,
         };
         assert_eq!(place.values(&event), [Value::from(-2), Value::from(255), Value::Null, Value::from(7)]);
+    }
+    #[test]
+    fn texts_take_the_place_of_pointers_and_are_masked() {
+        let mut bytes = [[0; USDT_TEXT_MAX]; USDT_TEXTS];
+        bytes[0][..7].copy_from_slice(b"hunter2");
+        let told = UsdtTexts { lengths: [8, 0, 0], bytes };
+        let shown = |revealed: bool| {
+            let mut arguments = [Value::from(1), Value::from(0xffff_u64), Value::from(7)];
+            put_texts(&mut arguments, &told, &[1, 2], revealed);
+            arguments
+        };
+        assert_eq!(shown(true), [Value::from(1), Value::from("hunter2"), Value::Null]);
+        assert!(shown(false)[1].as_str().is_some_and(|text| text.starts_with("<7 bytes #")), "{:?}", shown(false));
+    }
+
+    #[test]
+    fn positions_of_texts_are_few_and_small() {
+        assert_eq!((texts("").unwrap(), texts("0, 11").unwrap()), (vec![], vec![0, 11]));
+        assert_eq!(texts_global(&[3]), [3, 12, 12]);
+        for wrong in ["12", "x", "-1", "0,1,2,3", "1;2"] {
+            assert!(texts(wrong).unwrap_err().message.contains("up to 3 numbers"), "{wrong}");
+        }
     }
 }

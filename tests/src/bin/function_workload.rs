@@ -115,7 +115,7 @@ fn lookup(name: &str, flags: i32) -> i32 {
 static mut MCPTRACE_SEMAPHORE: u16 = 0;
 
 /// Passes the probe `mcptrace:tick` if it is switched on: its arguments are a 64-bit number in a register, a signed 32-bit one, one in
-/// memory, and a constant. The note is laid out as sys/sdt.h of systemtap does.
+/// memory, a constant, and a pointer to text. The note is laid out as sys/sdt.h of systemtap does.
 fn usdt(number: u64) {
     // SAFETY: only read, and a tracer's write is whole.
     if unsafe { (&raw const MCPTRACE_SEMAPHORE).read_volatile() } == 0 {
@@ -136,12 +136,13 @@ fn usdt(number: u64) {
             ".8byte MCPTRACE_SEMAPHORE",
             ".asciz \"mcptrace\"",
             ".asciz \"tick\"",
-            ".asciz \"8@{number} -4@{negative:e} 8@({at}) -4@$-7\"",
+            ".asciz \"8@{number} -4@{negative:e} 8@({at}) -4@$-7 8@{text}\"",
             "994: .balign 4",
             ".popsection",
             number = in(reg) number,
             negative = in(reg) (number as i64).wrapping_neg(),
             at = in(reg) &raw const memory,
+            text = in(reg) c"hunter2".as_ptr(),
             options(att_syntax, nostack),
         );
     }
