@@ -222,7 +222,9 @@ mod usdt_events {
         let mut workload = workload();
         // Neither the first argument, which points nowhere, nor one that is not there is in the way.
         let options = json!({ "binary": PROGRAM, "usdt": "mcptrace:tick", "texts": "4,0,9" });
-        let found = around("usdt_events", &options, &of_pid(workload.pid()), || workload.run("usdt 11 1009"));
+        let found = around("usdt_events", &options, &of_pid(workload.pid()), || {
+            workload.run("usdt 11 1009");
+        });
         assert_no_loss(&found);
         let events = events(&found);
         assert_eq!(events.len(), 11);
@@ -237,7 +239,9 @@ mod usdt_events {
     #[test]
     fn without_a_binary_it_is_the_processs_own() {
         let mut workload = workload();
-        let found = around("usdt_events", &json!({}), &of_pid(workload.pid()), || workload.run("usdt 7 3"));
+        let found = around("usdt_events", &json!({}), &of_pid(workload.pid()), || {
+            workload.run("usdt 7 3");
+        });
         assert_no_loss(&found);
         assert_eq!(events(&found).len(), 7);
         let refused = try_start("usdt_events", &json!({}), &Filter::default()).unwrap_err().to_string();

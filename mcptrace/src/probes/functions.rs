@@ -18,6 +18,9 @@ pub(super) fn register_globals() -> [(&'static str, Vec<u8>); 3] {
     ]
 }
 
+/// The library of functions where `options.binary` names none.
+pub(super) const LIBC: &str = "libc";
+
 /// The process that breakpoints are set in; none where its children are to be followed, too.
 pub(super) fn scope(context: &Context<'_>) -> Option<u32> {
     context.filter.pid.filter(|_| context.filter.follow.is_none())

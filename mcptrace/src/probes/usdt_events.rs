@@ -51,8 +51,10 @@ struct Place {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Program or library with the functions, by path or name
-    pub binary: String,
+    /// Program or library, by path or name
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub binary: Option<String>,
     /// USDT probes, PROVIDER:NAME or a glob; without, all
     pub usdt: String,
     /// Arguments that point to text, from 0: "0,1"; at most 3
@@ -65,7 +67,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { binary: String::new(), usdt: "*".into(), texts: String::new(), transport: None }
+        Self { binary: None, usdt: "*".into(), texts: String::new(), transport: None }
     }
 }
 
@@ -96,7 +98,7 @@ impl Probe for UsdtEvents {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let texts = texts(&options.texts)?;
-        let file = open(&options.binary, context)?;
+        let file = open(options.binary.as_deref(), context)?;
         let places = choose(&functions::read(&file)?, options)?;
         let has_cookie = aya::features().bpf_cookie();
         check_number(places.len(), has_cookie)?;
@@ -222,8 +224,8 @@ fn texts_global(texts: &[usize]) -> [u32; USDT_TEXTS] {
 }
 
 /// Opens the file of `options.binary`; without, the program of the filtered process.
-fn open(file: &str, context: &Context<'_>) -> Result<BinaryFile, OptionError> {
-    if !file.is_empty() {
+fn open(file: Option<&str>, context: &Context<'_>) -> Result<BinaryFile, OptionError> {
+    if let Some(file) = file {
         return functions::open(file, context);
     }
     let missing = || OptionError::new("options.binary is missing: a program or library, unless filter.pid names a process");
@@ -241,7 +243,7 @@ fn whole(probe: &UsdtProbe) -> String {
 
 fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<Place>, OptionError> {
     let wanted = &options.usdt;
-    let file = if options.binary.is_empty() { "the program of filter.pid" } else { &options.binary };
+    let file = options.binary.as_deref().unwrap_or("the program of filter.pid");
     let is_wanted = |probe: &&UsdtProbe| {
         let name = whole(probe);
         if wanted.contains(['*', '?']) { matches_glob(wanted, &name) } else { name == *wanted }

@@ -169,7 +169,7 @@ mod tests {
         let (register, memory) = (UsdtPlaceOf::Register as u8, UsdtPlaceOf::Memory as u8);
         // Offsets in struct pt_regs (arch/x86/include/asm/ptrace.h): di 112, bp 32, ax 80, cx 88.
         assert_eq!((of("8@%rdi").kind, of("8@%rdi").register), (register, 112));
-        assert_eq!((of("-4@%edi").register, of("1@%dil").register, of("2@%r9w").register), (112, 112, 72));
+        assert_eq!((of("-4@%edi").register, of("1@%dil").register, of("2@%r9w").register), (112, 112, 64));
         let slot = of("-4@-20(%rbp)");
         assert_eq!((slot.kind, slot.register, slot.number, slot.has_index), (memory, 32, -20, 0));
         let item = of("8@8(%rax,%rcx,4)");
