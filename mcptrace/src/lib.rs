@@ -13,6 +13,7 @@ pub mod execution;
 pub mod executions;
 pub mod kernel;
 pub mod probes;
+pub mod recorder;
 pub mod report;
 pub mod scripts;
 pub mod secrets;

@@ -95,6 +95,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<privileged_actions::PrivilegedActions>(),
     Entry::of::<function_latency::FunctionLatency>(),
     Entry::of::<usdt_events::UsdtEvents>(),
+    Entry::of::<bpf_programs::BpfPrograms>(),
 ];
 
 /// The program that follows forks of a filtered process; every object has it.

@@ -118,16 +118,19 @@ fn without_a_filter_the_counts_are_those_of_the_disk() {
     });
     let after = file.device.stat();
     let count = |operation| find(&envelope, &file.device, operation, "service").map_or(0, |one| one.count);
-    // Others use the disk too: at least what happened while the probe was attached for sure, at most what happened around it. Requests
-    // under way at either edge may be on either side.
+    // Others use the disk too: at least what happened while the probe was attached for sure, at most what happened around it. What was
+    // under way when it began counts as dropped. The disk's statistics count a flush that a journal asks for as a write of nothing
+    // (block/blk-mq.c, blk_account_io_done); here it is a flush.
     let within = |counted: u64, least: u64, most: u64| {
-        assert!(
-            (least..=most).contains(&(counted + 3)) || (least..=most).contains(&counted),
-            "{least} {counted} {most}"
-        )
+        assert!(least <= counted && counted <= most, "{least} {counted} {most}: {envelope:#?}");
     };
     let dropped = envelope.loss.dropped_total();
-    within(count("write") + dropped, inner[1].writes - inner[0].writes, after.writes - outer.writes + dropped);
+    assert!(count("write") <= after.writes - outer.writes, "{envelope:#?}");
+    let with_flushes = count("write") + count("flush") + dropped;
+    assert!(
+        with_flushes >= inner[1].writes - inner[0].writes,
+        "{with_flushes} {outer:?} {inner:?} {after:?}: {envelope:#?}"
+    );
     within(count("read") + dropped, inner[1].reads - inner[0].reads, after.reads - outer.reads + dropped);
     assert!(count("write") >= 997 && count("read") >= 97);
     let written = find(&envelope, &file.device, "write", "service").map_or(0, bytes);

@@ -1,5 +1,4 @@
 //! Probes of functions in user space on the real kernel, with a program that calls them so many times. Needs root; without, it fails.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use mcptrace::{kernel::filter::Filter, report::Envelope};
 use mcptrace_tests::{

@@ -82,7 +82,8 @@ fn a_program_that_lived_for_a_moment_is_named_by_its_build_id() {
     let mut parent = workload!();
     let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
     let execution = start("cpu_profile", &json!({"hertz": 997, "side": "user"}), &filter);
-    parent.run(&format!("spawn 5 {} burn 15", hex(copy.as_os_str().as_encoded_bytes())));
+    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"15"].map(hex).join(" ");
+    parent.run(&format!("spawn 5 {words}"));
     let envelope = after_the_end(&execution, parent);
     let total = stacks(&envelope).stacks.iter().filter(|one| one.comm == "moment").map(|one| one.value).sum::<u64>();
     let burnt = with(&envelope, "burn_cpu");

@@ -34,7 +34,7 @@ impl Probe for BlockLatency {
         issue to the driver (scheduler, plugging, limits), phase service from issue to completion (driver and device). errors and bytes \
         stand with the service series. Requests already issued when tracing began are dropped as start_missing; those still under way at \
         the end are not in the report. Filters on threads look at the thread that makes the request: buffered writes are made by kernel \
-        workers, not by the program that wrote.";
+        workers, not by the program that wrote. A flush stands by itself; the statistics of /proc/diskstats count it among the writes too.";
     const NEXT: &'static [&'static str] = &[
         "queue long, service short: too many requests at once, or an I/O limit of a control group",
         "service long: the device itself; compare reads with writes",

@@ -29,7 +29,7 @@ const EVENT_BYTES: u32 = 1 << 20;
 pub struct DnsLatency;
 
 /// Options of the probe.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Program or library, by path or name
@@ -44,12 +44,6 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Transport")]
     pub transport: Option<Transport>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { binary: None, slower_than_us: None, transport: None }
-    }
 }
 
 impl Probe for DnsLatency {

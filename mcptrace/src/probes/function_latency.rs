@@ -33,7 +33,7 @@ pub struct FunctionLatency {
 }
 
 /// Options of the probe.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Program or library, by path or name
@@ -52,12 +52,6 @@ pub struct Options {
     pub transport: Option<Transport>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { binary: None, function: String::new(), slower_than_us: None, transport: None }
-    }
-}
-
 impl Options {
     fn binary(&self) -> &str {
         self.binary.as_deref().unwrap_or(functions::LIBC)
@@ -68,13 +62,13 @@ impl Probe for FunctionLatency {
     const NAME: &'static str = "function_latency";
     const SUMMARY: &'static str = "How often is a function of a program or library called, and how long does it take?";
     const CATEGORY: &'static str = "applications";
-    const DETAILS: &'static str = "Time from entry to return of functions that options.function names, a symbol or a glob over symbols of \
-        options.binary (libc, if left out), at most 100 at once; with filter.pid in that process's own file, which may be a container's. Time includes what the \
+    const DETAILS: &'static str = "Time from entry to return of functions that options.function names, a symbol or a glob over symbols of options.binary (libc, if \
+        left out), at most 100 at once; with filter.pid in that process's own file, which may be a container's. Time includes what the \
         function calls and waits for; calls of itself count each on their own. Each call traps twice into the kernel, one to some \
-        microseconds that are part of an outer function's time: not for functions called millions of times a second. A call under way when \
-        tracing begins is not seen, one that never returns (longjmp, an exception through it, exit) neither; functions that the compiler \
-        inlined have no symbol. result in events is the register of the result, of no meaning where there is none. Kernels before 5.15 \
-        take one function at a time.";
+        microseconds that are part of an outer function's time: not for functions called millions of times a second. A call under way \
+        when tracing begins is not seen, one that never returns (longjmp, an exception through it, exit) neither; functions that the \
+        compiler inlined have no symbol. result in events is the register of the result, of no meaning where there is none. Kernels \
+        before 5.15 take one function at a time.";
     const NEXT: &'static [&'static str] = &[
         "which symbols there are: list_probes with filter = binary:/path:*part*",
         "a function is slow and does not compute: offcpu_stacks or syscall_latency with filter.pid",

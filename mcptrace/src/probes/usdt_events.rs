@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put, syscall_counts::words,
+    Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put,
+    syscall_counts::words,
 };
 use crate::{
     clock::Clock,
@@ -87,7 +88,8 @@ impl Probe for UsdtEvents {
         "the time between two points of a function: function_latency",
         "what they count by more than one event: exec_program with usdt:/path:PROVIDER:NAME { @[arg0] = count(); }",
     ];
-    const EXAMPLE: &'static str = r#"{"probe":"usdt_events","options":{"binary":"python3","usdt":"python:gc__*"},"seconds":10}"#;
+    const EXAMPLE: &'static str =
+        r#"{"probe":"usdt_events","options":{"binary":"python3","usdt":"python:gc__*"},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/usdt_events.o");
     const HOOKS: &'static [Attach] = &[Attach::functions("passed", "options.usdt")];
     const NEEDS: &'static [&'static str] = &[];
@@ -215,7 +217,8 @@ fn texts(option: &str) -> Result<Vec<usize>, OptionError> {
         OptionError::new(format!("options.texts: `{text}` is not up to 3 numbers from 0 to 11, separated by commas"))
     };
     let index = |word: &str| word.trim().parse().ok().filter(|index| *index < USDT_ARGUMENTS).ok_or_else(wrong);
-    let indexes: Vec<usize> = option.split(',').filter(|word| !word.trim().is_empty()).map(index).collect::<Result<_, _>>()?;
+    let indexes: Vec<usize> =
+        option.split(',').filter(|word| !word.trim().is_empty()).map(index).collect::<Result<_, _>>()?;
     if indexes.len() > USDT_TEXTS { Err(wrong()) } else { Ok(indexes) }
 }
 
@@ -228,7 +231,8 @@ fn open(file: Option<&str>, context: &Context<'_>) -> Result<BinaryFile, OptionE
     if let Some(file) = file {
         return functions::open(file, context);
     }
-    let missing = || OptionError::new("options.binary is missing: a program or library, unless filter.pid names a process");
+    let missing =
+        || OptionError::new("options.binary is missing: a program or library, unless filter.pid names a process");
     let pid = context.filter.pid.ok_or_else(missing)?;
     binary::open(&format!("/proc/{pid}/exe")).map_err(|error| OptionError::new(format!("filter.pid: {error}")))
 }

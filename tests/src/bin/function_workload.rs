@@ -45,7 +45,9 @@ fn perform(words: &[&str]) {
                     thread::spawn(move || lookup(&name, 0))
                 })
                 .collect();
-            threads.into_iter().for_each(|thread| _ = thread.join().unwrap());
+            for thread in threads {
+                _ = thread.join().unwrap();
+            }
         }
         "usdt" => times(number(1), || usdt(number(2))),
         "busy" => busy(number(1)),
@@ -90,7 +92,9 @@ extern "C" fn mcptrace_outer(milliseconds: u64) {
 
 fn in_threads(threads: u64, calls: u64) {
     let threads: Vec<_> = (0..threads).map(|_| thread::spawn(move || times(calls, || _ = mcptrace_leaf(0)))).collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }
 
 /// What getaddrinfo says of a name.

@@ -536,7 +536,8 @@ fn fsync(path: &[u8], times: i64) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn burn_cpu(milliseconds: i64) {
-    let end = time_stamp() + milliseconds as u64 * cycles_per_millisecond();
+    let cycles = milliseconds as u64 * cycles_per_millisecond();
+    let end = time_stamp() + cycles;
     while time_stamp() < end {}
 }
 
