@@ -14,8 +14,7 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use mcptrace_ebpf::{
-    Counter, Header, Record, USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtArgument, UsdtPlace, UsdtPlaceOf,
-    UsdtTexts, WIRE_VERSION,
+    Counter, Header, Record, USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtPlace, UsdtTexts, WIRE_VERSION,
     function::register,
     kernel::{count_shared, current_passes, now, send},
 };
@@ -64,24 +63,23 @@ fn passed(ctx: ProbeContext) -> u32 {
         tid: pid_tgid as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
         arguments: [0; USDT_ARGUMENTS],
-        read: 0,
+        unread: 0,
     };
     let usdt = &mut told.usdt;
-    // SAFETY: a pointer into the map's value. The loop is as long as an array, so every index is known when it is compiled.
+    // SAFETY: a pointer into the map's value, and indexes below the length of its array.
     unsafe {
-        let count = (*place).count;
-        read_argument(&ctx, place, 0, count, usdt);
-        read_argument(&ctx, place, 1, count, usdt);
-        read_argument(&ctx, place, 2, count, usdt);
-        read_argument(&ctx, place, 3, count, usdt);
-        read_argument(&ctx, place, 4, count, usdt);
-        read_argument(&ctx, place, 5, count, usdt);
-        read_argument(&ctx, place, 6, count, usdt);
-        read_argument(&ctx, place, 7, count, usdt);
-        read_argument(&ctx, place, 8, count, usdt);
-        read_argument(&ctx, place, 9, count, usdt);
-        read_argument(&ctx, place, 10, count, usdt);
-        read_argument(&ctx, place, 11, count, usdt);
+        read_argument(&ctx, place, 0, usdt);
+        read_argument(&ctx, place, 1, usdt);
+        read_argument(&ctx, place, 2, usdt);
+        read_argument(&ctx, place, 3, usdt);
+        read_argument(&ctx, place, 4, usdt);
+        read_argument(&ctx, place, 5, usdt);
+        read_argument(&ctx, place, 6, usdt);
+        read_argument(&ctx, place, 7, usdt);
+        read_argument(&ctx, place, 8, usdt);
+        read_argument(&ctx, place, 9, usdt);
+        read_argument(&ctx, place, 10, usdt);
+        read_argument(&ctx, place, 11, usdt);
     }
     let size = if TEXTS.load()[0] < USDT_ARGUMENTS as u32 { with_texts(told) } else { size_of::<Usdt>() };
     // SAFETY: so much of the record was written.
@@ -103,66 +101,47 @@ fn place<C: EbpfContext>(ctx: &C) -> u32 {
     unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u32 }
 }
 
-/// Written out for each index by the caller: kernels before 5.12 want to know where on the stack is written.
+/// Written out for each index by the caller: kernels before 5.12 want to know where on the stack is written. With one branch that both
+/// sides of leave the same state, so that the verifier need not follow each combination of twelve arguments.
 #[inline(always)]
-unsafe fn read_argument(ctx: &ProbeContext, place: *const UsdtPlace, index: usize, count: u64, usdt: &mut Usdt) {
-    if index as u64 >= count {
+unsafe fn read_argument(ctx: &ProbeContext, place: *const UsdtPlace, index: usize, usdt: &mut Usdt) {
+    // SAFETY: the caller passes a pointer into a map's value, and an index below the length of the array.
+    let argument = unsafe { &*(&raw const (*place).arguments[index]) };
+    let base = register(ctx, u32::from(argument.register)) & argument.base_mask;
+    let offset = (register(ctx, u32::from(argument.index)) & argument.index_mask) << (argument.shift & 3);
+    let value = base.wrapping_add(offset).wrapping_add(argument.number as u64);
+    if argument.in_memory == 0 {
+        usdt.arguments[index] = value;
+        usdt.unread |= u64::from(argument.unknown & 1) << index;
         return;
     }
-    // SAFETY: the caller passes a pointer into a map's value, and an index below the length of the arrays.
-    let argument = unsafe { ptr::read_volatile(&raw const (*place).arguments[index]) };
-    if let Some(value) = value(ctx, &argument) {
-        usdt.arguments[index] = value;
-        usdt.read |= 1 << index;
-    }
-}
-
-#[inline(always)]
-fn value(ctx: &ProbeContext, argument: &UsdtArgument) -> Option<u64> {
-    if argument.kind == UsdtPlaceOf::Constant as u8 {
-        return Some(argument.number as u64);
-    }
-    if argument.kind == UsdtPlaceOf::Unknown as u8 {
-        return None;
-    }
-    let base = register(ctx, u32::from(argument.register));
-    if argument.kind == UsdtPlaceOf::Register as u8 {
-        return Some(base);
-    }
-    let mut address = base.wrapping_add(argument.number as u64);
-    if argument.has_index != 0 {
-        let index = register(ctx, u32::from(argument.index));
-        address = address.wrapping_add(index << (argument.shift & 3));
-    }
-    let mut value = 0_u64;
-    // SAFETY: the helper checks the address. Eight bytes are read whatever the size, and cut by user space; where the page ends
-    // before that, what lies in it is enough.
-    let failed = unsafe { bpf_probe_read_user((&raw mut value).cast(), 8, address as *const _) } != 0;
-    if failed { short(address, argument.size) } else { Some(value) }
-}
-
-/// Reads a small argument at the end of what is mapped.
-#[inline(always)]
-fn short(address: u64, size: u8) -> Option<u64> {
-    let mut value = 0_u32;
-    if size > 4 {
-        return None;
-    }
-    // SAFETY: the helper checks the address.
-    let failed = unsafe { bpf_probe_read_user((&raw mut value).cast(), 4, address as *const _) } != 0;
-    (!failed).then_some(u64::from(value))
+    let size = u32::from(argument.size.wrapping_sub(1) & 7) + 1;
+    let slot = (&raw mut usdt.arguments[index]).cast();
+    // SAFETY: the helper checks the address, and eight bytes are there for at most eight.
+    let failed = unsafe { bpf_probe_read_user(slot, size, value as *const _) };
+    usdt.unread |= ((failed as u64) >> 63) << index;
 }
 
 /// The size of the record with its texts.
 #[inline(always)]
 fn with_texts(told: &mut Told) -> usize {
-    told.texts = UsdtTexts { lengths: [0; USDT_TEXTS], bytes: [[0; USDT_TEXT_MAX]; USDT_TEXTS] };
+    clear(&mut told.texts);
     told.usdt.header.size = size_of::<Told>() as u16;
     let [first, second, third] = TEXTS.load();
     told.texts.lengths[0] = read_text(&told.usdt, first, &mut told.texts.bytes[0]);
     told.texts.lengths[1] = read_text(&told.usdt, second, &mut told.texts.bytes[1]);
     told.texts.lengths[2] = read_text(&told.usdt, third, &mut told.texts.bytes[2]);
     size_of::<Told>()
+}
+
+/// Zeros, word by word: `memset` would be a loop over bytes, which the verifier follows for each way that leads here.
+#[inline(always)]
+fn clear(texts: &mut UsdtTexts) {
+    let words = ptr::from_mut(texts).cast::<u64>();
+    for index in 0..size_of::<UsdtTexts>() / size_of::<u64>() {
+        // SAFETY: within the structure, which is made of whole words.
+        unsafe { words.add(index).write_volatile(0) };
+    }
 }
 
 /// The length with the zero at the end; 0 if it is not there.

@@ -124,48 +124,37 @@ pub const USDT_TEXTS: usize = 3;
 /// Bytes of such a text, with the zero at its end.
 pub const USDT_TEXT_MAX: usize = 64;
 
-/// How an argument of a USDT probe is found.
+/// How an argument of a USDT probe is found: `(register & base_mask) + ((index & index_mask) << shift) + number` is its value, or
+/// where it lies in memory. Masks instead of flags: each branch would double what the verifier has to follow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct UsdtArgument {
     /// The constant, or what is added to the address.
     pub number: i64,
-    /// A [`UsdtPlaceOf`].
-    pub kind: u8,
-    /// Bytes: 1, 2, 4 or 8.
-    pub size: u8,
-    /// The index register is shifted left by so many bits.
-    pub shift: u8,
-    /// Whether there is an index register.
-    pub has_index: u8,
+    /// All ones if there is a register.
+    pub base_mask: u64,
+    /// All ones if there is an index register.
+    pub index_mask: u64,
     /// Offset of the register in `struct pt_regs`.
     pub register: u16,
     /// Offset of the index register.
     pub index: u16,
-}
-
-/// Where an argument is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum UsdtPlaceOf {
-    /// Nowhere that can be read here.
-    Unknown = 0,
-    /// In the note itself.
-    Constant = 1,
-    /// In a register.
-    Register = 2,
-    /// In memory: register + index << shift + number.
-    Memory = 3,
+    /// The index register is shifted left by so many bits.
+    pub shift: u8,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// Whether it lies in memory.
+    pub in_memory: u8,
+    /// 1 if it is nowhere that can be read here.
+    pub unknown: u8,
 }
 
 /// A place of a USDT probe in the code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct UsdtPlace {
-    /// Its arguments.
+    /// Its arguments; the rest is `unknown`.
     pub arguments: [UsdtArgument; USDT_ARGUMENTS],
-    /// How many it has.
-    pub count: u64,
 }
 
 /// A USDT probe that was passed.
@@ -186,8 +175,8 @@ pub struct Usdt {
     pub comm: Comm,
     /// The arguments, not yet cut to their sizes.
     pub arguments: [u64; USDT_ARGUMENTS],
-    /// A bit for each argument that could be read.
-    pub read: u64,
+    /// A bit for each argument that could not be read.
+    pub unread: u64,
 }
 
 // SAFETY: as above.
@@ -208,4 +197,4 @@ pub struct UsdtTexts {
 }
 
 const _: () = assert!(size_of::<UsdtTexts>() == 216);
-const _: () = assert!(size_of::<UsdtPlace>() == 16 * USDT_ARGUMENTS + 8);
+const _: () = assert!(size_of::<UsdtPlace>() == 32 * USDT_ARGUMENTS);

@@ -1,7 +1,7 @@
 //! Which USDT probes a program passes, and with which arguments.
 
 use aya::maps::MapError;
-use mcptrace_wire::{USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtPlace, UsdtTexts};
+use mcptrace_wire::{USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtTexts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -171,16 +171,12 @@ impl Place {
 
     /// How the kernel side finds its arguments.
     fn described(&self) -> Vec<u8> {
-        let mut place = UsdtPlace { count: self.arguments.len().min(USDT_ARGUMENTS) as u64, ..UsdtPlace::default() };
-        for (slot, argument) in place.arguments.iter_mut().zip(&self.arguments) {
-            *slot = usdt::operand(argument);
-        }
-        usdt::bytes(&place)
+        usdt::bytes(&usdt::place(&self.arguments))
     }
 
     fn values(&self, event: &Usdt) -> Vec<Value> {
         let value = |(index, argument): (usize, &Argument)| {
-            let was_read = event.read >> index & 1 == 1;
+            let was_read = event.unread >> index & 1 == 0;
             let (size, signed) = (argument.size.unwrap_or(8), argument.signed.unwrap_or_default());
             was_read.then(|| usdt::cut(event.arguments[index], size, signed)).map_or(Value::Null, number)
         };
@@ -299,7 +295,7 @@ mod tests {
             tid: 3,
             comm: [0; 16],
             arguments,
-            read: 0b1011,
+            unread: 0b0100,
         };
         assert_eq!(place.values(&event), [Value::from(-2), Value::from(255), Value::Null, Value::from(7)]);
     }
