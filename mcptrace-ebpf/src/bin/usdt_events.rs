@@ -106,7 +106,7 @@ fn place<C: EbpfContext>(ctx: &C) -> u32 {
 #[inline(always)]
 unsafe fn read_argument(ctx: &ProbeContext, place: *const UsdtPlace, index: usize, usdt: &mut Usdt) {
     // SAFETY: the caller passes a pointer into a map's value, and an index below the length of the array.
-    let argument = unsafe { &*(&raw const (*place).arguments[index]) };
+    let argument = unsafe { &(*place).arguments[index] };
     let base = register(ctx, u32::from(argument.register)) & argument.base_mask;
     let offset = (register(ctx, u32::from(argument.index)) & argument.index_mask) << (argument.shift & 3);
     let value = base.wrapping_add(offset).wrapping_add(argument.number as u64);
