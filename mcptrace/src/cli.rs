@@ -12,6 +12,7 @@ mod progress;
 mod run;
 mod script;
 mod serve;
+mod triage;
 mod watch;
 mod workload;
 
@@ -35,6 +36,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: list::define, run: list::run },
     Verb { define: describe::define, run: describe::run },
     Verb { define: script::define, run: script::run },
+    Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: gate::define, run: gate::run },
 ];

@@ -22,3 +22,4 @@ pub mod signals;
 pub mod store;
 pub mod suggest;
 pub mod text;
+pub mod triage;

@@ -55,7 +55,7 @@ const LOOKING: usize = 2;
 
 /// What a model is told before its first call.
 const INSTRUCTIONS: &str = "Traces the Linux kernel of this host. \
-    Native probes first: run_probe attaches in milliseconds and costs little; list_probes shows them, describe_probe tells all about one. \
+    If something is slow and nothing is known yet: triage. Else native probes first: run_probe attaches in milliseconds and costs little; list_probes shows them, describe_probe tells all about one. \
     Narrow with filter (pid, comm, cgroup, container) and options instead of reading everything: filters act in the kernel. \
     Before you conclude anything read `loss` and `notes`: they say what the numbers do not contain, and an empty report with loss is not \
     proof that nothing happened. Runs of up to 50 s answer directly; longer ones need background=true and get_result. \

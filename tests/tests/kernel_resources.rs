@@ -83,7 +83,8 @@ fn slices_and_switches_agree_with_the_schedulers() {
         assert!(close(sum("involuntary"), kept.involuntary), "{by}: {} {kept:?}", sum("involuntary"));
         let ran: f64 = all.iter().map(|one| one.mean * one.count as f64).sum();
         let ratio = ran / kept.ran_ns as f64;
-        assert!((0.9..1.1).contains(&ratio), "{by}: {ratio} {kept:?}");
+        // The scheduler's clock leaves out what the hypervisor took meanwhile (kernel/sched/core.c, update_rq_clock_task).
+        assert!((0.9..1.3).contains(&ratio), "{by}: {ratio} {kept:?}");
     }
 }
 

@@ -85,7 +85,7 @@ fn shared_cpu(
 /// Every time on the CPU was one wait. The scheduler's count is now and then a few ahead of its tracepoint on a busy machine, with
 /// bpftrace as with this probe; more waits than times there cannot be.
 fn assert_as_often(waits: u64, scheduled: Scheduled) {
-    assert!(scheduled.times > 50, "they took turns: {scheduled:?}");
+    assert!(scheduled.times > 20, "they took turns: {scheduled:?}");
     assert!(
         waits <= scheduled.times && waits + scheduled.times * 3 / 100 + 1 >= scheduled.times,
         "{waits} {scheduled:?}"
@@ -190,6 +190,6 @@ fn runqlat_sees_as_many_waits() {
     let count = |line: String| line.split('|').next()?.split(':').nth(1)?.trim().parse::<u64>().ok();
     let waits: u64 = lines.filter_map(count).sum();
     runqlat.wait().unwrap();
-    assert!(waits > 50, "{waits}");
+    assert!(waits > 20, "{waits}");
     assert_eq!(series(&envelope)[0].count, waits);
 }

@@ -15,6 +15,8 @@ use serde_json::{Map, Value, json};
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots/tools.json");
 /// What every client pays on every turn, at most.
 const TOOLS_BYTES: usize = 20 << 10;
+/// How many tools there are.
+const TOOLS: usize = 9;
 
 fn executions() -> Arc<Executions> {
     Arc::new(Executions::new(Limits::default()))
@@ -106,7 +108,7 @@ mod versions {
             assert_eq!(begun["protocolVersion"], version);
             assert!(begun["instructions"].as_str().unwrap().contains("run_probe"));
             assert!(begun["capabilities"]["prompts"].is_object());
-            assert_eq!(tools(&mut client).await.len(), 8);
+            assert_eq!(tools(&mut client).await.len(), TOOLS);
             assert!(!client.tool("list_executions", json!({})).await.is_error);
         }
     }
@@ -158,7 +160,7 @@ mod versions {
         let end = tokio_util::sync::CancellationToken::new();
         tokio::spawn(mcptrace::server::serve(tokio::io::split(theirs), executions(), "tester", end));
         let client = ().serve(ours).await.unwrap();
-        assert_eq!(client.list_all_tools().await.unwrap().len(), 8);
+        assert_eq!(client.list_all_tools().await.unwrap().len(), TOOLS);
         let arguments = json!({ "probe": "syscall_counts", "seconds": 0.2 }).as_object().unwrap().clone();
         let answer = client.call_tool(CallToolRequestParams::new("run_probe").with_arguments(arguments)).await.unwrap();
         assert_eq!(answer.is_error, Some(false));

@@ -168,6 +168,34 @@ impl Call {
         }
     }
 
+    /// Lets some time pass and tells the client how far it is, if it asked for that.
+    pub(super) async fn pause(&self, length: Duration) -> Waited {
+        let (token, started) = (self.context.meta.get_progress_token(), Instant::now());
+        while started.elapsed() < length {
+            tokio::select! {
+                () = self.context.ct.cancelled() => return Waited::Cancelled,
+                () = tokio::time::sleep(length.saturating_sub(started.elapsed()).min(PROGRESS)) => {}
+            }
+            if let Some(token) = token.clone().filter(|_| started.elapsed() < length) {
+                let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+                let progress = ProgressNotificationParam::new(token, seconds)
+                    .with_total(length.as_secs_f64())
+                    .with_message(format!("looking: {seconds:.1} of {} s", length.as_secs_f64()));
+                let _ = self.context.peer.notify_progress(progress).await;
+            }
+        }
+        Waited::Ended
+    }
+
+    /// Does work that must be done even if the call has been cancelled: it lets go of something.
+    pub(super) async fn settled<T, F>(&self, work: F) -> Result<T, ToolError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Executions) -> T + Send + 'static,
+    {
+        self.server.blocking(work).await
+    }
+
     /// Stops an execution and waits until nothing of it is attached.
     pub(super) async fn stop(&self, execution: &Execution) -> Result<(), ToolError> {
         execution.stop();

@@ -8,6 +8,7 @@ mod list_executions;
 mod list_probes;
 mod run_probe;
 mod stop_execution;
+mod triage;
 
 use std::{
     pin::Pin,
@@ -30,6 +31,7 @@ use crate::{probes::Entry, suggest::nearest};
 
 /// Every tool, in the order clients show them.
 pub(super) const TOOLS: &[Row] = &[
+    triage::ROW,
     run_probe::ROW,
     list_probes::ROW,
     describe_probe::ROW,

@@ -1,0 +1,121 @@
+//! Puts causes before what follows from them. Pure.
+
+use super::finding::{Finding, Kind, Severity};
+
+/// Findings in order, with their ranks: what somebody notices before what is only worth knowing; of each what no other finding
+/// explains first, then by impact.
+pub fn ranked(mut found: Vec<Finding>) -> Vec<Finding> {
+    let causes: Vec<Vec<Kind>> = found
+        .iter()
+        .map(|symptom| found.iter().filter(|cause| explains(cause, symptom)).map(|cause| cause.kind).collect())
+        .collect();
+    for (finding, causes) in found.iter_mut().zip(causes) {
+        finding.because_of = causes;
+    }
+    found.sort_by(|a, b| {
+        let group = |one: &Finding| (one.severity == Severity::Low, !one.because_of.is_empty());
+        group(a).cmp(&group(b)).then(weight(b).total_cmp(&weight(a)))
+    });
+    for (rank, finding) in found.iter_mut().enumerate() {
+        finding.rank = rank as u32 + 1;
+    }
+    found
+}
+
+/// What is only worth knowing explains nothing that somebody notices, and what one process does to itself explains only what that process
+/// is part of.
+fn explains(cause: &Finding, symptom: &Finding) -> bool {
+    let counts = cause.severity > Severity::Low || symptom.severity == Severity::Low;
+    let together = !cause.kind.is_of_process() || share_process(cause, symptom);
+    counts && together && cause.kind.symptoms().contains(&symptom.kind)
+}
+
+fn share_process(one: &Finding, other: &Finding) -> bool {
+    let pids = |finding: &Finding| finding.who.iter().filter_map(|who| who.pid).collect::<Vec<_>>();
+    let others = pids(other);
+    others.is_empty() || pids(one).iter().any(|pid| others.contains(pid))
+}
+
+fn weight(finding: &Finding) -> f64 {
+    finding.impact * finding.confidence
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::triage::finding::{Judged, Next, Who};
+
+    fn finding(kind: Kind, impact: f64) -> Finding {
+        let next = Next::probe("runq_latency", json!({}), json!({}));
+        Finding::new(
+            kind,
+            Judged { impact, confidence: 0.9, summary: String::new(), evidence: Vec::new(), who: Vec::new(), next },
+        )
+    }
+
+    #[test]
+    fn causes_come_before_worse_symptoms() {
+        let found = vec![
+            finding(Kind::CpuSaturation, 1.0),
+            finding(Kind::ExecStorm, 0.5),
+            finding(Kind::RunqDelay, 0.9),
+            finding(Kind::DnsSlow, 0.2),
+        ];
+        let ranked = ranked(found);
+        let order: Vec<_> = ranked.iter().map(|one| (one.rank, one.kind)).collect();
+        let expected = [Kind::ExecStorm, Kind::CpuSaturation, Kind::RunqDelay, Kind::DnsSlow];
+        assert_eq!(order, expected.iter().enumerate().map(|(rank, kind)| (rank as u32 + 1, *kind)).collect::<Vec<_>>());
+        assert_eq!(ranked[1].because_of, [Kind::ExecStorm]);
+    }
+
+    #[test]
+    fn what_is_only_worth_knowing_explains_nothing_bad() {
+        let ranked = ranked(vec![finding(Kind::ExecStorm, 0.1), finding(Kind::CpuSaturation, 0.9)]);
+        assert_eq!(ranked[0].kind, Kind::CpuSaturation);
+        assert!(ranked[0].because_of.is_empty());
+    }
+
+    #[test]
+    fn one_process_does_not_explain_what_another_does() {
+        let with = |kind, pid| Finding { who: vec![Who { pid: Some(pid), ..Who::default() }], ..finding(kind, 0.9) };
+        let apart = ranked(vec![with(Kind::SyscallFailures, 7), with(Kind::CpuSaturation, 8)]);
+        assert!(apart.iter().all(|one| one.because_of.is_empty()), "{apart:?}");
+        let same = ranked(vec![with(Kind::CpuSaturation, 7), with(Kind::SyscallFailures, 7)]);
+        assert_eq!((same[0].kind, &*same[1].because_of), (Kind::SyscallFailures, &[Kind::SyscallFailures][..]));
+    }
+
+    #[test]
+    fn nothing_explains_what_explains_it() {
+        use Kind::*;
+        let all = [
+            CpuSaturation,
+            RunqDelay,
+            RunawayProcess,
+            CpuSteal,
+            DiskLatency,
+            DiskSaturation,
+            FsyncStorm,
+            MemoryReclaim,
+            MemoryLimit,
+            Oom,
+            UserLockContention,
+            KernelLockContention,
+            TcpRetransmits,
+            PacketDrops,
+            ConnectionRefused,
+            DnsSlow,
+            SyscallFailures,
+            ExecStorm,
+            SignalStorm,
+            IrqLoad,
+            CgroupThrottling,
+        ];
+        for cause in all {
+            for symptom in cause.symptoms() {
+                assert!(!symptom.symptoms().contains(&cause), "{cause:?} and {symptom:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The answer as text: for people, and for assistants that read no structured content. At most 4 KB.
+
+use std::fmt::Write as _;
+
+use super::{
+    Number, Triage,
+    finding::{Finding, Who},
+};
+use crate::{
+    report::text::units::{decimal, plain, seconds},
+    text::clipped,
+};
+
+/// The whole text at most, in bytes.
+const MOST_BYTES: usize = 4096;
+
+pub(super) fn triage(triage: &Triage) -> String {
+    let mut text = head(triage);
+    for finding in &triage.findings {
+        text.push_str("\n\n");
+        text.push_str(&one(finding));
+    }
+    let _ = write!(text, "\n\nlooked at: {}", numbers(&triage.looked_at));
+    for note in &triage.notes {
+        let _ = write!(text, "\nnote: {}", plain(note, 200));
+    }
+    clipped(text, MOST_BYTES)
+}
+
+fn head(triage: &Triage) -> String {
+    let length = seconds(triage.window.seconds);
+    match triage.findings.len() {
+        0 => format!("Nothing stands out in {length}."),
+        1 => format!("One thing stands out in {length}:"),
+        more => format!("{more} things stand out in {length}, the likeliest cause first:"),
+    }
+}
+
+fn one(finding: &Finding) -> String {
+    let Finding { rank, severity, summary, evidence, who, because_of, next, confidence, .. } = finding;
+    let kind = name(finding.kind);
+    let sure = decimal((confidence * 100.0).round());
+    let mut text = format!("{rank}. {kind} ({}, {sure} % sure): {summary}", severity.as_str());
+    if !because_of.is_empty() {
+        let causes: Vec<_> = because_of.iter().map(|kind| name(*kind)).collect();
+        let _ = write!(text, "\n   likely because of: {}", causes.join(", "));
+    }
+    let _ = write!(text, "\n   {}", numbers(evidence));
+    for one in who {
+        let _ = write!(text, "\n   {}", someone(one));
+    }
+    let _ = write!(text, "\n   next: {} {}", next.tool, next.arguments);
+    text
+}
+
+fn name(kind: super::finding::Kind) -> String {
+    serde_json::to_value(kind).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn someone(who: &Who) -> String {
+    let Who { pid, comm, cgroup, device, peer, value, unit } = who;
+    let pid = pid.map(|pid| format!("pid {pid}"));
+    let named = [("", comm), ("cgroup ", cgroup), ("", device), ("peer ", peer)];
+    let named =
+        named.iter().filter(|(_, name)| !name.is_empty()).map(|(what, name)| format!("{what}{}", plain(name, 80)));
+    let who = pid.into_iter().chain(named).collect::<Vec<_>>().join(" ");
+    format!("{who}: {} {}", decimal(*value), plain(unit, 40))
+}
+
+fn numbers(numbers: &[Number]) -> String {
+    let number = |one: &Number| {
+        format!("{} {}{}{}", one.name, decimal(one.value), if one.unit.is_empty() { "" } else { " " }, one.unit)
+    };
+    numbers.iter().map(number).collect::<Vec<_>>().join(", ")
+}

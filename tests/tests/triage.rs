@@ -1,0 +1,127 @@
+//! Triage against faults that are really there. Needs root, and a machine that does little else; without root it fails.
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use mcptrace::triage::{
+    Triage,
+    finding::{Kind, Severity},
+    gather::Gathering,
+    judge, text,
+};
+
+/// A fault, what triage may call it, and whether its process is to be named.
+struct Case {
+    fault: &'static str,
+    kinds: &'static [Kind],
+    names_process: bool,
+}
+
+const fn case(fault: &'static str, kinds: &'static [Kind]) -> Case {
+    Case { fault, kinds, names_process: true }
+}
+
+const CASES: &[Case] = &[
+    case("cpu_hog", &[Kind::CpuSaturation]),
+    case("exec_storm", &[Kind::ExecStorm]),
+    case("fsync_loop", &[Kind::FsyncStorm]),
+    case("direct_io", &[Kind::DiskSaturation, Kind::DiskLatency]),
+    case("lock_convoy", &[Kind::UserLockContention]),
+    case("kernel_lock", &[Kind::KernelLockContention]),
+    case("memory_limit", &[Kind::MemoryLimit]),
+    case("throttled", &[Kind::CgroupThrottling]),
+    // A segment is sent again by a timer or an interrupt: the kernel knows the peer, not the process.
+    Case { fault: "lossy_link", kinds: &[Kind::TcpRetransmits], names_process: false },
+    case("refused", &[Kind::ConnectionRefused]),
+    case("failing_opens", &[Kind::SyscallFailures]),
+    case("slow_names", &[Kind::DnsSlow]),
+    case("signal_storm", &[Kind::SignalStorm]),
+    case("soft_interrupts", &[Kind::IrqLoad]),
+];
+
+/// A fault at work, under a name that says nothing.
+struct Fault {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Fault {
+    fn start(name: &str) -> Self {
+        // On a disk: what is in memory has nothing to make durable.
+        let target = Path::new(env!("CARGO_BIN_EXE_fault")).parent().unwrap();
+        let folder = tempfile::tempdir_in(target).unwrap().keep();
+        let random: u32 = std::process::id().wrapping_mul(2_654_435_761) ^ name.len() as u32;
+        let program = folder.join(format!("p{random:x}"));
+        fs::copy(env!("CARGO_BIN_EXE_fault"), &program).unwrap();
+        let mut child = Command::new(&program).arg(name).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "{name} cannot be made here");
+        Self { child, folder }
+    }
+}
+
+impl Drop for Fault {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        thread::sleep(Duration::from_millis(200));
+        let _ = fs::remove_dir_all(&self.folder);
+        for controller in ["", "cpu", "memory"] {
+            let name = format!("mcptrace-fault-{}", self.child.id());
+            let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(controller).join(name));
+        }
+    }
+}
+
+fn look(seconds: u64) -> Triage {
+    let gathering = Gathering::start(None, seconds as f64);
+    thread::sleep(Duration::from_secs(seconds));
+    let (evidence, window) = gathering.finish();
+    judge(&evidence, window)
+}
+
+/// What was found of a case: whether the cause came first, and whether its process was named with it.
+fn verdict(case: &Case, found: &Triage, pid: u32) -> (bool, bool) {
+    let first = found.findings.first();
+    let cause = first.is_some_and(|one| case.kinds.contains(&one.kind));
+    let named = first.is_some_and(|one| one.who.iter().any(|who| who.pid == Some(pid)));
+    (cause, named || !case.names_process)
+}
+
+#[test]
+fn every_fault_comes_first_and_its_process_is_named() {
+    thread::sleep(Duration::from_secs(2));
+    let (mut table, mut wrong) = (Vec::new(), Vec::new());
+    for case in CASES {
+        let fault = Fault::start(case.fault);
+        thread::sleep(Duration::from_millis(500));
+        let found = look(4);
+        let (cause, named) = verdict(case, &found, fault.child.id());
+        let first = found.findings.first().map(|one| format!("{:?}", one.kind)).unwrap_or_default();
+        table.push(format!("{:16} {first:22} cause first: {cause:5} process named: {named}", case.fault));
+        let answer = text(&found);
+        assert!(answer.len() <= 4096 && !answer.contains("did not run"), "{answer}");
+        if !(cause && named) {
+            wrong.push(format!("{} (pid {}):\n{answer}", case.fault, fault.child.id()));
+        }
+    }
+    println!("{}\n{} of {} right", table.join("\n"), CASES.len() - wrong.len(), CASES.len());
+    assert!(wrong.is_empty(), "{}\n\n{}", table.join("\n"), wrong.join("\n\n"));
+}
+
+#[test]
+fn an_idle_machine_alarms_nobody() {
+    thread::sleep(Duration::from_secs(3));
+    let found = look(4);
+    let loud: Vec<_> = found.findings.iter().filter(|one| one.severity > Severity::Low).collect();
+    assert!(loud.is_empty(), "{}", text(&found));
+    assert!(found.looked_at.len() >= 15, "{:?}", found.looked_at);
+}
