@@ -7,6 +7,7 @@
 mod collect;
 mod error;
 mod install;
+pub mod policy;
 mod process;
 mod record;
 mod reports;
@@ -151,6 +152,13 @@ impl Bpftrace {
     pub fn compile(&self, program: &str) -> Result<(), ScriptError> {
         check_input(program)?;
         self.ask(&["-d", "-e", program], COMPILE_TIME)?.succeed(program)
+    }
+
+    /// How many probes a name with wildcards stands for (`-l`); more than are worth counting are `None`.
+    pub(crate) fn count(&self, pattern: &str) -> Result<Option<usize>, ScriptError> {
+        let answer = self.ask(&["-l", pattern], QUESTION_TIME)?;
+        answer.succeed(pattern)?;
+        Ok((answer.out.len() < ANSWER_BYTES).then(|| answer.out.lines().filter(|line| line.contains(':')).count()))
     }
 
     /// Starts the program. The calling thread must live as long as the [`Session`].

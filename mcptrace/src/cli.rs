@@ -4,9 +4,11 @@ mod describe;
 mod doctor;
 mod failure;
 mod gate;
+mod history;
 mod list;
 mod options;
 mod output;
+mod policy;
 mod probe_help;
 mod progress;
 mod run;
@@ -36,6 +38,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: list::define, run: list::run },
     Verb { define: describe::define, run: describe::run },
     Verb { define: script::define, run: script::run },
+    Verb { define: history::define, run: history::run },
     Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: gate::define, run: gate::run },
@@ -65,9 +68,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return usage(&error),
     };
-    let (name, matches) = matches.subcommand().unwrap_or(("serve", &matches));
+    let (name, matches) = match matches.subcommand() {
+        Some((name, matches)) => (name, matches.clone()),
+        // Defaults and the environment are those of the command.
+        None => match serve::define().try_get_matches_from(["serve"]) {
+            Ok(matches) => ("serve", matches),
+            Err(error) => return usage(&error),
+        },
+    };
     let verb = VERBS.iter().find(|verb| (verb.define)().get_name() == name);
-    match verb.map_or(Ok(()), |verb| (verb.run)(matches)) {
+    match verb.map_or(Ok(()), |verb| (verb.run)(&matches)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.tell(),
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    bpftrace::{Bpftrace, Category, ScriptError},
+    bpftrace::{Bpftrace, Category, ScriptError, policy::Policy},
     execution::{Execution, Identity, probe::ProbeSource, script::ScriptSource},
     kernel::{
         attached::{Attached, Transport, possible_cpus},
@@ -39,13 +39,25 @@ pub struct Limits {
     pub bytes: usize,
     /// The longest run.
     pub longest: Duration,
+    /// Which scripts may run.
+    pub scripts: Policy,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { running: 8, kept: 64, keep: Duration::from_hours(1), bytes: 64 << 20, longest: Duration::from_hours(24) }
+        Self {
+            running: 8,
+            kept: 64,
+            keep: Duration::from_hours(1),
+            bytes: 64 << 20,
+            longest: Duration::from_hours(24),
+            scripts: Policy::default(),
+        }
     }
 }
+
+/// How long it is counted how often a hook fires at which a script prints.
+const RATE_TIME: Duration = Duration::from_millis(100);
 
 /// What is to be run natively.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -256,11 +268,13 @@ impl Executions {
         Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 
-    /// Compiles a script and starts it; returns when bpftrace has been started, which attaches a moment later.
+    /// Checks a script against the policy, compiles it and starts it; returns when bpftrace has been started, which attaches a moment later.
     pub fn start_script(&self, request: &ScriptRequest) -> Result<Arc<Execution>, Refusal> {
         let length = self.length(request.seconds)?;
+        self.limits.scripts.admit(&request.program)?;
         let place = self.take_place()?;
         let bpftrace = Bpftrace::find(None)?;
+        self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
         bpftrace.compile(&request.program)?;
         attachable(&request.program)?;
         let identity = Identity {
@@ -371,6 +385,7 @@ fn script_category(category: Category) -> &'static str {
         Category::Type => "type",
         Category::UnsupportedProbeType => "unsupported",
         Category::Permission => "permission",
+        Category::Policy => "policy",
         Category::Unsafe => "refused",
         Category::BadInput => "invalid_program",
         Category::Missing => "missing_bpftrace",

@@ -5,9 +5,10 @@
 use std::fs;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mcptrace::bpftrace::{Bpftrace, Category, End, Limits, Session, Snapshot};
+use mcptrace::bpftrace::{Bpftrace, Category, End, Limits, ScriptError, Session, Snapshot, policy::Policy};
 use mcptrace::report::{Histogram, Report, Row};
 
 /// A prime number.
@@ -258,4 +259,50 @@ fn no_bpftrace_is_left_after_the_time_is_up() {
     assert_eq!(processes(&mark).len(), 1);
     drop(session);
     assert_eq!(processes(&mark), [0u32; 0]);
+}
+
+fn policy(program: &str) -> Result<(), ScriptError> {
+    Policy::default().check(bpftrace(), program, Duration::from_millis(100))
+}
+
+#[test]
+fn wildcards_are_counted_and_bounded() {
+    policy("tracepoint:sched:sched_* { @[probe] = count(); }").unwrap();
+    policy("tracepoint:syscalls:sys_enter_* { @[probe] = count(); }").unwrap();
+    for program in ["tracepoint:*:* { @ = count(); }", "BEGIN { } t:syscalls:*, t:s*:*, rt:* { @ = count(); }"] {
+        let error = policy(program).unwrap_err();
+        assert_eq!(error.category, Category::Policy, "{program}: {error}");
+        assert!(error.message.contains("more than 512 hooks; at most 512"), "{program}: {error}");
+    }
+}
+
+#[test]
+fn what_prints_at_each_event_of_a_busy_hook_is_refused() {
+    let print = |hook: &str, predicate: &str| format!("{hook} {predicate} {{ printf(\"%d\\n\", pid); }}");
+    // Nothing else asks so often for the priority of a thread.
+    let hook = "tracepoint:syscalls:sys_enter_getpriority";
+    policy(&print(hook, "")).unwrap();
+    let end = AtomicBool::new(false);
+    let found = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                // SAFETY: the call has no preconditions.
+                unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+            }
+        });
+        let found = ["", "/pid == 1/"].map(|predicate| policy(&print(hook, predicate)));
+        let counted = policy(&format!("{hook} {{ @[comm] = count(); }} interval:s:1 {{ print(@); }}"));
+        let of_many = policy(&print("tracepoint:syscalls:sys_enter_getp*", ""));
+        end.store(true, Ordering::Relaxed);
+        counted.unwrap();
+        (found, of_many)
+    });
+    for error in found.0.into_iter().chain([found.1]).map(Result::unwrap_err) {
+        assert_eq!((error.category, error.line), (Category::Policy, Some(1)), "{error}");
+        assert!(
+            error.message.contains("times a second") && error.remedy.unwrap().contains("aggregate"),
+            "{}",
+            error.message
+        );
+    }
 }

@@ -534,7 +534,7 @@ mod bad_input {
                 "sched_swich",
                 None,
             ),
-            ("exec_program", json!({ "program": "BEGIN { system(\"id\"); }" }), "refused", "system", None),
+            ("exec_program", json!({ "program": "BEGIN { system(\"id\"); }" }), "policy", "system", None),
             ("exec_program", json!({ "program": "   " }), "missing_argument", "program", None),
             ("exec_program", json!({ "program": "BEGIN {}\0" }), "invalid_program", "", None),
         ])

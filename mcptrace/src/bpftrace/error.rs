@@ -61,6 +61,8 @@ pub enum Category {
     UnsupportedProbeType,
     /// bpftrace may not do that here.
     Permission,
+    /// The operator's policy does not allow it.
+    Policy,
     /// It needs what is refused to scripts, such as `system()`.
     Unsafe,
     /// It is empty, too long or no text.
@@ -345,7 +347,7 @@ const BUILTINS: &[&str] = &[
 ];
 
 /// The known names nearest to `name`: alike by more than half, best first.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<String> {
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut alike: Vec<(f64, &str)> = known
         .map(|known| (strsim::normalized_damerau_levenshtein(name, known), known))
         .filter(|(likeness, known)| *likeness > 0.5 && known.len() > 2)
@@ -405,7 +407,7 @@ fn end_of(program: &str, from: usize, mark: &str) -> usize {
 }
 
 /// Line and column, from 1.
-fn position(program: &str, offset: usize) -> (u32, u32) {
+pub(super) fn position(program: &str, offset: usize) -> (u32, u32) {
     let before = &program[..offset];
     let line = before.matches('\n').count() + 1;
     let column = offset - before.rfind('\n').map_or(0, |end| end + 1) + 1;

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use super::{
-    Failure, output,
+    Failure, output, policy,
     progress::Progress,
     run::{View, blocking, follow, interrupts, length, page, show},
 };
@@ -45,6 +45,7 @@ pub(super) fn define() -> Command {
                 .arg(name())
                 .arg(seconds.default_value("5").help("How long to trace, in seconds"))
                 .arg(pid.help("This process only; not all scripts can"))
+                .args(policy::arguments())
                 .arg(json()),
         )
 }
@@ -120,11 +121,12 @@ fn trace(matches: &ArgMatches) -> Result<(), Failure> {
         seconds: matches.get_one::<f64>("seconds").copied().unwrap_or(5.0),
         owner: "cli".to_owned(),
     };
+    let scripts = policy::of(matches);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let envelope = runtime.block_on(async {
         let interrupted = interrupts()?;
         // Kept to the end: whoever lets go of the executions stops them.
-        let executions = Arc::new(Executions::new(Limits::default()));
+        let executions = Arc::new(Executions::new(Limits { scripts, ..Limits::default() }));
         let starter = Arc::clone(&executions);
         let execution = blocking(move || starter.start_script(&request)).await??;
         follow(&execution, None, &interrupted, &mut View::Progress(Progress::new(true))).await?;

@@ -2,17 +2,19 @@
 
 use clap::{ArgMatches, Command};
 
-use super::Failure;
+use super::{Failure, policy};
 use crate::{executions::Limits, server::stdio};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
         .about("Serve MCP on stdin and stdout (what `mcptrace` without a command does)")
+        .args(policy::arguments())
         .after_help("An MCP client starts it. It ends when stdin closes; nothing stays attached. Logs go to stderr.")
 }
 
-pub(super) fn run(_matches: &ArgMatches) -> Result<(), Failure> {
-    stdio::run(Limits::default()).map_err(|error| Failure::failed(chain(&error)))
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let limits = Limits { scripts: policy::of(matches), ..Limits::default() };
+    stdio::run(limits).map_err(|error| Failure::failed(chain(&error)))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

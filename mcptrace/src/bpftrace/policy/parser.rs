@@ -1,0 +1,567 @@
+//! The grammar of bpftrace (`src/parser.yy`, 0.17 to 0.23), as far as policy needs it: pure.
+//!
+//! It recognises the whole program and keeps what the rules ask about: hooks, calls, names, settings. It keeps no tree: which operator
+//! binds tighter changes nothing of what a program can do.
+
+use super::{
+    Fault,
+    lexer::{Kind, Lexer, Token, clip, positional},
+};
+
+/// How deep blocks, brackets and operators may nest; the parser and bpftrace recurse over them.
+const DEPTH: usize = 64;
+/// Operators in one expression; bpftrace recurses over them.
+const OPERATORS: usize = 512;
+
+/// What a program does.
+#[derive(Debug, Default)]
+pub(super) struct Script<'a> {
+    pub probes: Vec<Probe<'a>>,
+    pub calls: Vec<Call<'a>>,
+    /// Words that are no calls, fields, types or keywords.
+    pub names: Vec<Token<'a>>,
+    /// Of `config` blocks: key and value.
+    pub settings: Vec<(Token<'a>, Token<'a>)>,
+    /// Of `unroll (N)`, and how many keys a map is declared with.
+    pub repeats: Vec<Token<'a>>,
+    pub map_sizes: Vec<Token<'a>>,
+    /// Constants of the program's own enums.
+    pub constants: Vec<&'a str>,
+}
+
+/// One probe of a program.
+#[derive(Debug)]
+pub(super) struct Probe<'a> {
+    pub hooks: Vec<Token<'a>>,
+}
+
+/// A function that is called.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub name: Token<'a>,
+    /// The probe whose body it stands in.
+    pub probe: usize,
+    /// It does not happen at each event: there is a predicate, an `if` or a `?`.
+    pub conditional: bool,
+}
+
+/// Reads a whole program.
+pub(super) fn parse(text: &str, takes_path: fn(&str) -> bool) -> Result<Script<'_>, Fault> {
+    let mut lexer = Lexer::new(text)?;
+    let token = first(&mut lexer, text)?;
+    let mut parser =
+        Parser { lexer, token, takes_path, script: Script::default(), depth: 0, operators: 0, branches: 0 };
+    while parser.token.kind != Kind::End {
+        parser.item()?;
+    }
+    if parser.script.probes.is_empty() {
+        return Err(parser.expected("a probe, such as: BEGIN { exit(); }"));
+    }
+    Ok(parser.script)
+}
+
+fn first<'a>(lexer: &mut Lexer<'a>, text: &'a str) -> Result<Token<'a>, Fault> {
+    if text.starts_with('-') {
+        return Err(Fault::syntax(0, "this is an option of bpftrace, not a program"));
+    }
+    lexer.next()
+}
+
+struct Parser<'a> {
+    lexer: Lexer<'a>,
+    /// The next token; the lexer stands behind it.
+    token: Token<'a>,
+    takes_path: fn(&str) -> bool,
+    script: Script<'a>,
+    depth: usize,
+    operators: usize,
+    /// Predicates, `if`s and `?`s around.
+    branches: usize,
+}
+
+type Parsed = Result<(), Fault>;
+
+impl<'a> Parser<'a> {
+    fn item(&mut self) -> Parsed {
+        match self.token.text {
+            "struct" | "union" => self.definition(),
+            "enum" => self.enumeration(),
+            "config" => self.config(),
+            "let" => self.map_declaration(),
+            "import" | "macro" | "fn" | "subprog" => Err(self.no_definitions()),
+            _ => self.probe(),
+        }
+    }
+
+    fn no_definitions(&self) -> Fault {
+        let what = clip(self.token.text);
+        Fault::policy(self.token.at, format!("`{what}` is refused: what it brings in cannot be seen where it is used"))
+            .remedy("write the code into the probe itself")
+    }
+
+    /// `struct x { int a; char b[16]; };`
+    fn definition(&mut self) -> Parsed {
+        let begins = self.token;
+        self.advance()?;
+        self.word("the name of the struct")?;
+        if !self.token.is("{") {
+            return Err(self.expected("`{` and the fields of the struct"));
+        }
+        self.fields()?;
+        self.without_comments(begins)?;
+        self.accept(";").map(drop)
+    }
+
+    /// bpftrace looks for the end of a struct without knowing comments: a brace in one ends it, and the rest is code.
+    fn without_comments(&self, from: Token<'a>) -> Parsed {
+        let text = self.lexer.between(from, self.token);
+        let end = text.rfind('}').unwrap_or(text.len());
+        match text[..end].find('/') {
+            Some(at) => Err(Fault::policy(
+                from.at + at,
+                "comments inside of a struct or enum are refused: bpftrace reads on in them",
+            )
+            .remedy("put the comment before it")),
+            None => Ok(()),
+        }
+    }
+
+    /// Between braces; nothing but types, names, sizes and further structs.
+    fn fields(&mut self) -> Parsed {
+        self.deeper()?;
+        self.need("{")?;
+        while !self.token.is("}") {
+            match (self.token.kind, self.token.text) {
+                (Kind::Word | Kind::Number, _) | (Kind::Sign, "*" | "[" | "]" | ";" | "," | ":") => self.advance()?,
+                (Kind::Sign, "{") => self.fields()?,
+                _ => return Err(self.expected("a field such as `int x;`, or `}`")),
+            }
+        }
+        self.depth -= 1;
+        self.advance()
+    }
+
+    /// `enum x { A = 1, B };`
+    fn enumeration(&mut self) -> Parsed {
+        let begins = self.token;
+        self.advance()?;
+        if self.token.kind == Kind::Word {
+            self.advance()?;
+        }
+        self.need("{")?;
+        while !self.token.is("}") {
+            let name = self.word("the name of a constant")?;
+            self.script.constants.push(name.text);
+            if self.accept("=")? {
+                self.accept("-")?;
+                self.number()?;
+            }
+            if !self.token.is("}") {
+                self.need(",")?;
+            }
+        }
+        self.advance()?;
+        self.without_comments(begins)?;
+        self.accept(";").map(drop)
+    }
+
+    /// `config = { stack_mode = perf; }`
+    fn config(&mut self) -> Parsed {
+        self.advance()?;
+        self.need("=")?;
+        self.need("{")?;
+        while !self.token.is("}") {
+            let key = self.word("the name of a setting")?;
+            self.need("=")?;
+            let value = self.token;
+            if !matches!(value.kind, Kind::Word | Kind::Number | Kind::Text) {
+                return Err(self.expected("the value of the setting"));
+            }
+            self.advance()?;
+            self.script.settings.push((key, value));
+            if !self.token.is("}") && !self.accept(",")? {
+                self.need(";")?;
+            }
+        }
+        self.advance()?;
+        self.accept(";").map(drop)
+    }
+
+    /// `let @x = lruhash(100);`
+    fn map_declaration(&mut self) -> Parsed {
+        self.advance()?;
+        if self.token.kind != Kind::Map {
+            return Err(self.expected("a map, such as @x"));
+        }
+        self.advance()?;
+        self.need("=")?;
+        self.word("the kind of the map")?;
+        self.need("(")?;
+        let size = self.number()?;
+        self.script.map_sizes.push(size);
+        self.need(")")?;
+        self.need(";")
+    }
+
+    fn probe(&mut self) -> Parsed {
+        let mut probe = Probe { hooks: vec![self.hook()?] };
+        while self.accept(",")? {
+            probe.hooks.push(self.hook()?);
+        }
+        self.script.probes.push(probe);
+        self.branches = 0;
+        if self.accept("/")? {
+            self.branches = 1;
+            self.expression()?;
+            self.need("/")?;
+        }
+        self.block()
+    }
+
+    fn hook(&mut self) -> Result<Token<'a>, Fault> {
+        if self.token.kind != Kind::Word {
+            return Err(self.expected("the name of a probe"));
+        }
+        self.lexer.back_to(self.token);
+        let hook = self.lexer.attach_point(self.takes_path)?;
+        self.advance()?;
+        Ok(hook)
+    }
+
+    fn block(&mut self) -> Parsed {
+        self.deeper()?;
+        self.need("{")?;
+        while !self.token.is("}") {
+            self.statement()?;
+        }
+        self.depth -= 1;
+        self.advance()
+    }
+
+    fn statement(&mut self) -> Parsed {
+        if self.token.is("{") {
+            return self.block();
+        }
+        if self.accept(";")? {
+            return Ok(());
+        }
+        let keyword = if self.token.kind == Kind::Word { self.token.text } else { "" };
+        match keyword {
+            "if" => return self.branch(),
+            "while" => return self.advance().and_then(|()| self.expression()).and_then(|()| self.block()),
+            "unroll" => return self.unroll(),
+            "for" => return self.each(),
+            "let" => self.variable_declaration()?,
+            "return" => self.give_back()?,
+            "break" | "continue" => self.advance()?,
+            _ => self.assignment()?,
+        }
+        if self.token.is("}") { Ok(()) } else { self.need(";") }
+    }
+
+    fn branch(&mut self) -> Parsed {
+        self.deeper()?;
+        self.branches += 1;
+        self.advance()?;
+        self.expression()?;
+        self.block()?;
+        if self.token.is_word("else") {
+            self.advance()?;
+            if self.token.is_word("if") { self.branch()? } else { self.block()? }
+        }
+        self.branches -= 1;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// `unroll (5) { … }`
+    fn unroll(&mut self) -> Parsed {
+        self.advance()?;
+        let bracket = self.accept("(")?;
+        let times = self.number()?;
+        self.script.repeats.push(times);
+        if bracket {
+            self.need(")")?;
+        }
+        self.block()
+    }
+
+    /// `for ($x : @map) { … }`, `for $i : 0..10 { … }`
+    fn each(&mut self) -> Parsed {
+        self.advance()?;
+        let bracket = self.accept("(")?;
+        if self.token.kind != Kind::Variable {
+            return Err(self.expected("a variable, such as $x"));
+        }
+        self.advance()?;
+        self.need(":")?;
+        self.expression()?;
+        if self.accept("..")? {
+            self.expression()?;
+        }
+        if bracket {
+            self.need(")")?;
+        }
+        self.block()
+    }
+
+    /// `let $x: uint64 = 1`
+    fn variable_declaration(&mut self) -> Parsed {
+        self.advance()?;
+        if !matches!(self.token.kind, Kind::Variable | Kind::Map) {
+            return Err(self.expected("a variable, such as $x"));
+        }
+        self.advance()?;
+        if self.accept(":")? && !self.type_name()? {
+            return Err(self.expected("a type"));
+        }
+        if self.accept("=")? { self.expression() } else { Ok(()) }
+    }
+
+    fn give_back(&mut self) -> Parsed {
+        self.advance()?;
+        if self.token.is(";") || self.token.is("}") { Ok(()) } else { self.expression() }
+    }
+
+    /// `delete @x[1]`, a call, or `@x = …`.
+    fn assignment(&mut self) -> Parsed {
+        if self.token.is_word("delete") {
+            let name = self.token;
+            let mut ahead = self.lexer;
+            if ahead.next()?.kind == Kind::Map {
+                self.advance()?;
+                self.call(name);
+            }
+        }
+        self.expression()?;
+        let assigns = self.token.kind == Kind::Sign
+            && self.token.text.ends_with('=')
+            && !matches!(self.token.text, "==" | "!=" | "<=" | ">=");
+        if assigns { self.advance().and_then(|()| self.expression()) } else { Ok(()) }
+    }
+
+    /// Operands with operators between them, and what a `?` chooses from.
+    fn expression(&mut self) -> Parsed {
+        self.deeper()?;
+        let outer = std::mem::take(&mut self.operators);
+        self.operand()?;
+        while self.at_operator()? {
+            self.operators += 1;
+            if self.operators > OPERATORS {
+                return Err(self.too("long an expression", OPERATORS, "operators"));
+            }
+            self.advance()?;
+            self.operand()?;
+        }
+        if self.accept("?")? {
+            self.branches += 1;
+            self.expression()?;
+            self.need(":")?;
+            self.expression()?;
+            self.branches -= 1;
+        }
+        self.operators = outer;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn at_operator(&self) -> Result<bool, Fault> {
+        const OPERATORS: &[&str] =
+            &["||", "&&", "|", "^", "&", "==", "!=", "<", "<=", ">", ">=", "<<", ">>", "+", "-", "*", "/", "%"];
+        let ends_predicate = self.token.is("/") && self.lexer.at_body()?;
+        Ok(self.token.kind == Kind::Sign && OPERATORS.contains(&self.token.text) && !ends_predicate)
+    }
+
+    fn operand(&mut self) -> Parsed {
+        let outer = self.depth;
+        loop {
+            self.deeper()?;
+            let prefix =
+                self.token.kind == Kind::Sign && ["!", "~", "-", "+", "*", "&", "++", "--"].contains(&self.token.text);
+            if prefix {
+                self.advance()?;
+            } else if !self.cast()? {
+                break;
+            }
+        }
+        self.primary()?;
+        while self.postfix()? {}
+        self.depth = outer;
+        Ok(())
+    }
+
+    /// `(struct x *)` or `(uint64)`, if it is one: then something to be cast follows.
+    fn cast(&mut self) -> Result<bool, Fault> {
+        let (lexer, token) = (self.lexer, self.token);
+        if self.accept("(")? {
+            let begins = self.token;
+            if self.type_name()? && self.token.is(")") {
+                let bare = self.lexer_text(begins) == begins.text;
+                self.advance()?;
+                let follows = self.token.kind != Kind::Sign || self.token.is("(");
+                if !bare || (follows && self.token.kind != Kind::End) {
+                    return Ok(true);
+                }
+            }
+        }
+        (self.lexer, self.token) = (lexer, token);
+        Ok(false)
+    }
+
+    /// From a token to before the present one, without the blanks between.
+    fn lexer_text(&self, from: Token<'a>) -> &'a str {
+        self.lexer.between(from, self.token).trim_end()
+    }
+
+    /// `uint64`, `struct x *`, `char[16]`; false, and nothing taken that matters, if it is none.
+    fn type_name(&mut self) -> Result<bool, Fault> {
+        if ["struct", "union", "enum"].iter().any(|word| self.token.is_word(word)) {
+            self.advance()?;
+        }
+        if self.token.kind != Kind::Word {
+            return Ok(false);
+        }
+        self.advance()?;
+        // `unsigned long`
+        while self.token.kind == Kind::Word {
+            self.advance()?;
+        }
+        while self.accept("*")? {}
+        while self.accept("[")? {
+            if self.token.kind == Kind::Number {
+                self.advance()?;
+            }
+            if !self.accept("]")? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn primary(&mut self) -> Parsed {
+        let token = self.token;
+        match token.kind {
+            Kind::Number | Kind::Text | Kind::Variable | Kind::Map => self.advance(),
+            Kind::Positional => Err(positional(token.at)),
+            Kind::Word => self.name(),
+            Kind::Sign if token.text == "(" => self.list("(", ")"),
+            Kind::Sign | Kind::End => Err(self.expected("a value")),
+        }
+    }
+
+    fn name(&mut self) -> Parsed {
+        let name = self.token;
+        self.advance()?;
+        if !self.token.is("(") {
+            self.script.names.push(name);
+            return Ok(());
+        }
+        self.call(name);
+        if ["sizeof", "offsetof"].contains(&name.text) && self.of_type()? { Ok(()) } else { self.list("(", ")") }
+    }
+
+    fn call(&mut self, name: Token<'a>) {
+        let probe = self.script.probes.len() - 1;
+        self.script.calls.push(Call { name, probe, conditional: self.branches > 0 });
+    }
+
+    /// `(struct x)` of `sizeof`, `(struct x, a.b)` of `offsetof`.
+    fn of_type(&mut self) -> Result<bool, Fault> {
+        let (lexer, token) = (self.lexer, self.token);
+        self.need("(")?;
+        if self.type_name()? {
+            if self.accept(",")? {
+                self.word("a field")?;
+                while self.accept(".")? {
+                    self.word("a field")?;
+                }
+            }
+            if self.accept(")")? {
+                return Ok(true);
+            }
+        }
+        (self.lexer, self.token) = (lexer, token);
+        Ok(false)
+    }
+
+    /// Arguments, keys, or the parts of a tuple.
+    fn list(&mut self, open: &str, close: &str) -> Parsed {
+        self.need(open)?;
+        while !self.token.is(close) {
+            self.expression()?;
+            if !self.token.is(close) {
+                self.need(",")?;
+            }
+        }
+        self.advance()
+    }
+
+    /// `[…]`, `->field`, `.field`, `.0`, `++`.
+    fn postfix(&mut self) -> Result<bool, Fault> {
+        if self.token.is("[") {
+            return self.list("[", "]").map(|()| true);
+        }
+        if self.accept("++")? || self.accept("--")? {
+            return Ok(true);
+        }
+        if !self.accept("->")? && !self.accept(".")? {
+            return Ok(false);
+        }
+        if !matches!(self.token.kind, Kind::Word | Kind::Number) {
+            return Err(self.expected("the name of a field"));
+        }
+        self.advance()?;
+        Ok(true)
+    }
+
+    fn advance(&mut self) -> Parsed {
+        self.token = self.lexer.next()?;
+        Ok(())
+    }
+
+    fn accept(&mut self, sign: &str) -> Result<bool, Fault> {
+        let is_here = self.token.is(sign);
+        if is_here {
+            self.advance()?;
+        }
+        Ok(is_here)
+    }
+
+    fn need(&mut self, sign: &str) -> Parsed {
+        if self.accept(sign)? { Ok(()) } else { Err(self.expected(&format!("`{sign}`"))) }
+    }
+
+    fn word(&mut self, what: &str) -> Result<Token<'a>, Fault> {
+        self.some(Kind::Word, what)
+    }
+
+    fn number(&mut self) -> Result<Token<'a>, Fault> {
+        self.some(Kind::Number, "a number")
+    }
+
+    fn some(&mut self, kind: Kind, what: &str) -> Result<Token<'a>, Fault> {
+        let token = self.token;
+        if token.kind != kind {
+            return Err(self.expected(what));
+        }
+        self.advance()?;
+        Ok(token)
+    }
+
+    fn deeper(&mut self) -> Parsed {
+        self.depth += 1;
+        if self.depth > DEPTH { Err(self.too("deep a nesting", DEPTH, "levels")) } else { Ok(()) }
+    }
+
+    fn too(&self, what: &str, most: usize, unit: &str) -> Fault {
+        Fault::policy(self.token.at, format!("too {what}: at most {most} {unit} are taken")).remedy("write it flatter")
+    }
+
+    fn expected(&self, what: &str) -> Fault {
+        let found = match self.token.kind {
+            Kind::End => "the end of the program".to_owned(),
+            _ => format!("`{}`", clip(self.token.text)),
+        };
+        Fault::syntax(self.token.at, format!("unexpected {found}: expected {what}"))
+    }
+}
