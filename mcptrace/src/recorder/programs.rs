@@ -142,6 +142,7 @@ pub(super) fn plan() -> Plan {
         event_bytes: EVENT_BYTES,
         transport: Transport::Ring,
         follow: None,
+        values: Vec::new(),
     }
 }
 
