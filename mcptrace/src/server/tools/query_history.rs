@@ -49,6 +49,9 @@ struct Arguments {
     /// label=glob, with commas
     #[serde(default)]
     r#where: String,
+    /// Ranks what changed against another window: previous, its begin (-1h), or A..B
+    #[serde(default)]
+    compare_to: String,
     /// Rows; the rest are summed in others
     #[serde(default = "top")]
     #[schemars(range(min = 1, max = 200))]
@@ -81,7 +84,7 @@ async fn run(mut call: Call) -> Outcome {
 
 impl Arguments {
     fn query(self) -> Query {
-        let Self { metric, from, to, step, group_by, r#where: filter, top, sql, max_bytes: _ } = self;
-        Query { metric, from, to, step, group_by, filter, top: top as usize, sql }
+        let Self { metric, from, to, step, group_by, r#where: filter, compare_to, top, sql, max_bytes: _ } = self;
+        Query { metric, from, to, step, group_by, filter, compare_to, top: top as usize, sql }
     }
 }
