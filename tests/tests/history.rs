@@ -625,11 +625,9 @@ fn busy(n: i64) -> Tick {
     };
     // Three powers of two wide, as latencies of one kind are for the most part, and now and then a slow one.
     let values = |salt: u64, count: u64| -> Vec<u64> {
-        let usual = 1 << (9 + salt % 11);
+        let usual: u64 = 1 << (9 + salt % 11);
         let slow = usual << (3 + random(salt) % 6);
         (0..count).map(|one| usual + random(salt + one) % (usual * 7)).chain([slow]).collect()
-    };
-        (0..count).map(|one| 500 + random(salt + one) % (1 << (10 + one % 14))).collect()
     };
     let mut samples = Vec::new();
     for metric in METRICS {
