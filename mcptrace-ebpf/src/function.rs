@@ -41,9 +41,9 @@ pub fn stack_of_return<C: EbpfContext>(ctx: &C) -> u64 {
     stack_at_entry(ctx).wrapping_sub(u64::from(RETURN_POPS.load()))
 }
 
-/// By the helper, because the verifier wants constant offsets into the context.
+/// A register by its offset in `struct pt_regs`. By the helper, because the verifier wants constant offsets into the context.
 #[inline(always)]
-fn register<C: EbpfContext>(ctx: &C, offset: u32) -> u64 {
+pub fn register<C: EbpfContext>(ctx: &C, offset: u32) -> u64 {
     // SAFETY: the context is the thread's registers.
     unsafe { read_kernel(ctx.as_ptr().cast::<u8>().wrapping_add(offset as usize)) }
 }

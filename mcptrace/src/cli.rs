@@ -4,6 +4,7 @@ mod describe;
 mod doctor;
 mod failure;
 mod gate;
+mod history;
 mod list;
 mod options;
 mod output;
@@ -37,6 +38,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: list::define, run: list::run },
     Verb { define: describe::define, run: describe::run },
     Verb { define: script::define, run: script::run },
+    Verb { define: history::define, run: history::run },
     Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: gate::define, run: gate::run },

@@ -1,6 +1,6 @@
 //! Log-linear histograms in user space: merging what the kernel kept, percentiles. Pure.
 
-use mcptrace_wire::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low};
+use mcptrace_wire::{BUCKETS, Histogram, SUB_BUCKET_BITS, bucket_high, bucket_low, bucket_of};
 
 use crate::report::{Row, Series};
 
@@ -51,6 +51,40 @@ impl Distribution {
         self.sum = self.sum.saturating_add(*sum);
         self.min = self.min.min(*min);
         self.max = self.max.max(*max);
+    }
+
+    /// Adds one value.
+    pub fn record(&mut self, value: u64) {
+        self.buckets[bucket_of(value)] += 1;
+        self.count += 1;
+        self.sum = self.sum.saturating_add(value);
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+    }
+
+    /// A distribution out of its filled buckets and its sum, least and greatest value.
+    pub fn restored(filled: impl IntoIterator<Item = (usize, u64)>, sum: u64, min: u64, max: u64) -> Self {
+        let mut restored = Self { sum, ..Self::default() };
+        for (bucket, count) in filled {
+            if let Some(own) = restored.buckets.get_mut(bucket) {
+                *own += count;
+                restored.count += count;
+            }
+        }
+        if restored.count > 0 {
+            (restored.min, restored.max) = (min, max);
+        }
+        restored
+    }
+
+    /// The filled buckets with their counts, ascending.
+    pub fn counts(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.buckets.iter().copied().enumerate().filter(|(_, count)| *count > 0)
+    }
+
+    /// The sum, the least and the greatest value; zeros if there are none.
+    pub fn extent(&self) -> (u64, u64, u64) {
+        (self.sum, if self.count == 0 { 0 } else { self.min }, self.max)
     }
 
     /// How many values.
@@ -108,8 +142,6 @@ fn extremes(kept: &Histogram) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use mcptrace_wire::bucket_of;
-
     use super::*;
 
     fn kept(values: &[u64]) -> Histogram {

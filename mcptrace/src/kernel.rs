@@ -18,3 +18,4 @@ pub mod stacks;
 pub mod support;
 pub mod symbols;
 pub mod tracefs;
+mod uprobes;

@@ -41,6 +41,7 @@ pub mod syscall_errors;
 pub mod syscall_latency;
 pub mod tcp_connections;
 pub mod tcp_retransmits;
+pub mod usdt_events;
 pub mod wakeup_chains;
 
 use aya::maps::MapError;
@@ -93,6 +94,7 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<capability_checks::CapabilityChecks>(),
     Entry::of::<privileged_actions::PrivilegedActions>(),
     Entry::of::<function_latency::FunctionLatency>(),
+    Entry::of::<usdt_events::UsdtEvents>(),
     Entry::of::<bpf_programs::BpfPrograms>(),
 ];
 
@@ -421,6 +423,7 @@ fn plan_of<P: Probe>(context: &Context<'_>) -> Plan {
         counts: P::COUNTS,
         globals: Vec::new(),
         map_entries: Vec::new(),
+        values: Vec::new(),
         event_bytes: 0,
         transport: context.transport,
         follow: None,

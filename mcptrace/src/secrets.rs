@@ -14,6 +14,8 @@ pub enum Secret {
     Arguments,
     /// Names that are looked up.
     Names,
+    /// Texts that programs pass to their USDT probes.
+    Texts,
 }
 
 /// The environment variable that reveals: words separated by commas, or `all`.
@@ -25,6 +27,7 @@ impl Secret {
         match self {
             Self::Arguments => "arguments",
             Self::Names => "names",
+            Self::Texts => "texts",
         }
     }
 
@@ -66,7 +69,7 @@ pub fn masked(argument: &[u8]) -> String {
     untrusted(shown, 64) + &rest
 }
 
-/// A name, masked: its length, and a mark by which the same name is known again while this process runs, and in no other.
+/// A name or a text, masked: its length, and a mark by which the same name is known again while this process runs, and in no other.
 pub fn masked_name(name: &[u8]) -> String {
     static KEY: OnceLock<RandomState> = OnceLock::new();
     let mark = KEY.get_or_init(RandomState::new).hash_one(name) as u16;

@@ -4,4 +4,5 @@ pub mod mcp;
 pub mod memory_group;
 pub mod probing;
 pub mod program;
+pub mod simulated;
 pub mod workload;

@@ -111,6 +111,7 @@ fn needed<'a>(probe: &str, pid: &'a str) -> Vec<&'a str> {
     match probe {
         "heap_growth" => vec!["--pid", pid],
         "function_latency" => vec!["--function", "getpid"],
+        "usdt_events" => vec!["--binary", env!("CARGO_BIN_EXE_function_workload")],
         _ => Vec::new(),
     }
 }

@@ -190,3 +190,80 @@ mod dns_latency {
         assert!(events(&found).is_empty(), "{:?}", found.events);
     }
 }
+
+mod usdt_events {
+    use super::*;
+
+    #[test]
+    fn a_probe_is_switched_on_and_its_arguments_are_read() {
+        let mut workload = workload();
+        workload.run("busy 0");
+        workload.run("usdt 5 11");
+        let options = json!({ "binary": PROGRAM, "usdt": "mcptrace:tick" });
+        let found = around("usdt_events", &options, &of_pid(workload.pid()), || {
+            workload.run("busy 1");
+            workload.run("usdt 23 1009");
+        });
+        assert_no_loss(&found);
+        workload.run("busy 0");
+        let events = events(&found);
+        assert_eq!(events.len(), 23);
+        for event in events {
+            assert_eq!((&event["usdt"], &event["pid"]), (&json!("mcptrace:tick"), &json!(workload.pid())));
+            let arguments = event["arguments"].as_array().unwrap();
+            assert_eq!(arguments[..4], [json!(1009), json!(-1009), json!(3027), json!(-7)]);
+            assert!(arguments[4].as_u64().unwrap() > 4096, "a pointer: {event:?}");
+        }
+    }
+
+    #[test]
+    fn texts_are_read_where_asked_for_and_masked() {
+        let mut workload = workload();
+        // Neither the first argument, which points nowhere, nor one that is not there is in the way.
+        let options = json!({ "binary": PROGRAM, "usdt": "mcptrace:tick", "texts": "4,0,9" });
+        let found = around("usdt_events", &options, &of_pid(workload.pid()), || {
+            workload.run("usdt 11 1009");
+        });
+        assert_no_loss(&found);
+        let events = events(&found);
+        assert_eq!(events.len(), 11);
+        for event in events {
+            assert!(event["arguments"][4].as_str().unwrap().starts_with("<7 bytes #"), "{event:?}");
+            assert_eq!((&event["arguments"][0], &event["arguments"][1]), (&Value::Null, &json!(-1009)));
+        }
+        assert!(!serde_json::to_string(&found).unwrap().contains("hunter2"));
+        assert!(found.notes.iter().any(|note| note.contains("MCPTRACE_REVEAL=texts")), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn without_a_binary_it_is_the_processs_own() {
+        let mut workload = workload();
+        let found = around("usdt_events", &json!({}), &of_pid(workload.pid()), || {
+            workload.run("usdt 7 3");
+        });
+        assert_no_loss(&found);
+        assert_eq!(events(&found).len(), 7);
+        let refused = try_start("usdt_events", &json!({}), &Filter::default()).unwrap_err().to_string();
+        assert!(refused.contains("options.binary is missing"), "{refused}");
+    }
+
+    #[test]
+    fn a_glob_takes_all_places_and_others_processes_are_left_out() {
+        let (mut watched, mut other) = (workload(), workload());
+        let found = around("usdt_events", &json!({ "binary": PROGRAM, "usdt": "*:*" }), &of_pid(watched.pid()), || {
+            other.run("usdt 7 3");
+            watched.run("usdt 13 5");
+        });
+        assert_no_loss(&found);
+        assert_eq!(events(&found).len(), 13);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let refused = |options: Value| try_start("usdt_events", &options, &Filter::default()).unwrap_err();
+        let unknown = refused(json!({ "binary": PROGRAM, "usdt": "mcptrace:tik" }));
+        assert_eq!(unknown.did_you_mean(), Some("mcptrace:tick"), "{unknown}");
+        let none = refused(json!({ "binary": "/bin/true", "usdt": "a:b" })).to_string();
+        assert!(none.contains("`/bin/true` has no USDT probes"), "{none}");
+    }
+}

@@ -114,3 +114,87 @@ unsafe impl Record for SlowCall {
 
 const _: () = assert!(core::mem::offset_of!(SlowCall, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<SlowCall>() == 56);
+
+/// Arguments of a USDT probe, at most (`STAP_PROBE12`, sys/sdt.h).
+pub const USDT_ARGUMENTS: usize = 12;
+
+/// Arguments that are followed to a text, at most.
+pub const USDT_TEXTS: usize = 3;
+
+/// Bytes of such a text, with the zero at its end.
+pub const USDT_TEXT_MAX: usize = 64;
+
+/// How an argument of a USDT probe is found: `(register & base_mask) + ((index & index_mask) << shift) + number` is its value, or
+/// where it lies in memory. Masks instead of flags: each branch would double what the verifier has to follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct UsdtArgument {
+    /// The constant, or what is added to the address.
+    pub number: i64,
+    /// All ones if there is a register.
+    pub base_mask: u64,
+    /// All ones if there is an index register.
+    pub index_mask: u64,
+    /// Offset of the register in `struct pt_regs`.
+    pub register: u16,
+    /// Offset of the index register.
+    pub index: u16,
+    /// The index register is shifted left by so many bits.
+    pub shift: u8,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// Whether it lies in memory.
+    pub in_memory: u8,
+    /// 1 if it is nowhere that can be read here.
+    pub unknown: u8,
+}
+
+/// A place of a USDT probe in the code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct UsdtPlace {
+    /// Its arguments; the rest is `unknown`.
+    pub arguments: [UsdtArgument; USDT_ARGUMENTS],
+}
+
+/// A USDT probe that was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Usdt {
+    /// Size, version, kind.
+    pub header: Header,
+    /// Index of the place.
+    pub place: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    /// Process (thread group) in the initial pid namespace.
+    pub pid: u32,
+    /// Thread in the initial pid namespace.
+    pub tid: u32,
+    /// Command name of the thread.
+    pub comm: Comm,
+    /// The arguments, not yet cut to their sizes.
+    pub arguments: [u64; USDT_ARGUMENTS],
+    /// A bit for each argument that could not be read.
+    pub unread: u64,
+}
+
+// SAFETY: as above.
+unsafe impl Record for Usdt {
+    const KIND: u8 = 42;
+}
+
+const _: () = assert!(core::mem::offset_of!(Usdt, time_ns) == TIME_OFFSET);
+const _: () = assert!(size_of::<Usdt>() == 144);
+/// Texts that arguments point to, behind [`Usdt`] where they are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct UsdtTexts {
+    /// Bytes of each with the zero at its end; 0 where it could not be read.
+    pub lengths: [u64; USDT_TEXTS],
+    /// The texts.
+    pub bytes: [[u8; USDT_TEXT_MAX]; USDT_TEXTS],
+}
+
+const _: () = assert!(size_of::<UsdtTexts>() == 216);
+const _: () = assert!(size_of::<UsdtPlace>() == 32 * USDT_ARGUMENTS);

@@ -33,6 +33,9 @@ const ENVIRONMENT: &[&str] = &[
 /// Without this setting bpftrace 0.17 asks the kernel for its types in a way that takes `CAP_SYS_ADMIN`, which it lacks in a box.
 const BTF: (&str, &str) = ("BPFTRACE_BTF", "/sys/kernel/btf/vmlinux");
 
+/// Landlock keeps bpftrace from looking into processes, and 0.17 crashes when it cannot look for the names of their functions.
+const NO_USER_SYMBOLS: &str = "BPFTRACE_NO_USER_SYMBOLS";
+
 /// How many keys a map may have, by the names of this setting up to bpftrace 0.20 and after. It is bpftrace's default
 /// too, which holds under sudo.
 pub(crate) const MAP_KEYS: u64 = 4096;
@@ -80,6 +83,9 @@ impl Process {
         command.args(fixed).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_clear().envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(MAP_KEYS_NAMES.map(|name| (name, MAP_KEYS.to_string())));
+        if sandbox.is_some() {
+            command.env(NO_USER_SYMBOLS, "1");
+        }
         if sandbox.is_some() && std::env::var_os(BTF.0).is_none() && Path::new(BTF.1).exists() {
             command.env(BTF.0, BTF.1);
         }

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     executions::Refusal,
     kernel::{discovery::DiscoveryError, loader},
+    recorder::history::HistoryError,
 };
 
 /// Ended hard by a second signal, as a shell counts SIGINT.
@@ -55,6 +56,20 @@ impl From<Refusal> for Failure {
         match refusal.category() {
             "permission" | "unsupported" => Self::cannot_run(message),
             "internal" | "busy" => Self::failed(message),
+            _ => Self::usage(message),
+        }
+    }
+}
+
+impl From<HistoryError> for Failure {
+    fn from(error: HistoryError) -> Self {
+        let mut message = error.to_string();
+        if let Some(name) = error.did_you_mean() {
+            message = format!("{message}\n\n  did you mean `{name}`?");
+        }
+        match error.category() {
+            "no_history" => Self::cannot_run(message),
+            "unreadable_history" => Self::failed(message),
             _ => Self::usage(message),
         }
     }

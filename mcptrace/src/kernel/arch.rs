@@ -75,6 +75,44 @@ pub const ARCH: Arch = Arch {
     compat_prefix: "arm:",
 };
 
+/// Registers by their names in assembly, with their offsets in `struct pt_regs`.
+#[cfg(target_arch = "x86_64")]
+const REGISTERS: &[(&[&str], u16)] = &[
+    (&["r15", "r15d", "r15w", "r15b"], 0),
+    (&["r14", "r14d", "r14w", "r14b"], 8),
+    (&["r13", "r13d", "r13w", "r13b"], 16),
+    (&["r12", "r12d", "r12w", "r12b"], 24),
+    (&["rbp", "ebp", "bp", "bpl"], 32),
+    (&["rbx", "ebx", "bx", "bl"], 40),
+    (&["r11", "r11d", "r11w", "r11b"], 48),
+    (&["r10", "r10d", "r10w", "r10b"], 56),
+    (&["r9", "r9d", "r9w", "r9b"], 64),
+    (&["r8", "r8d", "r8w", "r8b"], 72),
+    (&["rax", "eax", "ax", "al"], 80),
+    (&["rcx", "ecx", "cx", "cl"], 88),
+    (&["rdx", "edx", "dx", "dl"], 96),
+    (&["rsi", "esi", "si", "sil"], 104),
+    (&["rdi", "edi", "di", "dil"], 112),
+    (&["rsp", "esp", "sp", "spl"], 152),
+];
+
+/// The offset in `struct pt_regs` of a register, by its name in assembly.
+#[cfg(target_arch = "x86_64")]
+pub fn register(name: &str) -> Option<u16> {
+    let name = name.strip_prefix('%')?;
+    REGISTERS.iter().find(|(names, _)| names.contains(&name)).map(|(_, offset)| *offset)
+}
+
+/// The same: `x0` to `x30`, their lower halves `w0` to `w30`, and `sp`.
+#[cfg(target_arch = "aarch64")]
+pub fn register(name: &str) -> Option<u16> {
+    if name == "sp" {
+        return Some(ARCH.regs_stack as u16);
+    }
+    let number: u16 = name.strip_prefix(['x', 'w'])?.parse().ok()?;
+    (number <= 30).then_some(number * 8)
+}
+
 /// The name of the call with an index (see [`mcptrace_wire::syscall_index`]); its number where the tables do not have it.
 pub fn syscall_name(index: u32) -> String {
     if index == UNKNOWN_SYSCALL {

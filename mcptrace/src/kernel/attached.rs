@@ -50,6 +50,8 @@ pub struct Plan {
     pub globals: Vec<(&'static str, Vec<u8>)>,
     /// Sizes of maps, in entries.
     pub map_entries: Vec<(&'static str, u32)>,
+    /// Values of arrays, from the first on, that programs find from their first event on.
+    pub values: Vec<(&'static str, Vec<Vec<u8>>)>,
     /// Bytes of buffer for events, a power of two; 0 if there are none.
     pub event_bytes: u32,
     /// How events travel.
@@ -80,7 +82,7 @@ impl Attached {
     /// Loads and attaches a plan.
     pub fn new(kernel: &Kernel, plan: &Plan) -> Result<Self, LoadError> {
         let image = image(kernel, plan)?;
-        let (mut ebpf, programs) = kernel.attach(plan.probe, &image, &plan.attach)?;
+        let (mut ebpf, programs) = kernel.attach_filled(plan.probe, &image, &plan.attach, &plan.values)?;
         if let Some(pid) = plan.follow {
             follow(&mut ebpf, pid)?;
         }

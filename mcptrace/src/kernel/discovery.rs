@@ -10,7 +10,7 @@ mod filter;
 mod format;
 mod sources;
 mod suggest;
-mod usdt;
+pub mod usdt;
 
 use serde::{Deserialize, Serialize};
 

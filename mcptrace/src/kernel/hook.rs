@@ -55,6 +55,8 @@ pub struct Function {
     pub pid: Option<u32>,
     /// What `bpf_get_attach_cookie` gives (5.15 and later).
     pub cookie: Option<u64>,
+    /// The offset in the file of a counter that is raised while it is attached.
+    pub semaphore: Option<u64>,
 }
 
 /// Whether a probe can do without a program.
@@ -86,8 +88,14 @@ impl Attach {
 
     /// A program at functions that only the run knows, for the catalogue.
     pub const fn functions(program: &'static str, label: &'static str) -> Self {
-        let function =
-            Function { label: Cow::Borrowed(label), path: PathBuf::new(), offset: 0, pid: None, cookie: None };
+        let function = Function {
+            label: Cow::Borrowed(label),
+            path: PathBuf::new(),
+            offset: 0,
+            pid: None,
+            cookie: None,
+            semaphore: None,
+        };
         Self { program, hook: Hook::Function(function), need: Need::Required }
     }
 
@@ -187,7 +195,8 @@ impl Function {
         let binary = Binary::parse(&opened)?;
         let offset = binary.function(symbol).and_then(|function| binary.offset(function.address));
         let offset = offset.ok_or_else(|| FunctionError { message: format!("`{file}` has no function `{symbol}`") })?;
-        Ok(Self { label: format!("{file}:{symbol}").into(), path: opened.path().to_owned(), offset, pid, cookie: None })
+        let path = opened.path().to_owned();
+        Ok(Self { label: format!("{file}:{symbol}").into(), path, offset, pid, cookie: None, semaphore: None })
     }
 }
 

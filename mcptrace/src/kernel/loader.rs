@@ -2,19 +2,20 @@
 
 use std::{
     fmt::Debug,
+    io,
     num::NonZeroU32,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{
-        BtfTracePoint, PerfEvent, Program, ProgramError, ProgramFd, UProbe,
+        BtfTracePoint, PerfEvent, ProbeKind, Program, ProgramError, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
-    util::online_cpus,
+    util::{KernelVersion, online_cpus},
 };
 
 use super::{
@@ -23,6 +24,7 @@ use super::{
     image::{Image, ImageError},
     layout::Layout,
     privilege,
+    uprobes::{self, Multi},
 };
 
 /// Why native probes cannot be loaded or attached.
@@ -93,7 +95,7 @@ pub struct AttachedProgram {
     pub name: &'static str,
     /// Where it attaches; the first place, if there are several.
     pub hook: Hook,
-    fd: ProgramFd,
+    fd: OwnedFd,
     links: Vec<Link>,
 }
 
@@ -160,11 +162,26 @@ impl Kernel {
         image: &Image,
         attach: &[Attach],
     ) -> Result<(Ebpf, Vec<AttachedProgram>), LoadError> {
+        self.attach_filled(probe, image, attach, &[])
+    }
+
+    /// The same with values in arrays before anything is attached.
+    pub fn attach_filled(
+        &self,
+        probe: &'static str,
+        image: &Image,
+        attach: &[Attach],
+        values: &[(&'static str, Vec<Vec<u8>>)],
+    ) -> Result<(Ebpf, Vec<AttachedProgram>), LoadError> {
         let loaded = self.load(image.bytes());
         let mut ebpf = loaded.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
+        for (name, values) in values {
+            let filled = uprobes::fill(&ebpf, name, values);
+            filled.map_err(|error| refused(&error, |reason| LoadError::Object { probe, reason }))?;
+        }
         let mut programs = Vec::new();
-        for one in self.resolved(probe, attach)? {
-            self.attach_one(&mut ebpf, probe, one, &mut programs)?;
+        for group in self.resolved(probe, attach)?.chunk_by(are_one_list) {
+            self.attach_group(&mut ebpf, probe, image, group, &mut programs)?;
         }
         Ok((ebpf, programs))
     }
@@ -222,6 +239,27 @@ impl Kernel {
         }
     }
 
+    /// Functions of one file for one program: at once where the kernel can, else one by one.
+    fn attach_group(
+        &self,
+        ebpf: &mut Ebpf,
+        probe: &'static str,
+        image: &Image,
+        group: &[Attach],
+        programs: &mut Vec<AttachedProgram>,
+    ) -> Result<(), LoadError> {
+        if group.len() > 1 {
+            match attach_at_once(ebpf, image, group) {
+                Ok(program) => {
+                    programs.push(program);
+                    return Ok(());
+                }
+                Err(error) => tracing::debug!(%error, probe, "functions are attached one by one"),
+            }
+        }
+        group.iter().try_for_each(|one| self.attach_one(ebpf, probe, one.clone(), programs))
+    }
+
     fn attach_one(
         &self,
         ebpf: &mut Ebpf,
@@ -236,11 +274,36 @@ impl Kernel {
             known.links.extend(links);
             return Ok(());
         }
-        let fd = program.fd().and_then(ProgramFd::try_clone_fd);
+        let fd = program.fd().and_then(|fd| fd.as_fd().try_clone_to_owned().map_err(ProgramError::IOError));
         let fd = fd.map_err(|error| refused(&error, |reason| failed(probe, &attach, reason)))?;
         programs.push(AttachedProgram { name: attach.program, hook: attach.hook, fd, links });
         Ok(())
     }
+}
+
+/// Whether the kernel could take both in one list: functions of one file, for one program and process.
+fn are_one_list(one: &Attach, next: &Attach) -> bool {
+    let (Hook::Function(first), Hook::Function(second)) = (&one.hook, &next.hook) else { return false };
+    one.program == next.program && first.path == second.path && first.pid == second.pid
+}
+
+fn attach_at_once(ebpf: &Ebpf, image: &Image, group: &[Attach]) -> io::Result<AttachedProgram> {
+    let functions: Vec<&Function> = group
+        .iter()
+        .filter_map(|one| if let Hook::Function(function) = &one.hook { Some(function) } else { None })
+        .collect();
+    let first = group.first().ok_or(io::ErrorKind::InvalidInput)?;
+    // Before 6.10 a list for a process saw its first thread only (commit 46ba0e49b642).
+    let of_process = functions.iter().any(|function| function.pid.is_some());
+    if of_process && KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 10, 0)) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let at_return = match ebpf.program(first.program) {
+        Some(Program::UProbe(program)) => matches!(program.kind(), ProbeKind::Return),
+        _ => return Err(io::ErrorKind::NotFound.into()),
+    };
+    let Multi { program, link } = uprobes::attach_all(ebpf, image, first.program, &functions, at_return)?;
+    Ok(AttachedProgram { name: first.program, hook: first.hook.clone(), fd: program, links: vec![Box::new(link)] })
 }
 
 fn failed(probe: &'static str, attach: &Attach, reason: String) -> LoadError {
@@ -278,22 +341,16 @@ fn link_event(program: &mut PerfEvent, event: SoftwareEvent, policy: SamplePolic
 }
 
 fn link_function(program: &mut UProbe, function: &Function) -> Result<Link, ProgramError> {
+    if function.semaphore.is_some() {
+        let fd = program.fd()?.as_fd().as_raw_fd();
+        let attached = uprobes::attach_with_semaphore(fd, function).map_err(ProgramError::IOError)?;
+        return Ok(Box::new(attached));
+    }
     let scope = function.pid.and_then(NonZeroU32::new).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
     let location = UProbeAttachLocation::AbsoluteOffset(function.offset);
     let point = UProbeAttachPoint { location, cookie: function.cookie };
     let id = program.attach(point, &function.path, scope)?;
     Ok(Box::new(program.take_link(id)?))
-}
-
-/// aya's `ProgramFd::try_clone` under a name that composes.
-trait TryCloneFd {
-    fn try_clone_fd(&self) -> Result<ProgramFd, ProgramError>;
-}
-
-impl TryCloneFd for ProgramFd {
-    fn try_clone_fd(&self) -> Result<ProgramFd, ProgramError> {
-        self.try_clone().map_err(Into::into)
-    }
 }
 
 /// [`LoadError::Permission`], if this process may not load eBPF programs. Asked of the kernel, not tried.
@@ -310,9 +367,8 @@ fn refused(error: &(dyn std::error::Error + 'static), otherwise: impl FnOnce(Str
 }
 
 fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
-    causes(error).any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EPERM))
-    })
+    causes(error)
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EPERM)))
 }
 
 /// An error and its causes, separated by colons, without repetition, at most 2 KB from the end (the verifier speaks last).

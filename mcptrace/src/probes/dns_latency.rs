@@ -29,11 +29,13 @@ const EVENT_BYTES: u32 = 1 << 20;
 pub struct DnsLatency;
 
 /// Options of the probe.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Program or library with the functions, by path or name
-    pub binary: String,
+    /// Program or library, by path or name
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub binary: Option<String>,
     /// Also list single events that took at least this long, in microseconds
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
@@ -42,12 +44,6 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Transport")]
     pub transport: Option<Transport>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { binary: "libc".into(), slower_than_us: None, transport: None }
-    }
 }
 
 impl Probe for DnsLatency {
@@ -81,7 +77,7 @@ impl Probe for DnsLatency {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
-        plan.attach = attach(&options.binary, context)?;
+        plan.attach = attach(options.binary.as_deref().unwrap_or(functions::LIBC), context)?;
         plan.globals.extend(functions::register_globals());
         let slower_than = options.slower_than_us.unwrap_or(0).saturating_mul(1000);
         plan.globals.push(("SLOWER_THAN_NS", slower_than.to_ne_bytes().to_vec()));

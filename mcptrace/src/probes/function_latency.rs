@@ -19,7 +19,7 @@ use crate::{
     text::{comm, matches_glob},
 };
 
-/// Functions at once. Each costs two breakpoints, which the kernel sets and removes one by one.
+/// Functions at once. Each costs two breakpoints, which kernels before 6.6 set and remove one by one.
 const MOST_FUNCTIONS: usize = 100;
 /// Calls under way at once.
 const MOST_CALLS: u32 = 65_536;
@@ -33,11 +33,13 @@ pub struct FunctionLatency {
 }
 
 /// Options of the probe.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Program or library with the functions, by path or name
-    pub binary: String,
+    /// Program or library, by path or name
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub binary: Option<String>,
     /// Functions by symbol or glob (SSL_*)
     pub function: String,
     /// Also list single events that took at least this long, in microseconds
@@ -50,9 +52,9 @@ pub struct Options {
     pub transport: Option<Transport>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { binary: "libc".into(), function: String::new(), slower_than_us: None, transport: None }
+impl Options {
+    fn binary(&self) -> &str {
+        self.binary.as_deref().unwrap_or(functions::LIBC)
     }
 }
 
@@ -60,13 +62,13 @@ impl Probe for FunctionLatency {
     const NAME: &'static str = "function_latency";
     const SUMMARY: &'static str = "How often is a function of a program or library called, and how long does it take?";
     const CATEGORY: &'static str = "applications";
-    const DETAILS: &'static str = "Time from entry to return of functions that options.function names, a symbol or a glob over symbols of \
-        options.binary, at most 100 at once; with filter.pid in that process's own file, which may be a container's. Time includes what the \
+    const DETAILS: &'static str = "Time from entry to return of functions that options.function names, a symbol or a glob over symbols of options.binary (libc, if \
+        left out), at most 100 at once; with filter.pid in that process's own file, which may be a container's. Time includes what the \
         function calls and waits for; calls of itself count each on their own. Each call traps twice into the kernel, one to some \
-        microseconds that are part of an outer function's time: not for functions called millions of times a second. A call under way when \
-        tracing begins is not seen, one that never returns (longjmp, an exception through it, exit) neither; functions that the compiler \
-        inlined have no symbol. result in events is the register of the result, of no meaning where there is none. Kernels before 5.15 \
-        take one function at a time.";
+        microseconds that are part of an outer function's time: not for functions called millions of times a second. A call under way \
+        when tracing begins is not seen, one that never returns (longjmp, an exception through it, exit) neither; functions that the \
+        compiler inlined have no symbol. result in events is the register of the result, of no meaning where there is none. Kernels \
+        before 5.15 take one function at a time.";
     const NEXT: &'static [&'static str] = &[
         "which symbols there are: list_probes with filter = binary:/path:*part*",
         "a function is slow and does not compute: offcpu_stacks or syscall_latency with filter.pid",
@@ -82,7 +84,7 @@ impl Probe for FunctionLatency {
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        let file = functions::open(&options.binary, context)?;
+        let file = functions::open(options.binary(), context)?;
         let chosen = choose(&functions::read(&file)?, options)?;
         let has_cookie = aya::features().bpf_cookie();
         check_number(chosen.len(), has_cookie)?;
@@ -143,7 +145,7 @@ impl Probe for FunctionLatency {
 
 /// The functions that the options name, with their offsets in the file; names of one place are one function.
 fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<(String, u64)>, OptionError> {
-    let Options { binary: file, function: wanted, .. } = options;
+    let (file, wanted) = (options.binary(), &options.function);
     if wanted.is_empty() {
         return Err(OptionError::new("options.function is missing: a symbol of options.binary, or a glob (SSL_*)"));
     }

@@ -18,6 +18,9 @@ pub(super) fn register_globals() -> [(&'static str, Vec<u8>); 3] {
     ]
 }
 
+/// The library of functions where `options.binary` names none.
+pub(super) const LIBC: &str = "libc";
+
 /// The process that breakpoints are set in; none where its children are to be followed, too.
 pub(super) fn scope(context: &Context<'_>) -> Option<u32> {
     context.filter.pid.filter(|_| context.filter.follow.is_none())
@@ -37,5 +40,5 @@ pub(super) fn read(file: &BinaryFile) -> Result<Binary<'_>, OptionError> {
 
 /// A place in a file as something to attach to.
 pub(super) fn place(label: &str, path: &Path, offset: u64, pid: Option<u32>, cookie: Option<u64>) -> Function {
-    Function { label: label.to_owned().into(), path: path.to_owned(), offset, pid, cookie }
+    Function { label: label.to_owned().into(), path: path.to_owned(), offset, pid, cookie, semaphore: None }
 }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe,
+    Context, Found, OptionError, Probe, functions,
     options::Side,
     plan_of,
     stacks::{self, MOST_STACKS, Unit},
@@ -49,15 +49,17 @@ pub struct HeapGrowth {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Program or library with the functions, by path or name
-    pub binary: String,
+    /// Program or library, by path or name
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub binary: Option<String>,
     /// Look at one in so many, and multiply
     pub sample: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { binary: "libc".into(), sample: 1 }
+        Self { binary: None, sample: 1 }
     }
 }
 
@@ -93,6 +95,7 @@ impl Probe for HeapGrowth {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let Options { binary, sample } = options;
+        let binary = binary.as_deref().unwrap_or(functions::LIBC);
         if *sample == 0 {
             return Err(OptionError::new("options.sample: takes 1 or more, not 0"));
         }

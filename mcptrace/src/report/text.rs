@@ -32,6 +32,16 @@ pub enum Reader {
     Shell,
 }
 
+/// A report as lines, all of them.
+pub fn lines(report: &Report) -> Vec<String> {
+    shapes::lines(report).into_iter().map(|line| line.text).collect()
+}
+
+/// A value of a unit as people read it.
+pub fn quantity(value: &Value, unit: &str) -> String {
+    units::quantity(value, unit)
+}
+
 /// The text beside the JSON of a tool's answer, of at most so many bytes.
 pub fn envelope(envelope: &Envelope, most_bytes: usize) -> String {
     envelope_for(Reader::Client, envelope, most_bytes)

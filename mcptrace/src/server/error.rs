@@ -4,7 +4,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{bpftrace::ScriptError, executions::Refusal, kernel::discovery::DiscoveryError, text::clipped};
+use crate::{
+    bpftrace::ScriptError, executions::Refusal, kernel::discovery::DiscoveryError, recorder::history::HistoryError,
+    text::clipped,
+};
 
 /// The longest message, in bytes: it may quote what was passed, and that may be megabytes.
 const LONGEST: usize = 2048;
@@ -91,6 +94,12 @@ impl ToolError {
         let ScriptError { category: _, message, line, column, said, did_you_mean, remedy } = error;
         let (said, remedy) = (said.into(), remedy.map(Into::into));
         Self { category, message, did_you_mean, line, column, said, remedy }
+    }
+}
+
+impl From<HistoryError> for ToolError {
+    fn from(error: HistoryError) -> Self {
+        Self::new(error.category(), error.to_string()).near(error.did_you_mean())
     }
 }
 

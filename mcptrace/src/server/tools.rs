@@ -6,6 +6,7 @@ mod exec_program;
 mod get_result;
 mod list_executions;
 mod list_probes;
+mod query_history;
 mod run_probe;
 mod stop_execution;
 mod triage;
@@ -39,6 +40,7 @@ pub(super) const TOOLS: &[Row] = &[
     list_executions::ROW,
     stop_execution::ROW,
     exec_program::ROW,
+    query_history::ROW,
     bpf_info::ROW,
 ];
 

@@ -49,6 +49,8 @@ fn perform(words: &[&str]) {
                 _ = thread.join().unwrap();
             }
         }
+        "usdt" => times(number(1), || usdt(number(2))),
+        "busy" => busy(number(1)),
         "by_name" => times(number(1), || by_name(words[2])),
         other => panic!("unknown command {other}"),
     }
@@ -109,6 +111,51 @@ fn lookup(name: &str, flags: i32) -> i32 {
         }
         result
     }
+}
+
+/// The counter that a tracer raises to switch the probe on.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".probes")]
+static mut MCPTRACE_SEMAPHORE: u16 = 0;
+
+/// Passes the probe `mcptrace:tick` if it is switched on: its arguments are a 64-bit number in a register, a signed 32-bit one, one in
+/// memory, a constant, and a pointer to text. The note is laid out as sys/sdt.h of systemtap does.
+fn usdt(number: u64) {
+    // SAFETY: only read, and a tracer's write is whole.
+    if unsafe { (&raw const MCPTRACE_SEMAPHORE).read_volatile() } == 0 {
+        return;
+    }
+    let memory = black_box(number.wrapping_mul(3));
+    // SAFETY: a nop; the rest goes to a section that is not loaded.
+    unsafe {
+        std::arch::asm!(
+            "990: nop",
+            ".pushsection .note.stapsdt, \"\", \"note\"",
+            ".balign 4",
+            ".4byte 992f - 991f, 994f - 993f, 3",
+            "991: .asciz \"stapsdt\"",
+            "992: .balign 4",
+            "993: .8byte 990b",
+            ".8byte 0",
+            ".8byte MCPTRACE_SEMAPHORE",
+            ".asciz \"mcptrace\"",
+            ".asciz \"tick\"",
+            ".asciz \"8@{number} -4@{negative:e} 8@({at}) -4@$-7 8@{text}\"",
+            "994: .balign 4",
+            ".popsection",
+            number = in(reg) number,
+            negative = in(reg) (number as i64).wrapping_neg(),
+            at = in(reg) &raw const memory,
+            text = in(reg) c"hunter2".as_ptr(),
+            options(att_syntax, nostack),
+        );
+    }
+}
+
+/// Whether the probe is switched on, as an exit: `ok` only if it is as often as expected.
+fn busy(expected: u64) {
+    // SAFETY: as in `usdt`.
+    assert_eq!(u64::from(unsafe { (&raw const MCPTRACE_SEMAPHORE).read_volatile() }), expected);
 }
 
 fn by_name(name: &str) {

@@ -118,10 +118,12 @@ impl View {
 
 impl Place {
     fn make(&self) -> io::Result<()> {
-        // SAFETY: the paths are C strings.
         match self {
+            // SAFETY: the path is a C string.
             Self::Folder(at) => checked(unsafe { libc::mkdir(at.as_ptr(), 0o755) }),
+            // SAFETY: the path is a C string.
             Self::File(at) => checked(unsafe { libc::mknod(at.as_ptr(), libc::S_IFREG | 0o644, 0) }),
+            // SAFETY: the paths are C strings.
             Self::Link { to, at } => checked(unsafe { libc::symlink(to.as_ptr(), at.as_ptr()) }),
             Self::Bind { from, to } => mount(Some(from), to, None, libc::MS_BIND | libc::MS_REC),
         }

@@ -111,7 +111,7 @@ impl Files {
             .create()?;
         for path in &self.shown {
             if let Ok(file) = open_path(path) {
-                ruleset = ruleset.add_rule(PathBeneath::new(file, self.access(path)))?;
+                ruleset = ruleset.add_rule(PathBeneath::new(file, access(path)))?;
             }
         }
         for path in &self.run {
@@ -121,13 +121,14 @@ impl Files {
         }
         Ok(ruleset)
     }
+}
 
-    fn access(&self, path: &Path) -> BitFlags<AccessFs> {
-        match path {
-            path if path == Path::new(SINK) => AccessFs::ReadFile | AccessFs::WriteFile,
-            path if path.is_dir() => AccessFs::ReadFile | AccessFs::ReadDir,
-            _ => AccessFs::ReadFile.into(),
-        }
+/// What may be done with a path that is shown.
+fn access(path: &Path) -> BitFlags<AccessFs> {
+    match path {
+        path if path == Path::new(SINK) => AccessFs::ReadFile | AccessFs::WriteFile,
+        path if path.is_dir() => AccessFs::ReadFile | AccessFs::ReadDir,
+        _ => AccessFs::ReadFile.into(),
     }
 }
 

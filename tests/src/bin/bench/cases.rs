@@ -303,7 +303,7 @@ const UNMEASURED: &[(&str, &str)] = &[
     ("memory_reclaim", "the machine would have to run out of memory all the time"),
     ("oom_kills", "the same"),
     ("tcp_retransmits", "packets are lost at their own pace"),
-    ("usdt_events", "what it costs is what `function_latency` costs, at one place"),
+    ("usdt_events", "a trap as those of `function_latency`, one to an event"),
     ("bpf_programs", "it attaches nothing"),
 ];
 

@@ -1,0 +1,652 @@
+//! Answers out of what was recorded: one metric over time, all of them at a glance, two windows compared, or a query in SQL.
+//!
+//! Amounts become rates by the seconds in which they were recorded, percentiles come out of merged distributions, and every answer says
+//! what of its window was not recorded.
+
+pub mod coverage;
+pub mod range;
+pub mod reader;
+mod sql;
+pub mod text;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use self::{
+    coverage::{Coverage, Grid, Recorded},
+    range::{MOST, Span, stamp, usual_step},
+    reader::{Known, Mark, Reader},
+};
+use super::{
+    metrics::OTHERS,
+    store::{
+        self,
+        body::{Cell, Sparse},
+        schema::{Tier, kind_word},
+    },
+    tick::Kind,
+};
+use crate::{
+    report::{AnyReport, Field, Report, Row, Table, Window},
+    suggest::nearest,
+    text::{matches_glob, untrusted},
+};
+
+/// Groups that a metric is divided into if nothing is said.
+pub const DEFAULT_TOP: usize = 10;
+/// Groups that may be asked for.
+pub const MOST_TOP: usize = 200;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The metric; empty for all.
+    pub metric: String,
+    /// Begin of the window.
+    pub from: String,
+    /// End of the window.
+    pub to: String,
+    /// Length of a step.
+    pub step: String,
+    /// Labels to divide by, with commas between them; empty for all labels, `none` for none.
+    pub group_by: String,
+    /// `label=glob`, with commas between them.
+    pub filter: String,
+    /// Groups that are shown.
+    pub top: usize,
+    /// A query in SQL instead of all that.
+    pub sql: String,
+}
+
+impl Default for Query {
+    fn default() -> Self {
+        let empty = String::new;
+        let (metric, from, to, step, group_by) = (empty(), empty(), empty(), empty(), empty());
+        Self { metric, from, to, step, group_by, filter: empty(), top: DEFAULT_TOP, sql: empty() }
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+pub struct Answer {
+    /// The metric.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub metric: String,
+    /// Unit of its values.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub unit: String,
+    /// `sum`, `gauge` or `distribution`.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub kind: &'static str,
+    /// The window that is answered for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Window")]
+    pub window: Option<Window>,
+    /// Length of a step of `points`, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    pub step_seconds: Option<i64>,
+    /// The answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AnyReport")]
+    pub report: Option<Report>,
+    /// The rows over time: one value for each step from the window's start on, null where nothing was recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub points: Vec<Row>,
+    /// What of the window is recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub coverage: Vec<Coverage>,
+    /// What a reader must know to not misread it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// Nothing was ever recorded there.
+    #[error("there is no history at {}: nothing was recorded. Start the recorder with `mcptrace daemon`; \
+        if it keeps its files elsewhere, set MCPTRACE_STATE to that folder", .0.display())]
+    Absent(PathBuf),
+    /// It is there and cannot be read.
+    #[error("cannot read the history {}: {error}", file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        error: String,
+    },
+    /// No such metric.
+    #[error("there is no metric `{name}` in the history; without a metric all are listed")]
+    UnknownMetric {
+        /// As given.
+        name: String,
+        /// The nearest known name.
+        did_you_mean: Option<String>,
+    },
+    /// No such label.
+    #[error("{metric} has no label `{name}`; it has {known}")]
+    UnknownLabel {
+        /// The metric.
+        metric: String,
+        /// As given.
+        name: String,
+        /// What it has.
+        known: String,
+        /// The nearest known name.
+        did_you_mean: Option<String>,
+    },
+    /// The window or the step does not do.
+    #[error("{0}")]
+    Range(String),
+    /// The query in SQL does not do.
+    #[error("{0}")]
+    Sql(String),
+    /// SQLite says no.
+    #[error("the history cannot be read: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl HistoryError {
+    /// One word for programs.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Absent(_) => "no_history",
+            Self::Unreadable { .. } | Self::Sqlite(_) => "unreadable_history",
+            Self::UnknownMetric { .. } => "unknown_metric",
+            Self::UnknownLabel { .. } => "unknown_label",
+            Self::Range(_) => "invalid_range",
+            Self::Sql(_) => "invalid_sql",
+        }
+    }
+
+    /// The nearest known name, where there is one.
+    pub fn did_you_mean(&self) -> Option<&str> {
+        match self {
+            Self::UnknownMetric { did_you_mean, .. } | Self::UnknownLabel { did_you_mean, .. } => {
+                did_you_mean.as_deref()
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Answers a question out of the history of a folder.
+pub fn ask(folder: &Path, query: &Query) -> Result<Answer, HistoryError> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    ask_at(folder, query, since.map_or(0, |since| since.as_secs() as i64))
+}
+
+/// Answers a question as if it were that second since 1970.
+pub fn ask_at(folder: &Path, query: &Query, second: i64) -> Result<Answer, HistoryError> {
+    if !query.sql.is_empty() {
+        return sql::ask(folder, &query.sql, second);
+    }
+    let reader = Reader::open(folder)?;
+    let now = Now::of(folder, &reader, second)?;
+    reader.at_once(|reader| if query.metric.is_empty() { all(reader, query, &now) } else { one(reader, query, &now) })
+}
+
+/// What time it is, and how far it was recorded.
+#[derive(Clone, Debug)]
+struct Now {
+    second: i64,
+    /// Up to when something can have been recorded.
+    until: i64,
+    notes: Vec<String>,
+}
+
+/// The last tick is this old at most while it is recorded, in seconds.
+const FRESH: i64 = 5;
+
+impl Now {
+    fn of(folder: &Path, reader: &Reader, second: i64) -> Result<Self, HistoryError> {
+        let latest = reader.latest()?;
+        let fresh = latest.is_some_and(|latest| (second - latest).abs() <= FRESH);
+        let last = latest.map_or_else(|| "never".to_owned(), stamp);
+        let mut notes = Vec::new();
+        if !store::is_recorded(&super::place::file(folder)) {
+            notes.push(format!("the recorder is not running (last record: {last}); start it with `mcptrace daemon`"));
+        } else if !fresh {
+            notes.push(format!("the recorder runs but records nothing (last record: {last}): its log says why"));
+        }
+        let until = latest.filter(|_| fresh).map_or(second, |latest| latest + 1);
+        Ok(Self { second, until, notes })
+    }
+}
+
+/// A question as it can be answered.
+struct Plan {
+    tier: Tier,
+    grid: Grid,
+    notes: Vec<String>,
+}
+
+impl Plan {
+    fn new(reader: &Reader, span: Span, step: &str, now: &Now) -> Result<Self, HistoryError> {
+        let asked = if step.is_empty() { usual_step(span.seconds()) } else { range::length(step)?.max(1) };
+        let (tier, span, step) = reader.choose(span, asked, now.second)?;
+        let mut notes = Vec::new();
+        if step > asked {
+            notes.push(format!(
+                "what is older is kept in steps of {} s: a step is {step} s instead of {asked} s",
+                tier.width
+            ));
+        }
+        let grid = Grid { span, step };
+        if grid.steps() as i64 > MOST {
+            let least = span.seconds() / MOST + 1;
+            return Err(HistoryError::Range(format!(
+                "that makes {} steps of {step} s: give a step of {least}s or more",
+                grid.steps()
+            )));
+        }
+        Ok(Self { tier, grid, notes })
+    }
+
+    fn window(&self) -> Window {
+        let Span { from, to } = self.grid.span;
+        Window { start: stamp(from), end: Some(stamp(to)), seconds: (to - from) as f64 }
+    }
+}
+
+/// One metric over time.
+fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError> {
+    let metric = reader.metric(&query.metric)?;
+    let grouping = Grouping::new(reader, &metric, &query.group_by, &query.filter)?;
+    let span = Span::asked(&query.from, &query.to, now.second)?;
+    let plan = Plan::new(reader, span, &query.step, now)?;
+    let marks = reader.marks(plan.grid.span)?;
+    let groups = coverage::recorded(reader, &plan.tier, plan.grid)?;
+    let recorded = of_group(&groups, &metric.group);
+    let (ranked, damaged) = ranked(reader, &metric, &grouping, &plan)?;
+    let top = query.top.clamp(1, MOST_TOP);
+    let steps = steps(reader, &metric, &grouping, &plan, &ranked[..top.min(ranked.len())])?;
+    let table = table(&metric, &grouping, &ranked, top, &recorded);
+    let shown = ranked.iter().take(top).map(|(key, _)| key).zip(&steps);
+    let points = shown.map(|(key, steps)| points(&grouping.row(key), metric.kind, steps, &recorded)).collect();
+    let coverage = Coverage::of(&metric.group, &recorded, plan.grid, &marks, now.until);
+    let mut notes = notes(&metric, &grouping, &coverage, &marks, damaged);
+    notes.extend(plan.notes.iter().chain(&now.notes).cloned());
+    Ok(Answer {
+        metric: metric.name.clone(),
+        unit: metric.unit.clone(),
+        kind: kind_word(metric.kind),
+        window: Some(plan.window()),
+        step_seconds: Some(plan.grid.step),
+        report: Some(Report::Table(table)),
+        points,
+        coverage: vec![coverage],
+        notes,
+    })
+}
+
+/// What was recorded of a group; metrics of the recorder itself are recorded with any.
+fn of_group(groups: &HashMap<String, Recorded>, group: &str) -> Recorded {
+    let most = || groups.values().max_by(|a, b| a.total().total_cmp(&b.total()));
+    let own = groups.get(group).or_else(|| if group == "recorder" { most() } else { None });
+    own.cloned().unwrap_or_default()
+}
+
+/// Which series are looked at, and what they are taken together by.
+struct Grouping {
+    /// Names of the labels.
+    by: Vec<String>,
+    /// The group of each series; those that the filter leaves out are not here.
+    group: HashMap<u32, Vec<String>>,
+    /// Whether series that are forgotten count, as "others".
+    forgotten: bool,
+    /// Whether a group can hold several series.
+    narrower: bool,
+}
+
+impl Grouping {
+    fn new(reader: &Reader, metric: &Known, group_by: &str, filter: &str) -> Result<Self, HistoryError> {
+        let by = match group_by.trim() {
+            "" => metric.labels.clone(),
+            "none" => Vec::new(),
+            some => some.split(',').map(|name| label(metric, name.trim())).collect::<Result<_, _>>()?,
+        };
+        let wanted = conditions(metric, filter)?;
+        let at: Vec<usize> =
+            by.iter().filter_map(|name| metric.labels.iter().position(|label| label == name)).collect();
+        let fits = |values: &[String]| wanted.iter().all(|(at, glob)| matches_glob(glob, &values[*at]));
+        let key = |values: &[String]| at.iter().map(|at| values[*at].clone()).collect();
+        let series = reader.series(metric)?;
+        let group = series.iter().filter(|(_, values)| fits(values)).map(|(id, values)| (*id, key(values))).collect();
+        let narrower = by.len() < metric.labels.len();
+        Ok(Self { by, group, forgotten: wanted.is_empty(), narrower })
+    }
+
+    fn key(&self, series: u32) -> Option<Vec<String>> {
+        let forgotten = || self.forgotten.then(|| self.by.iter().map(|_| OTHERS.to_owned()).collect());
+        self.group.get(&series).cloned().or_else(forgotten)
+    }
+
+    fn row(&self, key: &[String]) -> Row {
+        self.by.iter().zip(key).map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
+    }
+}
+
+/// `label=glob` with commas between them, as places of labels and globs.
+fn conditions(metric: &Known, filter: &str) -> Result<Vec<(usize, String)>, HistoryError> {
+    let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let condition = |part: &str| {
+        let (name, glob) = part.split_once('=').ok_or_else(|| {
+            HistoryError::Range(format!("`where` is label=value, not `{}`", untrusted(part.as_bytes(), 60)))
+        })?;
+        let name = label(metric, name.trim())?;
+        let at = metric.labels.iter().position(|label| *label == name).unwrap_or_default();
+        Ok((at, glob.trim().to_owned()))
+    };
+    parts.map(condition).collect()
+}
+
+fn label(metric: &Known, name: &str) -> Result<String, HistoryError> {
+    if metric.labels.iter().any(|label| label == name) {
+        return Ok(name.to_owned());
+    }
+    let known = if metric.labels.is_empty() { "none".to_owned() } else { metric.labels.join(", ") };
+    let did_you_mean = nearest(name, metric.labels.iter().map(String::as_str)).map(str::to_owned);
+    let name = untrusted(name.as_bytes(), 60);
+    Err(HistoryError::UnknownLabel { metric: metric.name.clone(), name, known, did_you_mean })
+}
+
+type Ranked = Vec<(Vec<String>, Cell)>;
+
+/// The groups of a metric over the whole window, the largest first, and how many rows are damaged.
+fn ranked(reader: &Reader, metric: &Known, grouping: &Grouping, plan: &Plan) -> Result<(Ranked, u64), HistoryError> {
+    let mut series: HashMap<u32, Cell> = HashMap::new();
+    let damaged = reader.scan(metric, &plan.tier, plan.grid.span, |_, id, cell| merge(&mut series, id, cell))?;
+    let mut groups: BTreeMap<Vec<String>, Cell> = BTreeMap::new();
+    for (id, cell) in series {
+        if let Some(key) = grouping.key(id) {
+            match groups.get_mut(&key) {
+                Some(own) => own.merge(&cell),
+                None => drop(groups.insert(key, cell)),
+            }
+        }
+    }
+    let mut ranked: Ranked = groups.into_iter().collect();
+    ranked.sort_by(|a, b| b.1.weight().total_cmp(&a.1.weight()));
+    Ok((ranked, damaged))
+}
+
+fn merge(cells: &mut HashMap<u32, Cell>, id: u32, cell: Cell) {
+    match cells.get_mut(&id) {
+        Some(own) => own.merge(&cell),
+        None => drop(cells.insert(id, cell)),
+    }
+}
+
+/// The steps of some groups.
+fn steps(
+    reader: &Reader,
+    metric: &Known,
+    grouping: &Grouping,
+    plan: &Plan,
+    groups: &[(Vec<String>, Cell)],
+) -> Result<Vec<Vec<Option<Cell>>>, HistoryError> {
+    let places: HashMap<&[String], usize> =
+        groups.iter().enumerate().map(|(at, (key, _))| (key.as_slice(), at)).collect();
+    let mut steps = vec![vec![None; plan.grid.steps()]; groups.len()];
+    reader.scan(metric, &plan.tier, plan.grid.span, |second, id, cell| {
+        let place = grouping.key(id).and_then(|key| places.get(key.as_slice()).copied());
+        if let (Some(place), Some(at)) = (place, plan.grid.at(second)) {
+            let own: &mut Option<Cell> = &mut steps[place][at];
+            match own {
+                Some(own) => own.merge(&cell),
+                None => *own = Some(cell),
+            }
+        }
+    })?;
+    Ok(steps)
+}
+
+/// The groups over the whole window.
+fn table(metric: &Known, grouping: &Grouping, ranked: &Ranked, top: usize, recorded: &Recorded) -> Table {
+    let looked = recorded.looked_share();
+    let row = |key: Row, cell: &Cell| {
+        let mut row = key;
+        row.extend(numbers(cell, recorded.total(), looked));
+        row
+    };
+    let rows = ranked.iter().take(top).map(|(key, cell)| row(grouping.row(key), cell)).collect();
+    let rest = ranked.iter().skip(top).map(|(_, cell)| cell.clone());
+    let others = rest.reduce(|mut sum, cell| {
+        sum.merge(&cell);
+        sum
+    });
+    // An average of the levels that are not shown says nothing.
+    let others = others.filter(|_| metric.kind != Kind::Gauge).map(|cell| row(Row::new(), &cell));
+    Table { key: grouping.by.clone(), columns: columns(metric, looked), rows, others, rows_total: ranked.len() as u64 }
+}
+
+fn columns(metric: &Known, looked: f64) -> Vec<Field> {
+    let unit = &metric.unit;
+    let rate = format!("{unit}/s");
+    let mut columns = match metric.kind {
+        Kind::Sum => vec![Field::new("total", unit), Field::new("per_second", &rate)],
+        Kind::Gauge => ["average", "least", "greatest"].map(|name| Field::new(name, unit)).to_vec(),
+        Kind::Distribution => {
+            let mut columns = vec![Field::new("count", ""), Field::new("per_second", "1/s")];
+            columns.extend(["mean", "p50", "p90", "p99", "greatest"].map(|name| Field::new(name, unit)));
+            columns
+        }
+    };
+    if looked < 0.995 && metric.kind != Kind::Gauge {
+        let unit = if metric.kind == Kind::Sum { rate.as_str() } else { "1/s" };
+        columns.push(Field::new("scaled_per_second", unit));
+    }
+    columns
+}
+
+/// What a cell is over so many recorded seconds.
+fn numbers(cell: &Cell, seconds: f64, looked: f64) -> Row {
+    let rate = |amount: u64| if seconds > 0.0 { json!(digits(amount as f64 / seconds)) } else { Value::Null };
+    let scaled = |amount: u64| json!(digits(amount as f64 / (seconds * looked)));
+    let mut row = Row::new();
+    let amount = match cell {
+        Cell::Sum(amount) => {
+            row.insert("total".into(), json!(amount));
+            row.insert("per_second".into(), rate(*amount));
+            Some(*amount)
+        }
+        Cell::Gauge(level) => {
+            row.insert("average".into(), json!(digits(level.average)));
+            row.insert("least".into(), json!(digits(level.least)));
+            row.insert("greatest".into(), json!(digits(level.greatest)));
+            None
+        }
+        Cell::Distribution(values) => {
+            row.insert("count".into(), json!(values.count));
+            row.insert("per_second".into(), rate(values.count));
+            row.extend(percentiles(values));
+            Some(values.count)
+        }
+    };
+    if let Some(amount) = amount
+        && looked < 0.995
+        && seconds > 0.0
+    {
+        row.insert("scaled_per_second".into(), scaled(amount));
+    }
+    row
+}
+
+fn percentiles(values: &Sparse) -> Row {
+    let whole = values.whole();
+    let mean = if values.count == 0 { 0.0 } else { values.sum as f64 / values.count as f64 };
+    let shares = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
+    let mut row = Row::from_iter([("mean".to_owned(), json!(digits(mean)))]);
+    row.extend(shares.map(|(name, share)| (name.to_owned(), json!(whole.percentile(share)))));
+    row.insert("greatest".into(), json!(values.greatest));
+    row
+}
+
+/// A group over time.
+fn points(key: &Row, kind: Kind, steps: &[Option<Cell>], recorded: &Recorded) -> Row {
+    let mut point = Row::new();
+    if !key.is_empty() {
+        point.insert("key".into(), Value::Object(key.clone()));
+    }
+    let series = |of: &dyn Fn(usize, Option<&Cell>) -> Option<f64>| -> Value {
+        let values = steps.iter().enumerate().map(|(at, cell)| of(at, cell.as_ref()).map(digits));
+        values.collect::<Vec<_>>().into()
+    };
+    // What was recorded and did not happen is 0; what was not recorded is nothing.
+    let rate = |at: usize, amount: u64| recorded.seconds(at).map(|seconds| amount as f64 / seconds);
+    let amount = |cell: Option<&Cell>| match cell {
+        Some(Cell::Sum(amount)) => *amount,
+        Some(Cell::Distribution(values)) => values.count,
+        _ => 0,
+    };
+    let percentile = |cell: Option<&Cell>, share: f64| match cell {
+        Some(Cell::Distribution(values)) if values.count > 0 => Some(values.whole().percentile(share) as f64),
+        _ => None,
+    };
+    let level = |cell: Option<&Cell>| match cell {
+        Some(Cell::Gauge(level)) => Some(level.average),
+        _ => None,
+    };
+    match kind {
+        Kind::Gauge => drop(point.insert("average".into(), series(&|_, cell| level(cell)))),
+        Kind::Sum => drop(point.insert("per_second".into(), series(&|at, cell| rate(at, amount(cell))))),
+        Kind::Distribution => {
+            point.insert("per_second".into(), series(&|at, cell| rate(at, amount(cell))));
+            point.insert("p50".into(), series(&|_, cell| percentile(cell, 0.5)));
+            point.insert("p99".into(), series(&|_, cell| percentile(cell, 0.99)));
+        }
+    }
+    point
+}
+
+/// A number with the digits that a reader needs.
+fn digits(value: f64) -> f64 {
+    if value.fract() == 0.0 || value.abs() >= 1e5 {
+        return value.round();
+    }
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+fn notes(metric: &Known, grouping: &Grouping, coverage: &Coverage, marks: &[Mark], damaged: u64) -> Vec<String> {
+    let mut notes = Vec::new();
+    if coverage.recorded_seconds == 0.0 {
+        notes.push("nothing was recorded in this window: no value does not mean that nothing happened".to_owned());
+    }
+    if let Some(share) = coverage.looked_share.filter(|_| metric.kind != Kind::Gauge) {
+        let percent = digits(share * 100.0);
+        notes.push(format!("a duty cycle looked for {percent} % of the time: totals and per_second are what was seen, scaled_per_second estimates all"));
+    }
+    if metric.kind == Kind::Gauge && grouping.narrower {
+        notes.push("levels of several series are averaged, not added".to_owned());
+    }
+    for mark in marks.iter().filter(|mark| mark.kind == "clock_jump" && mark.seconds < 0.0).take(3) {
+        let (at, back) = (stamp(mark.at as i64), digits(-mark.seconds));
+        notes.push(format!("at {at} the clock was set back by {back} s: what follows stands beside what was recorded there before, rates stay right"));
+    }
+    if damaged > 0 {
+        notes.push(format!("{damaged} rows of the file are damaged and left out"));
+    }
+    notes
+}
+
+/// All metrics at a glance.
+fn all(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError> {
+    let from = if query.from.is_empty() { "-1m" } else { &query.from };
+    let span = Span::asked(from, &query.to, now.second)?;
+    let plan = Plan::new(reader, span, &format!("{}", span.seconds()), now)?;
+    let groups = coverage::recorded(reader, &plan.tier, plan.grid)?;
+    let marks = reader.marks(plan.grid.span)?;
+    let mut rows = Vec::new();
+    let mut coverage: Vec<Coverage> = Vec::new();
+    for metric in reader.metrics()? {
+        let recorded = of_group(&groups, &metric.group);
+        if !coverage.iter().any(|one| one.group == metric.group) {
+            coverage.push(Coverage::of(&metric.group, &recorded, plan.grid, &marks, now.until));
+        }
+        rows.push(glance(reader, &metric, &plan, &recorded)?);
+    }
+    let columns = ["kind", "value", "is", "unit", "labels", "help"].map(|name| Field::new(name, "")).to_vec();
+    let rows_total = rows.len() as u64;
+    let table = Table { key: vec!["metric".into()], columns, rows, others: None, rows_total };
+    Ok(Answer {
+        window: Some(plan.window()),
+        report: Some(Report::Table(table)),
+        coverage,
+        notes: now.notes.clone(),
+        ..Answer::default()
+    })
+}
+
+/// A metric in one row: a rate, an average or the 99th percentile.
+fn glance(reader: &Reader, metric: &Known, plan: &Plan, recorded: &Recorded) -> Result<Row, HistoryError> {
+    let mut all: Option<Cell> = None;
+    reader.scan(metric, &plan.tier, plan.grid.span, |_, _, cell| match &mut all {
+        Some(own) => own.merge(&cell),
+        None => all = Some(cell),
+    })?;
+    let seconds = recorded.total();
+    let (is, value) = match (metric.kind, &all) {
+        _ if seconds == 0.0 => ("", Value::Null),
+        (Kind::Sum, Some(Cell::Sum(amount))) => ("per_second", json!(digits(*amount as f64 / seconds))),
+        (Kind::Sum, _) => ("per_second", json!(0)),
+        (Kind::Gauge, Some(Cell::Gauge(level))) => ("average", json!(digits(level.average))),
+        (Kind::Distribution, Some(Cell::Distribution(values))) if values.count > 0 => {
+            ("p99", json!(values.whole().percentile(0.99)))
+        }
+        _ => ("", Value::Null),
+    };
+    let mut row = Row::from_iter([("metric".to_owned(), Value::from(metric.name.as_str()))]);
+    row.insert("kind".into(), kind_word(metric.kind).into());
+    if !value.is_null() {
+        row.insert("value".into(), value);
+        row.insert("is".into(), is.into());
+    }
+    row.insert("unit".into(), metric.unit.as_str().into());
+    row.insert("labels".into(), metric.labels.join(",").into());
+    row.insert("help".into(), metric.help.as_str().into());
+    Ok(row)
+}
+
+/// An answer as JSON of at most so many bytes: rows over time go first, then rows; what went is said.
+pub fn fit(mut answer: Answer, most_bytes: usize) -> Answer {
+    let size = |answer: &Answer| serde_json::to_string(answer).map_or(0, |text| text.len());
+    let (points, rows) = (answer.points.len(), rows(&answer));
+    let mut note = None;
+    while size(&answer) + note.as_ref().map_or(0, String::len) > most_bytes {
+        let table = match &mut answer.report {
+            Some(Report::Table(table)) => Some(table),
+            _ => None,
+        };
+        if answer.points.len() > 1
+            || (answer.points.len() == 1 && table.as_ref().is_none_or(|table| table.rows.len() <= 1))
+        {
+            answer.points.truncate(answer.points.len() / 2);
+        } else if let Some(table) = table.filter(|table| !table.rows.is_empty()) {
+            table.rows.truncate(table.rows.len() / 2);
+        } else if !answer.coverage.is_empty() {
+            answer.coverage.clear();
+        } else {
+            break;
+        }
+        let left = (points - answer.points.len(), rows - self::rows(&answer));
+        note = Some(format!(
+            "left out to fit max_bytes: {} rows of points, {} rows of the table; ask with a larger one, a longer step or a smaller top",
+            left.0, left.1
+        ));
+    }
+    answer.notes.extend(note);
+    answer
+}
+
+fn rows(answer: &Answer) -> usize {
+    crate::report::view::rows_of(answer.report.as_ref())
+}

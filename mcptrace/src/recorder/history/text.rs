@@ -1,0 +1,134 @@
+//! Answers as text for people: a head, the table, a line of bars for each row, what was not recorded. Pure.
+
+use serde_json::Value;
+
+use super::{Answer, coverage::Coverage};
+use crate::{
+    report::{
+        Row,
+        text::{self, units},
+    },
+    text::clipped,
+};
+
+/// Bars of eight heights; a dot stands for what was not recorded.
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const NOTHING: char = '·';
+/// The longest name of a row of bars, in characters.
+const LONGEST_KEY: usize = 40;
+
+/// An answer of at most so many bytes.
+pub fn answer(answer: &Answer, most_bytes: usize) -> String {
+    let mut lines = vec![head(answer)];
+    lines.extend(answer.report.iter().flat_map(text::lines));
+    if !answer.points.is_empty() {
+        lines.push(String::new());
+        lines.extend(bars(answer));
+    }
+    let foot: Vec<String> = answer.coverage.iter().filter_map(lack).chain(answer.notes.iter().map(note)).collect();
+    let foot = foot.join("\n");
+    let room = most_bytes.saturating_sub(foot.len() + 80);
+    let mut body = lines.join("\n");
+    if body.len() > room {
+        let end = (0..=room).rev().find(|end| body.is_char_boundary(*end)).unwrap_or(0);
+        body.truncate(body[..end].rfind('\n').unwrap_or(end));
+        body.push_str("\n… the rest is in the structured content");
+    }
+    let text = if foot.is_empty() { body } else { format!("{body}\n{foot}") };
+    clipped(text, most_bytes)
+}
+
+fn note(note: &String) -> String {
+    format!("note: {note}")
+}
+
+fn head(answer: &Answer) -> String {
+    let window = answer.window.as_ref().map(|window| {
+        let end = window.end.as_deref().unwrap_or_default();
+        format!("{} to {} ({})", window.start, end, units::seconds(window.seconds))
+    });
+    let step = answer.step_seconds.map(|step| format!("steps of {step} s"));
+    let name = if answer.metric.is_empty() { "history" } else { &answer.metric };
+    [Some(name.to_owned()), window, step].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// What most rows over time are drawn by.
+fn drawn(point: &Row) -> Option<(&str, &Vec<Value>)> {
+    let names = ["p99", "per_second", "average"];
+    names.iter().find_map(|name| Some((*name, point.get(*name)?.as_array()?)))
+}
+
+fn bars(answer: &Answer) -> Vec<String> {
+    let keys: Vec<String> = answer.points.iter().map(key).collect();
+    let width = keys.iter().map(|key| key.chars().count()).max().unwrap_or(0);
+    let line = |(point, key): (&Row, &String)| {
+        let (name, values) = drawn(point)?;
+        let most = values.iter().filter_map(Value::as_f64).fold(0.0, f64::max);
+        let unit = if name == "per_second" { per_second(answer) } else { answer.unit.clone() };
+        let peak = text::quantity(&most.into(), &unit);
+        Some(format!("{key:width$}  {}  {name}, at most {peak}", sparkline(values, most)))
+    };
+    answer.points.iter().zip(&keys).filter_map(line).collect()
+}
+
+fn per_second(answer: &Answer) -> String {
+    if answer.kind == "distribution" { "1/s".into() } else { format!("{}/s", answer.unit) }
+}
+
+fn key(point: &Row) -> String {
+    let values = point.get("key").and_then(Value::as_object).into_iter().flat_map(|key| key.values().map(units::text));
+    let key = values.collect::<Vec<_>>().join(" ");
+    units::plain(if key.is_empty() { "total" } else { &key }, LONGEST_KEY)
+}
+
+fn sparkline(values: &[Value], most: f64) -> String {
+    let bar = |value: &Value| match value.as_f64() {
+        None => NOTHING,
+        Some(value) if value <= 0.0 || most <= 0.0 => BARS[0],
+        Some(value) => BARS[((value / most * 8.0).ceil() as usize).clamp(1, 8) - 1],
+    };
+    values.iter().map(bar).collect()
+}
+
+fn lack(coverage: &Coverage) -> Option<String> {
+    if coverage.missing.is_empty() {
+        return None;
+    }
+    let parts = coverage.missing.iter().map(|one| format!("{} s {}", units::decimal(one.seconds), one.why));
+    let parts = parts.collect::<Vec<_>>().join(", ");
+    let (recorded, seconds) = (units::decimal(coverage.recorded_seconds), units::decimal(coverage.seconds));
+    Some(format!("coverage of {}: {recorded} of {seconds} s recorded; not: {parts}", coverage.group))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn bars_show_heights_and_holes() {
+        let values = [json!(0), json!(1), json!(50), json!(100), Value::Null];
+        assert_eq!(sparkline(&values, 100.0), "▁▁▄█·");
+        assert_eq!(sparkline(&[json!(0)], 0.0), "▁");
+    }
+
+    #[test]
+    fn a_text_keeps_to_its_size_and_keeps_its_notes() {
+        let point = |n: usize| {
+            Row::from_iter([
+                ("key".to_owned(), json!({"comm": format!("x{n}")})),
+                ("per_second".to_owned(), json!([1, 2])),
+            ])
+        };
+        let long = Answer {
+            metric: "m".into(),
+            points: (0..500).map(point).collect(),
+            notes: vec!["look at this".into()],
+            ..Answer::default()
+        };
+        let text = answer(&long, 1000);
+        assert!(text.len() <= 1003 && text.ends_with("note: look at this"), "{text}");
+        assert!(text.contains("the rest is in the structured content"));
+    }
+}

@@ -1,0 +1,386 @@
+//! The recorder's store and the history's answers, on real files with simulated seconds of known values.
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+use std::path::Path;
+
+use mcptrace::{
+    distribution::RELATIVE_ERROR,
+    recorder::{
+        history::{self, Answer, HistoryError, Query, coverage::Coverage},
+        place,
+        store::{Keeper, Limits, OpenError, State},
+        tick::{self, Tick},
+    },
+    report::{Report, Row, Table},
+};
+use mcptrace_tests::simulated::{SECOND, START, calls, latencies, level, tick};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn folder() -> TempDir {
+    // In memory: the tests write days of seconds, and what a disk takes for that is not theirs.
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn limits() -> Limits {
+    Limits { spare_bytes: 0, retry: std::time::Duration::ZERO, ..Limits::default() }
+}
+
+fn keeper(folder: &Path) -> Keeper {
+    let keeper = Keeper::open(&place::file(folder), limits()).unwrap();
+    assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
+    keeper
+}
+
+fn keep(keeper: &mut Keeper, ticks: impl IntoIterator<Item = Tick>) {
+    for tick in ticks {
+        keeper.keep(&tick);
+        assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
+    }
+}
+
+fn ask(folder: &Path, query: &Query, second: i64) -> Answer {
+    history::ask_at(folder, query, START + second).unwrap()
+}
+
+/// A query about a window in seconds after [`START`].
+fn query(metric: &str, from: i64, to: i64) -> Query {
+    let at = |second| history::range::stamp(START + second);
+    Query { metric: metric.into(), from: at(from), to: at(to), ..Query::default() }
+}
+
+fn table(answer: &Answer) -> &Table {
+    match &answer.report {
+        Some(Report::Table(table)) => table,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn row<'a>(answer: &'a Answer, key: &str, value: &str) -> &'a Row {
+    let rows = &table(answer).rows;
+    rows.iter().find(|row| row[key] == value).unwrap_or_else(|| panic!("no {key}={value} in {rows:?}"))
+}
+
+fn total(answer: &Answer) -> u64 {
+    let others = table(answer).others.iter();
+    table(answer).rows.iter().chain(others).map(|row| row["total"].as_u64().unwrap()).sum()
+}
+
+fn missing(coverage: &Coverage) -> Vec<(&str, f64)> {
+    coverage.missing.iter().map(|missing| (missing.why.as_str(), missing.seconds)).collect()
+}
+
+#[test]
+fn a_minute_is_answered_to_the_unit() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let second =
+        |n: i64| tick(n, vec![calls("redis", "user", n as u64), calls("redis", "system", 7), calls("cc1", "user", 2)]);
+    keep(&mut keeper, (1..=60).map(second));
+    let answer = ask(folder.path(), &query("test_calls", 0, 60), 60);
+    assert_eq!((answer.unit.as_str(), answer.kind, answer.step_seconds), ("calls", "sum", Some(1)));
+    assert_eq!(table(&answer).rows[0], *row(&answer, "mode", "user"), "the largest comes first");
+    assert_eq!(row(&answer, "comm", "redis")["total"], 1830);
+    assert_eq!(row(&answer, "mode", "system")["total"], 420);
+    assert_eq!(row(&answer, "comm", "cc1")["per_second"], 2.0);
+    let points = answer.points.iter().find(|point| point["key"]["mode"] == "user").unwrap();
+    let expected: Vec<Value> = (1..=60).map(|n| json!(f64::from(n))).collect();
+    assert_eq!(points["per_second"].as_array().unwrap(), &expected);
+    assert_eq!((answer.coverage[0].recorded_seconds, answer.coverage[0].missing.len()), (60.0, 0));
+
+    let by_comm = ask(folder.path(), &Query { group_by: "comm".into(), ..query("test_calls", 0, 60) }, 60);
+    assert_eq!(row(&by_comm, "comm", "redis")["total"], 2250);
+    let top = ask(folder.path(), &Query { top: 1, ..query("test_calls", 0, 60) }, 60);
+    assert_eq!((table(&top).rows.len(), table(&top).rows_total), (1, 3));
+    assert_eq!(table(&top).others.as_ref().unwrap()["total"], 540);
+    let filtered = ask(folder.path(), &Query { filter: "comm=re*,mode=sys*".into(), ..query("test_calls", 0, 60) }, 60);
+    assert_eq!(total(&filtered), 420);
+    let all = ask(folder.path(), &Query { group_by: "none".into(), ..query("test_calls", 0, 60) }, 60);
+    assert_eq!((total(&all), table(&all).rows.len()), (2370, 1));
+}
+
+#[test]
+fn what_is_unknown_is_named_with_the_nearest() {
+    let folder = folder();
+    let absent = history::ask_at(folder.path(), &Query::default(), START).unwrap_err();
+    assert!(matches!(absent, HistoryError::Absent(_)) && absent.to_string().contains("mcptrace daemon"), "{absent}");
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=3).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let error = |query: &Query| history::ask_at(folder.path(), query, START + 3).unwrap_err();
+    let metric = error(&query("test_cals", 0, 3));
+    assert_eq!((metric.category(), metric.did_you_mean()), ("unknown_metric", Some("test_calls")));
+    let label = error(&Query { group_by: "com".into(), ..query("test_calls", 0, 3) });
+    assert_eq!((label.category(), label.did_you_mean()), ("unknown_label", Some("comm")));
+    assert_eq!(error(&Query { filter: "pid=5".into(), ..query("test_calls", 0, 3) }).category(), "unknown_label");
+    assert_eq!(error(&Query { step: "1s".into(), ..query("test_calls", -9000, 3) }).category(), "invalid_range");
+}
+
+#[test]
+fn every_tick_goes_into_every_tier_once_whatever_ends_the_process() {
+    let folder = folder();
+    let second = |n: i64| {
+        tick(n, vec![calls("redis", "user", n as u64), level("sda", n as f64), latencies("sda", &[n as u64 * 1000])])
+    };
+    // Ends without a word after odd numbers of seconds, in the middle of spans of both tiers.
+    let ends = [1, 97, 98, 1009, 2003, 4999, 5000, 7507];
+    let mut before = 0;
+    for end in ends {
+        let mut keeper = keeper(folder.path());
+        keep(&mut keeper, (before + 1..=end).map(second));
+        before = end;
+    }
+    let last = before as u64;
+    let whole =
+        |metric: &str, step: &str| ask(folder.path(), &Query { step: step.into(), ..query(metric, 0, before) }, before);
+    for step in ["60s", "10s", "7m"] {
+        let answer = whole("test_calls", step);
+        assert_eq!(total(&answer), last * (last + 1) / 2, "{step}");
+        assert_eq!(answer.coverage[0].recorded_seconds as i64, before, "{step}");
+    }
+    let level = whole("test_level", "60s");
+    let row = &table(&level).rows[0];
+    assert_eq!((row["least"].as_f64(), row["greatest"].as_f64()), (Some(1.0), Some(before as f64)));
+    assert!((row["average"].as_f64().unwrap() - f64::midpoint(before as f64, 1.0)).abs() < 1.0, "{row:?}");
+    let latency = whole("test_latency_ns", "60s");
+    let row = &table(&latency).rows[0];
+    assert_eq!((row["count"].as_u64(), row["greatest"].as_u64()), (Some(last), Some(last * 1000)));
+    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+        let exact = (last as f64 * share).ceil() * 1000.0;
+        let found = row[name].as_f64().unwrap();
+        assert!((found - exact).abs() <= exact * RELATIVE_ERROR, "{name}: {found} for {exact}");
+    }
+}
+
+#[test]
+fn percentiles_are_of_all_values_and_not_averages_of_percentiles() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    // One second with a thousand fast ones, 599 with a slow one each: an average of medians would be slow.
+    let fast = vec![1000; 1000];
+    keep(&mut keeper, (1..=600).map(|n| tick(n, vec![latencies("sda", if n == 300 { &fast } else { &[1_000_000] })])));
+    let answer = ask(folder.path(), &query("test_latency_ns", 0, 600), 600);
+    let row = &table(&answer).rows[0];
+    assert_eq!(row["count"], 1599);
+    assert!(row["p50"].as_f64().unwrap() < 1100.0, "{row:?}");
+    assert!(row["p90"].as_f64().unwrap() > 900_000.0, "{row:?}");
+}
+
+#[test]
+fn a_clock_set_back_loses_nothing_and_rates_stay_right() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=600).map(|n| tick(n, vec![calls("a", "user", 10)])));
+    // Back by five minutes: 300 to 600 come a second time.
+    keep(&mut keeper, (301..=700).map(|n| tick(n, vec![calls("a", "user", 10)])));
+    for step in ["1s", "10s", "60s"] {
+        let answer = ask(folder.path(), &Query { step: step.into(), ..query("test_calls", 0, 700) }, 700);
+        assert_eq!(total(&answer), 10_000, "{step}");
+        assert_eq!(table(&answer).rows[0]["per_second"], 10.0, "{step}");
+        let rates = answer.points[0]["per_second"].as_array().unwrap();
+        assert!(rates.iter().all(|rate| rate.as_f64() == Some(10.0)), "{step}: {rates:?}");
+        assert!(answer.notes.iter().any(|note| note.contains("set back by 300 s")), "{:?}", answer.notes);
+    }
+    drop(keeper);
+    let reopened = self::keeper(folder.path());
+    drop(reopened);
+    let answer = ask(folder.path(), &Query { step: "60s".into(), ..query("test_calls", 0, 700) }, 700);
+    assert_eq!(total(&answer), 10_000, "after a restart");
+}
+
+#[test]
+fn a_clock_set_forth_is_a_hole_with_its_reason() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 10)])));
+    keep(&mut keeper, (181..=240).map(|n| tick(n, vec![calls("a", "user", 10)])));
+    let answer = ask(folder.path(), &Query { step: "10s".into(), ..query("test_calls", 0, 240) }, 240);
+    assert_eq!(total(&answer), 1200);
+    let row = &table(&answer).rows[0];
+    assert_eq!(row["per_second"], 10.0, "by the time that was recorded: {row:?}");
+    assert_eq!(missing(&answer.coverage[0]), [("clock_jump", 120.0)]);
+    let rates = answer.points[0]["per_second"].as_array().unwrap();
+    let holes: Vec<usize> = (0..rates.len()).filter(|at| rates[*at].is_null()).collect();
+    assert_eq!(holes, (6..18).collect::<Vec<_>>());
+    assert_eq!(answer.coverage[0].gaps.len(), 1);
+}
+
+#[test]
+fn what_was_not_recorded_is_not_taken_for_nothing() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let with = |n: i64, share: f64, why: Option<&'static str>| {
+        let mut tick = tick(n, if share > 0.0 && n % 2 == 0 { vec![calls("a", "user", 4)] } else { vec![] });
+        tick.coverage = vec![tick::Coverage { group: "cpu", share, why: why.map(Into::into) }];
+        tick
+    };
+    keep(&mut keeper, (1..=20).map(|n| with(n, 1.0, None)));
+    keep(&mut keeper, (21..=40).map(|n| with(n, 0.0, Some("shed"))));
+    keep(&mut keeper, (41..=60).map(|n| with(n, 0.25, Some("duty_cycle"))));
+    drop(keeper);
+    let answer = ask(folder.path(), &Query { step: "1s".into(), ..query("test_calls", -20, 80) }, 90);
+    let coverage = &answer.coverage[0];
+    assert_eq!(missing(coverage), [("not_running", 40.0), ("shed", 20.0)]);
+    assert_eq!((coverage.seconds, coverage.recorded_seconds), (100.0, 40.0));
+    assert_eq!(coverage.looked_share, Some(0.625));
+    let rates = answer.points[0]["per_second"].as_array().unwrap();
+    assert_eq!(rates[19], Value::Null, "before");
+    assert_eq!((&rates[20], &rates[21]), (&json!(0.0), &json!(4.0)), "recorded, and nothing happened; recorded");
+    assert_eq!(rates[45], Value::Null, "shed");
+    assert_eq!(rates[61], json!(4.0), "seen in a quarter of the time, and not scaled in silence");
+    let row = &table(&answer).rows[0];
+    assert_eq!((row["per_second"].as_f64(), row["scaled_per_second"].as_f64()), (Some(2.0), Some(3.2)));
+    assert!(answer.notes.iter().any(|note| note.contains("62.5 %")), "{:?}", answer.notes);
+    assert!(answer.notes.iter().any(|note| note.contains("not running")), "{:?}", answer.notes);
+}
+
+#[test]
+fn a_late_tick_is_spread_and_one_of_minutes_is_not_kept() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, [tick(1, vec![calls("a", "user", 5)])]);
+    let late = Tick { span_ns: 7 * SECOND, ..tick(8, vec![calls("a", "user", 37)]) };
+    keep(&mut keeper, [late]);
+    let very_late = Tick { span_ns: 100 * SECOND, ..tick(108, vec![calls("a", "user", 1_000_000)]) };
+    keep(&mut keeper, [very_late, tick(109, vec![calls("a", "user", 5)])]);
+    let answer = ask(folder.path(), &Query { step: "1s".into(), ..query("test_calls", 0, 109) }, 109);
+    assert_eq!(total(&answer), 47);
+    let rates: Vec<_> = answer.points[0]["per_second"].as_array().unwrap()[..9].iter().map(Value::as_f64).collect();
+    assert_eq!(rates[0], Some(5.0));
+    assert!(rates[1..8].iter().all(|rate| *rate == Some(5.0) || *rate == Some(6.0)), "{rates:?}");
+    assert_eq!(missing(&answer.coverage[0]), [("late", 100.0)]);
+}
+
+#[test]
+fn there_is_one_writer() {
+    let folder = folder();
+    let keeper = keeper(folder.path());
+    let second = Keeper::open(&place::file(folder.path()), limits());
+    assert!(matches!(second, Err(OpenError::Taken(_))), "{second:?}");
+    drop(keeper);
+    self::keeper(folder.path());
+}
+
+fn sql(folder: &Path, sql: &str) -> Result<Answer, HistoryError> {
+    history::ask_at(folder, &Query { sql: sql.into(), ..Query::default() }, START + 60)
+}
+
+#[test]
+fn the_views_say_what_the_answers_say() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let second = |n: i64| tick(n, vec![calls("a", "user", 3), level("sda", 2.5), latencies("sda", &[100, 100_000])]);
+    keep(&mut keeper, (1..=130).map(second));
+    let one = |text: &str| {
+        let answer = sql(folder.path(), text).unwrap();
+        table(&answer).rows[0].values().next().unwrap().clone()
+    };
+    assert_eq!(one("SELECT sum(amount) FROM sums WHERE metric = 'test_calls' AND step = 1"), 390);
+    assert_eq!(one("SELECT sum(amount) FROM sums WHERE metric = 'test_calls' AND step = 60"), 360);
+    assert_eq!(
+        one("SELECT sum(amount) + 30 FROM sums WHERE metric = 'test_calls' AND step = 10 AND labels ->> 'comm' = 'a'"),
+        390
+    );
+    assert_eq!(one("SELECT average FROM gauges WHERE metric = 'test_level' AND step = 60"), 2.5);
+    assert_eq!(one("SELECT count FROM distributions WHERE step = 60 ORDER BY t LIMIT 1"), 120);
+    assert_eq!(one("SELECT sum(count) FROM buckets WHERE step = 60 AND low <= 100 AND high > 100"), 120);
+    assert_eq!(one("SELECT sum(seconds) FROM coverage WHERE step = 60 AND \"group\" = 'cpu' AND why = ''"), 120.0);
+    assert_eq!(one("SELECT count(*) FROM marks WHERE kind = 'start'"), 1);
+    assert_eq!(one("SELECT count(*) FROM metrics WHERE metric LIKE 'test%'"), 3);
+    assert_eq!(one("WITH s AS (SELECT t, amount FROM sums WHERE step = 1) SELECT count(*) FROM s WHERE t >= 0"), 390);
+}
+
+#[test]
+fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));
+    let other = folder.path().join("other.db");
+    std::fs::write(&other, "").unwrap();
+    let before = std::fs::read_dir(folder.path()).unwrap().count();
+    let attach = format!("ATTACH '{}' AS other", other.display());
+    let attacks = [
+        "DELETE FROM kept",
+        "INSERT INTO meta VALUES ('a', 1)",
+        "UPDATE tick SET t = 0",
+        "WITH a AS (SELECT 1) DELETE FROM tick",
+        "INSERT INTO meta VALUES ('a', 1) RETURNING *",
+        "DROP TABLE tick",
+        "CREATE TABLE a (b)",
+        "CREATE TEMP TABLE a (b)",
+        "CREATE TEMP VIEW sums AS SELECT * FROM tick",
+        "CREATE TEMP TRIGGER a AFTER INSERT ON tick BEGIN SELECT 1; END",
+        "CREATE VIRTUAL TABLE a USING fts5(b)",
+        "ALTER TABLE tick RENAME TO tock",
+        "PRAGMA user_version = 5",
+        "PRAGMA user_version",
+        "PRAGMA query_only = 0",
+        "PRAGMA writable_schema = 1",
+        "PRAGMA journal_mode = delete",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        "SELECT * FROM pragma_user_version",
+        "SELECT * FROM pragma_journal_mode('delete')",
+        &attach,
+        "DETACH main",
+        "VACUUM",
+        "VACUUM INTO '/dev/shm/mcptrace-stolen.db'",
+        "REINDEX",
+        "ANALYZE",
+        "BEGIN",
+        "BEGIN EXCLUSIVE",
+        "COMMIT",
+        "SAVEPOINT a",
+        "SELECT load_extension('/lib/x.so')",
+        "SELECT 1; DELETE FROM tick",
+        "SELECT 1; SELECT 2",
+        "SELECT * FROM tick",
+        "SELECT * FROM kept",
+        "SELECT body FROM tier_1",
+        "SELECT * FROM sqlite_schema",
+        "SELECT * FROM sqlite_master",
+        "SELECT * FROM dbstat",
+        "WITH sums AS (SELECT * FROM kept) SELECT * FROM sums",
+        "SELECT * FROM executions",
+        "SELECT (SELECT max(seq) FROM tick) FROM sums",
+        "SELECT readfile('/etc/passwd')",
+        "SELECT writefile('/dev/shm/mcptrace-stolen', 'x')",
+        "SELECT fts3_tokenizer('simple')",
+        "SELECT zeroblob(1000000000)",
+        "SELECT printf('%.*c', 1000000000, 'x')",
+        "SELECT * FROM sums WHERE",
+        "",
+        "-- nothing",
+        "\0SELECT 1",
+    ];
+    for attack in attacks.iter().filter(|attack| !attack.is_empty()) {
+        let error = sql(folder.path(), attack).map(|answer| format!("{answer:?}")).unwrap_err();
+        assert!(matches!(error, HistoryError::Sql(_)), "{attack}: {error}");
+    }
+    let endless = [
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r",
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r ORDER BY n DESC",
+        "WITH RECURSIVE r(n) AS (SELECT randomblob(1000) UNION ALL SELECT randomblob(1000) FROM r) SELECT n FROM r ORDER BY n",
+        "SELECT count(*) FROM samples a, samples b, samples c, samples d, samples e",
+        "SELECT group_concat(a.labels || b.labels || c.labels || d.labels) FROM samples a, samples b, samples c, samples d",
+    ];
+    for attack in endless {
+        let begun = std::time::Instant::now();
+        let error = sql(folder.path(), attack).map(|answer| format!("{answer:?}")).unwrap_err();
+        assert!(error.to_string().contains("narrow it") || error.to_string().contains("too big"), "{attack}: {error}");
+        assert!(begun.elapsed().as_secs() < 10, "{attack}: {:?}", begun.elapsed());
+    }
+    let many = sql(
+        folder.path(),
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 5000) SELECT n FROM r",
+    )
+    .unwrap();
+    assert!(table(&many).rows.len() <= 1000 && many.notes.iter().any(|note| note.contains("more rows")));
+    let large = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 900) SELECT hex(randomblob(300000)) FROM r";
+    let large = sql(folder.path(), large).unwrap();
+    assert!(serde_json::to_string(&large).unwrap().len() < 3 << 20);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "no file more");
+    assert!(!Path::new("/dev/shm/mcptrace-stolen.db").exists());
+    // Whoever is attacked goes on.
+    keep(&mut keeper, (61..=62).map(|n| tick(n, vec![calls("a", "user", 3)])));
+    let answer = ask(folder.path(), &query("test_calls", 0, 62), 62);
+    assert_eq!(total(&answer), 186);
+}
