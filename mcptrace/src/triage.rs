@@ -75,7 +75,8 @@ const MOST_FINDINGS: usize = 8;
 
 /// The answer that the evidence gives.
 pub fn judge(evidence: &Evidence, window: Window) -> Triage {
-    let found = rules::RULES.iter().filter_map(|rule| rule.judge(evidence)).collect();
+    let wanted = rules::RULES.iter().filter(|rule| evidence.focus.is_none_or(|focus| focus == rule.focus));
+    let found = wanted.filter_map(|rule| rule.judge(evidence)).collect();
     let mut findings = rank::ranked(found);
     let mut notes = evidence.notes.clone();
     if findings.len() > MOST_FINDINGS {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Value, json};
 
 use super::{
-    Number,
+    Focus, Number,
     finding::Who,
     system::{Cgroup, CpuTimes, Disk, Process, System},
 };
@@ -22,6 +22,8 @@ pub struct Evidence {
     pub cpus: u32,
     /// What probes found, by name. A probe that did not run is absent.
     pub found: BTreeMap<&'static str, Envelope>,
+    /// The only area that was looked at, if it was not all of them.
+    pub focus: Option<Focus>,
     /// Processes that are not to be blamed: this one.
     pub own: u32,
     /// What was not looked at.

@@ -44,9 +44,10 @@ impl Kind {
     /// What follows from it, and is not the cause where both are found.
     pub fn symptoms(self) -> &'static [Kind] {
         match self {
-            CpuSaturation => &[RunqDelay, RunawayProcess],
-            CpuSteal => &[RunqDelay, CpuSaturation],
-            CgroupThrottling => &[RunqDelay, CpuSaturation, RunawayProcess],
+            // A holder that waits for a CPU makes everybody wait for its lock.
+            CpuSaturation => &[RunqDelay, RunawayProcess, UserLockContention],
+            CpuSteal => &[RunqDelay, CpuSaturation, UserLockContention],
+            CgroupThrottling => &[RunqDelay, CpuSaturation, RunawayProcess, UserLockContention],
             FsyncStorm => &[DiskLatency, DiskSaturation, RunawayProcess],
             DiskSaturation => &[DiskLatency],
             MemoryReclaim => {
@@ -62,7 +63,7 @@ impl Kind {
                 KernelLockContention,
                 ExecStorm,
             ],
-            UserLockContention | KernelLockContention | SyscallFailures => &[CpuSaturation, RunqDelay, RunawayProcess],
+            KernelLockContention | SyscallFailures => &[CpuSaturation, RunqDelay, RunawayProcess],
             ConnectionRefused => &[
                 CpuSaturation,
                 RunqDelay,
@@ -79,7 +80,7 @@ impl Kind {
             SignalStorm => &[CpuSaturation, RunqDelay, RunawayProcess, SyscallFailures, KernelLockContention],
             IrqLoad => &[CpuSaturation, RunqDelay, RunawayProcess, PacketDrops],
             TcpRetransmits | DnsSlow => &[PacketDrops],
-            RunqDelay | RunawayProcess | DiskLatency | PacketDrops => &[],
+            UserLockContention | RunqDelay | RunawayProcess | DiskLatency | PacketDrops => &[],
         }
     }
 }

@@ -36,6 +36,7 @@ const OPTIONS: &[(&str, &str)] = &[
 /// Probes at work between two readings. Dropped, it stops them.
 #[derive(Debug)]
 pub struct Gathering {
+    focus: Option<Focus>,
     before: System,
     started: SystemTime,
     executions: Executions,
@@ -62,7 +63,7 @@ impl Gathering {
         if let Some(focus) = focus {
             notes.push(format!("only {} was looked at", json!(focus).as_str().unwrap_or_default()));
         }
-        Self { before: System::read(), started: SystemTime::now(), executions, running, notes }
+        Self { focus, before: System::read(), started: SystemTime::now(), executions, running, notes }
     }
 
     /// Reads the system again and ends the probes.
@@ -98,7 +99,15 @@ impl Gathering {
             seconds: (seconds * 1000.0).round() / 1000.0,
         };
         let cpus = std::thread::available_parallelism().map_or(possible_cpus(), |cpus| cpus.get() as u32);
-        let evidence = Evidence { before: self.before, after, cpus, found, own: std::process::id(), notes: self.notes };
+        let evidence = Evidence {
+            before: self.before,
+            after,
+            cpus,
+            found,
+            focus: self.focus,
+            own: std::process::id(),
+            notes: self.notes,
+        };
         (evidence, window)
     }
 
