@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use mcptrace::bpftrace::{Bpftrace, End, Limits, Snapshot, sandbox::Sandbox};
 
+const GONE: &[&str] = &["ENOENT"];
+const REFUSED: &[&str] = &["EACCES", "EROFS"];
+
 fn attack(words: &[&str]) -> Snapshot {
     let command: Vec<String> =
         std::iter::once(env!("CARGO_BIN_EXE_escape")).chain(words.iter().copied()).map(str::to_owned).collect();
@@ -41,8 +44,6 @@ fn no_file_is_read_that_bpftrace_does_not_need_and_none_written() {
     let secret = folder.path().join("secret");
     fs::write(&secret, "planted").unwrap();
     let found = attack(&["files", secret.to_str().unwrap()]);
-    const GONE: &[&str] = &["ENOENT"];
-    const REFUSED: &[&str] = &["EACCES", "EROFS"];
     expect(
         &found,
         &[

@@ -1,6 +1,7 @@
 //! A false bpftrace that tries to get out of its box, and prints what came of it as bpftrace prints lines.
 //!
 //! Called as `escape ATTACK …`; what follows is bpftrace's own.
+#![expect(clippy::print_stdout, reason = "bpftrace's output is on standard output")]
 
 use std::{
     ffi::CString,
@@ -109,10 +110,10 @@ fn out() {
 fn itself() {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     for line in status.lines() {
-        if let Some((key, value)) = line.split_once(":\t") {
-            if ["CapEff", "CapBnd", "NoNewPrivs", "Seccomp"].contains(&key) {
-                say(key, value.trim());
-            }
+        if let Some((key, value)) = line.split_once(":\t")
+            && ["CapEff", "CapBnd", "NoNewPrivs", "Seccomp"].contains(&key)
+        {
+            say(key, value.trim());
         }
     }
     let files = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
