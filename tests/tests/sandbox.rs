@@ -146,7 +146,7 @@ fn no_control_group_is_left() {
         let left = || names(Path::new(place)).into_iter().filter(|name| name.starts_with(&own)).count();
         while left() > 0 {
             assert!(Instant::now() < until, "{place}: {:?}", names(Path::new(place)));
-            std::thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
         }
     }
 }
