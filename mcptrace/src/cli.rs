@@ -6,6 +6,7 @@ mod doctor;
 mod failure;
 mod gate;
 mod history;
+mod http;
 mod list;
 mod options;
 mod output;

@@ -12,8 +12,9 @@ fn main() -> ExitCode {
 
 /// stdout is the protocol's or the report's; whatever else there is to say goes to stderr.
 fn log_to_stderr() {
-    // rmcp warns of every error it sends to the client, who has been told already.
-    let filter = EnvFilter::try_from_env("MCPTRACE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,rmcp=error"));
+    // rmcp warns of every error it sends to the client, who has been told already. Requests over HTTP are logged.
+    let filter = EnvFilter::try_from_env("MCPTRACE_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,rmcp=error,mcptrace::server::http=info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 

@@ -9,6 +9,7 @@ mod bounds;
 mod call;
 mod complete;
 mod error;
+pub mod http;
 mod message;
 mod prompts;
 mod recent;
@@ -92,7 +93,7 @@ where
     W: AsyncWrite + Send + Unpin + 'static,
 {
     let wire = Wire::new(read, write, end.clone());
-    let running = match Server::new(executions, owner).serve_with_ct(wire, end).await {
+    let running = match Server::new(executions, Arc::default(), owner).serve_with_ct(wire, end).await {
         Ok(running) => running,
         // A client that leaves before it has said anything is no error.
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
@@ -107,38 +108,42 @@ where
 /// What answers a client's requests.
 #[derive(Clone)]
 pub(crate) struct Server {
+    own: Arc<Own>,
     shared: Arc<Shared>,
 }
 
-struct Shared {
+/// What belongs to one connection.
+struct Own {
     executions: Arc<Executions>,
     owner: String,
-    blocking: Semaphore,
-    looking: Semaphore,
-    info: Recent<Info>,
     subscriptions: Subscriptions,
 }
 
+/// What all connections of a process share.
+struct Shared {
+    blocking: Semaphore,
+    looking: Semaphore,
+    info: Recent<Info>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { blocking: Semaphore::new(BLOCKING), looking: Semaphore::new(LOOKING), info: Recent::default() }
+    }
+}
+
 impl Server {
-    fn new(executions: Arc<Executions>, owner: &str) -> Self {
-        let blocking = Semaphore::new(BLOCKING);
-        let shared = Shared {
-            executions,
-            owner: owner.to_owned(),
-            blocking,
-            looking: Semaphore::new(LOOKING),
-            info: Recent::default(),
-            subscriptions: Subscriptions::default(),
-        };
-        Self { shared: Arc::new(shared) }
+    fn new(executions: Arc<Executions>, shared: Arc<Shared>, owner: &str) -> Self {
+        let own = Own { executions, owner: owner.to_owned(), subscriptions: Subscriptions::default() };
+        Self { own: Arc::new(own), shared }
     }
 
     fn owner(&self) -> &str {
-        &self.shared.owner
+        &self.own.owner
     }
 
     fn executions(&self) -> &Executions {
-        &self.shared.executions
+        &self.own.executions
     }
 
     fn recent_info(&self) -> &Recent<Info> {
@@ -146,14 +151,14 @@ impl Server {
     }
 
     fn own_executions(&self) -> Vec<Arc<Execution>> {
-        let all = self.shared.executions.list().into_iter();
-        all.filter(|execution| execution.identity.owner == self.shared.owner).collect()
+        let all = self.own.executions.list().into_iter();
+        all.filter(|execution| execution.identity.owner == self.own.owner).collect()
     }
 
     /// An execution of somebody else is as unknown as one that never was.
     fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
-        let execution = self.shared.executions.get(id)?;
-        let own = execution.identity.owner == self.shared.owner;
+        let execution = self.own.executions.get(id)?;
+        let own = execution.identity.owner == self.own.owner;
         own.then_some(execution).ok_or_else(|| Refusal::UnknownId(id.to_owned()))
     }
 
@@ -172,7 +177,7 @@ impl Server {
         T: Send + 'static,
         F: FnOnce(&Executions) -> T + Send + 'static,
     {
-        let executions = Arc::clone(&self.shared.executions);
+        let executions = Arc::clone(&self.own.executions);
         let done = tokio::task::spawn_blocking(move || work(&executions)).await;
         done.map_err(|error| ToolError::new("internal", format!("internal error: {error}")))
     }
@@ -255,7 +260,7 @@ impl ServerHandler for Server {
         request: SubscribeRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        self.shared.subscriptions.add(self, &request.uri, context.peer)
+        self.own.subscriptions.add(self, &request.uri, context.peer)
     }
 
     async fn unsubscribe(
@@ -263,7 +268,7 @@ impl ServerHandler for Server {
         request: UnsubscribeRequestParams,
         _context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        self.shared.subscriptions.remove(&request.uri);
+        self.own.subscriptions.remove(&request.uri);
         Ok(())
     }
 

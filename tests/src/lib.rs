@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod http;
 pub mod mcp;
 pub mod memory_group;
 pub mod probing;

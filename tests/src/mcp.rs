@@ -216,25 +216,12 @@ impl ServerProcess {
 
     /// Ids of the eBPF programs that it holds, now.
     pub fn bpf_programs(&self) -> Vec<u32> {
-        let folder = format!("/proc/{}/fdinfo", self.pid());
-        let files = std::fs::read_dir(folder).unwrap().flatten();
-        let infos = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
-        let mut ids: Vec<u32> = infos.filter_map(|info| field(&info, "prog_id:")).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        programs_of(self.pid())
     }
 
     /// Waits until it has attached something.
     pub async fn wait_attached(&self) -> Vec<u32> {
-        for _ in 0..600 {
-            let programs = self.bpf_programs();
-            if !programs.is_empty() {
-                return programs;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("nothing was attached");
+        attached_by(self.pid()).await
     }
 
     /// Waits for its end and gives its exit code, if a signal did not end it.
@@ -247,6 +234,28 @@ impl ServerProcess {
         // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
         assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
     }
+}
+
+/// Ids of the eBPF programs that a process holds, now.
+pub fn programs_of(pid: u32) -> Vec<u32> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
+    let infos = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let mut ids: Vec<u32> = infos.filter_map(|info| field(&info, "prog_id:")).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Waits until a process has attached something.
+pub async fn attached_by(pid: u32) -> Vec<u32> {
+    for _ in 0..600 {
+        let programs = programs_of(pid);
+        if !programs.is_empty() {
+            return programs;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("nothing was attached");
 }
 
 fn field(text: &str, name: &str) -> Option<u32> {

@@ -1,23 +1,31 @@
-//! `mcptrace serve`: the MCP server on stdio.
+//! `mcptrace serve`: the MCP server, on stdio or over HTTP.
 
 use clap::{ArgMatches, Command};
 
-use super::{Failure, policy};
+use super::{Failure, http, policy};
 use crate::{executions::Limits, server::stdio};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
-        .about("Serve MCP on stdin and stdout (what `mcptrace` without a command does)")
+        .about("Serve MCP on stdin and stdout (what `mcptrace` without a command does), or over HTTP")
         .args(policy::arguments())
-        .after_help("An MCP client starts it. It ends when stdin closes; nothing stays attached. Logs go to stderr.")
+        .args(http::arguments())
+        .after_help(
+            "On stdio an MCP client starts it. It ends when stdin closes; nothing stays attached. Over HTTP it ends at SIGTERM or \
+             SIGINT. Logs go to stderr.",
+        )
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let limits = Limits { scripts: policy::of(matches), ..Limits::default() };
-    stdio::run(limits).map_err(|error| Failure::failed(chain(&error)))
+    match http::of(matches)? {
+        Some(options) => http::run(limits, &options),
+        None => stdio::run(limits).map_err(|error| Failure::failed(chain(&error))),
+    }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

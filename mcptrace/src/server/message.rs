@@ -52,6 +52,11 @@ pub(super) fn too_long(most_bytes: usize) -> Malformed {
     Malformed::new(None, ErrorCode::INVALID_REQUEST, message)
 }
 
+/// What answers a body of several messages, or of none, where there is place for one.
+pub(super) fn one_at_a_time() -> Malformed {
+    Malformed::new(None, ErrorCode::INVALID_REQUEST, "a request carries exactly one message")
+}
+
 /// Whether rmcp will take this request as the start of a conversation. Before one, it takes nothing but requests and ends at the
 /// first notification.
 pub(super) fn opens(request: &ClientRequest) -> bool {

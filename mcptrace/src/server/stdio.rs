@@ -41,7 +41,8 @@ async fn serve_stdio(executions: Arc<Executions>) -> Result<(), ServeError> {
     served
 }
 
-async fn cancel_on_signal(end: CancellationToken) {
+/// Cancels when a signal asks this process to end.
+pub(super) async fn cancel_on_signal(end: CancellationToken) {
     let wait = async |kind| match signal(kind) {
         Ok(mut signal) => drop(signal.recv().await),
         Err(error) => {

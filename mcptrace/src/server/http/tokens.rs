@@ -1,0 +1,210 @@
+//! Tokens that the operator hands out: a name, a secret, and a day on which it ends.
+//!
+//! Of a secret only the SHA-256 is kept. What a client shows is hashed too and compared with all of them in constant time, so how long
+//! a refusal takes tells nothing about any token.
+
+use std::{path::Path, time::SystemTime};
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::watched::read_private;
+
+/// The shortest secret, in bytes: what 128 random bits take in hexadecimal.
+const SHORTEST: usize = 32;
+/// How many tokens there may be.
+const MOST: usize = 256;
+/// Names are for logs and lists.
+const NAME_BYTES: usize = 64;
+/// How a file names a secret that it does not contain.
+const HASHED: &str = "sha256:";
+
+/// How to make a token, for errors.
+pub(super) const HOW_TO: &str =
+    "make one: (umask 077; echo \"me $(openssl rand -hex 32)\" > tokens), then --http-tokens tokens";
+
+/// The tokens that are valid.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Tokens(Vec<Token>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Token {
+    name: String,
+    digest: [u8; 32],
+    expires: Option<SystemTime>,
+}
+
+/// Why a token is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Nobody has handed it out.
+    Unknown,
+    /// Its time is over.
+    Expired,
+}
+
+impl Tokens {
+    /// The tokens of a file: `NAME SECRET [EXPIRY]` a line, `#` before remarks.
+    pub(super) fn read(path: &Path) -> Result<Self, String> {
+        let tokens = Self::parse(&read_private(path)?)?;
+        if tokens.0.is_empty() { Err(format!("it has no tokens; {HOW_TO}")) } else { Ok(tokens) }
+    }
+
+    /// The one token of the environment.
+    pub(super) fn single(name: &str, secret: &str) -> Result<Self, String> {
+        Ok(Self(vec![Token { name: name.to_owned(), digest: digest_of(secret)?, expires: None }]))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let lines = text.lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let one = |(number, line)| Token::parse(line).map_err(|error| format!("line {number}: {error}"));
+        let tokens: Vec<_> = lines.map(one).collect::<Result<_, _>>()?;
+        if tokens.len() > MOST {
+            return Err(format!("{} tokens; at most {MOST}", tokens.len()));
+        }
+        Ok(Self(tokens))
+    }
+
+    /// The name of whoever may show this secret now.
+    pub(super) fn find(&self, shown: &[u8], now: SystemTime) -> Result<&str, Refused> {
+        let digest = Sha256::digest(shown);
+        let mut found = None;
+        for token in &self.0 {
+            if bool::from(token.digest.ct_eq(digest.as_slice())) {
+                found = Some(token);
+            }
+        }
+        let token = found.ok_or(Refused::Unknown)?;
+        if token.expires.is_some_and(|expires| now >= expires) { Err(Refused::Expired) } else { Ok(&token.name) }
+    }
+}
+
+impl Token {
+    fn parse(line: &str) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(secret)) = (words.next(), words.next()) else {
+            return Err("a name, a secret and, if it ends, when: 2027-01-31T00:00:00Z".to_owned());
+        };
+        let expires = words.next().map(moment).transpose()?;
+        if words.next().is_some() {
+            return Err("there is more than a name, a secret and a time".to_owned());
+        }
+        Ok(Self { name: valid_name(name)?, digest: digest_of(secret)?, expires })
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_list().entries(self.0.iter().map(|token| &token.name)).finish()
+    }
+}
+
+fn valid_name(name: &str) -> Result<String, String> {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._@-".contains(&byte);
+    let valid = name.len() <= NAME_BYTES && name.bytes().all(letter);
+    if valid { Ok(name.to_owned()) } else { Err(format!("a name has at most {NAME_BYTES} of a-z A-Z 0-9 . _ @ -")) }
+}
+
+/// The digest of a secret, or the one that is given in its place. Errors never quote it.
+fn digest_of(secret: &str) -> Result<[u8; 32], String> {
+    if let Some(hex) = secret.strip_prefix(HASHED) {
+        return from_hex(hex).ok_or_else(|| format!("{HASHED} is followed by 64 hexadecimal digits"));
+    }
+    if secret.len() < SHORTEST || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!(
+            "a secret has at least {SHORTEST} printable characters and no spaces: openssl rand -hex 32"
+        ));
+    }
+    Ok(Sha256::digest(secret).into())
+}
+
+fn from_hex(hex: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+fn moment(text: &str) -> Result<SystemTime, String> {
+    let wrong = |_| "a time is written 2027-01-31T00:00:00Z".to_owned();
+    OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant, UNIX_EPOCH};
+
+    use super::*;
+
+    const ALICE: &str = "0123456789abcdef0123456789abcdef";
+    const BOB: &str = "fedcba9876543210fedcba9876543210";
+
+    fn tokens() -> Tokens {
+        let hash = Sha256::digest(BOB).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        Tokens::parse(&format!("# all\nalice {ALICE} 2001-09-09T01:46:40Z\n\n bob sha256:{hash}\n")).unwrap()
+    }
+
+    #[test]
+    fn a_secret_has_a_name_until_it_expires() {
+        let moment = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(tokens().find(ALICE.as_bytes(), moment(999_999_999)), Ok("alice"));
+        assert_eq!(tokens().find(ALICE.as_bytes(), moment(1_000_000_000)), Err(Refused::Expired));
+        assert_eq!(tokens().find(BOB.as_bytes(), moment(4_000_000_000)), Ok("bob"));
+    }
+
+    #[test]
+    fn nothing_but_the_whole_secret_will_do() {
+        let sha = Sha256::digest(BOB).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        for wrong in
+            ["", "alice", &ALICE[1..], &ALICE.to_uppercase(), &format!("{ALICE} "), &sha, &format!("sha256:{sha}")]
+        {
+            assert_eq!(tokens().find(wrong.as_bytes(), UNIX_EPOCH), Err(Refused::Unknown), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line_and_without_the_secret() {
+        for (line, want) in [
+            ("alice", "a name, a secret"),
+            ("alice short", "at least 32"),
+            (&format!("al/ice {ALICE}"), "a name has"),
+            (&format!("alice {ALICE} tomorrow"), "2027-01-31"),
+            (&format!("alice {ALICE} 2027-01-31T00:00:00Z more"), "there is more"),
+            ("alice sha256:12", "64 hexadecimal"),
+        ] {
+            let error = Tokens::parse(&format!("\n{line}")).unwrap_err();
+            assert!(error.starts_with("line 2: ") && error.contains(want), "{error}");
+            assert!(!error.contains(ALICE) && !error.contains("short"), "{error}");
+        }
+        assert!(!format!("{:?}", tokens()).contains(ALICE));
+    }
+
+    /// A comparison that stops at the first difference is told apart by this: one that shares 31 bytes takes longer than one that shares
+    /// none. Batches are interleaved and the fastest of each counts, so that other load hits both alike.
+    #[test]
+    fn a_near_miss_takes_no_longer_than_a_wild_guess() {
+        let tokens = tokens();
+        let guesses = [format!("{}X", &ALICE[..31]), format!("X{}", &ALICE[1..]), "Y".repeat(32)];
+        let mut fastest = [Duration::MAX; 3];
+        for _ in 0..200 {
+            for (guess, best) in guesses.iter().zip(&mut fastest) {
+                let begun = Instant::now();
+                for _ in 0..50 {
+                    assert!(
+                        std::hint::black_box(&tokens).find(std::hint::black_box(guess.as_bytes()), UNIX_EPOCH).is_err()
+                    );
+                }
+                *best = begun.elapsed().min(*best);
+            }
+        }
+        let (least, most) = (fastest.iter().min().unwrap(), fastest.iter().max().unwrap());
+        let ratio = most.as_secs_f64() / least.as_secs_f64();
+        assert!(ratio < 1.15, "{fastest:?}");
+    }
+}

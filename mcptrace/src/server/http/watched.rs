@@ -1,0 +1,113 @@
+//! A file that is read again when it changes, so that a token can be withdrawn and a key replaced while the server runs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+/// How long a file may be, in bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// What a file says.
+pub(super) struct Watched<T> {
+    path: PathBuf,
+    read: fn(&Path) -> Result<T, String>,
+    last: Mutex<(Stamp, Arc<T>)>,
+}
+
+/// What changes when a file does: its time, its length and which file it is.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+impl<T> Watched<T> {
+    /// Reads a file for the first time.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, with its path.
+    pub(super) fn open(path: &Path, read: fn(&Path) -> Result<T, String>) -> Result<Self, String> {
+        let stamp = stamp(path);
+        let value = read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { path: path.to_owned(), read, last: Mutex::new((stamp, Arc::new(value))) })
+    }
+
+    /// What it says now. One that cannot be read any more says what it said last.
+    pub(super) fn get(&self) -> Arc<T> {
+        let now = stamp(&self.path);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != now {
+            match (self.read)(&self.path) {
+                Ok(value) => *last = (now, Arc::new(value)),
+                Err(error) => {
+                    tracing::warn!(file = %self.path.display(), %error, "cannot be read again; what it said before holds");
+                    last.0 = now;
+                }
+            }
+        }
+        Arc::clone(&last.1)
+    }
+}
+
+fn stamp(path: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+/// The text of a file that nobody but its owner and group may read, and nobody but its owner may write.
+pub(super) fn read_private(path: &Path) -> Result<String, String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs::metadata(path).map_err(|error| error.to_string())?.permissions().mode() & 0o777;
+    if mode & 0o027 != 0 {
+        return Err(format!("its mode is {mode:03o}: others must not read it nor its group write it (chmod 600)"));
+    }
+    read_bounded(path).map_err(|error| error.to_string())
+}
+
+/// The text of a file that is not too long.
+pub(super) fn read_bounded(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MOST_BYTES {
+        return Err(io::Error::other(format!("it has more than {MOST_BYTES} bytes")));
+    }
+    fs::read_to_string(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn write(path: &Path, text: &str, mode: u32) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_change_is_noticed_and_a_bad_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write(&path, "one", 0o600);
+        let watched = Watched::open(&path, read_private).unwrap();
+        assert_eq!(*watched.get(), "one");
+        write(&path, "second", 0o600);
+        assert_eq!(*watched.get(), "second");
+        write(&path, "the third", 0o644);
+        assert_eq!(*watched.get(), "second");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(*watched.get(), "second");
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (mode, good) in
+            [(0o600, true), (0o640, true), (0o400, true), (0o644, false), (0o660, false), (0o602, false)]
+        {
+            write(&path, "x", mode);
+            assert_eq!(read_private(&path).is_ok(), good, "{mode:o}");
+        }
+    }
+}
