@@ -247,7 +247,7 @@ impl Gate {
         }
         if let Some((url, _)) = &self.metadata {
             let root = url.strip_suffix(PATH).unwrap_or(url);
-            challenge.push_str(&format!(", resource_metadata=\"{root}{METADATA}{PATH}\""));
+            challenge = format!("{challenge}, resource_metadata=\"{root}{METADATA}{PATH}\"");
         }
         let text = match denied {
             Denied::Missing => "a token is needed: Authorization: Bearer TOKEN",
@@ -296,12 +296,12 @@ async fn read(request: Request) -> Result<Asked, Response<Body>> {
         }
         Err(_) => return Err(plain(StatusCode::REQUEST_TIMEOUT, "the message did not come in time")),
     };
-    let (call, opens) = look(&body)?;
+    let (call, opens) = look(&body).map_err(|refusal| *refusal)?;
     Ok(Asked { head, body, call, opens })
 }
 
 /// The id of a call, and whether it opens a session. What is no message is answered as over any other transport.
-fn look(body: &[u8]) -> Result<(Option<rmcp::model::RequestId>, bool), Response<Body>> {
+fn look(body: &[u8]) -> Result<(Option<rmcp::model::RequestId>, bool), Box<Response<Body>>> {
     let mut parsed = message::parse_line(body);
     let first = if parsed.len() == 1 { parsed.pop() } else { None };
     match first {
@@ -310,9 +310,10 @@ fn look(body: &[u8]) -> Result<(Option<rmcp::model::RequestId>, bool), Response<
             Ok((Some(request.id), opens))
         }
         Some(Ok(Some(_))) => Ok((None, false)),
-        Some(Ok(None)) => Err(Response::builder().status(StatusCode::ACCEPTED).body(Body::empty()).unwrap_or_default()),
-        Some(Err(malformed)) => Err(malformed_answer(&malformed.answer())),
-        None => Err(malformed_answer(&message::one_at_a_time().answer())),
+        // A notification that says nothing to this server.
+        Some(Ok(None)) => Err(Box::new(plain(StatusCode::ACCEPTED, ""))),
+        Some(Err(malformed)) => Err(Box::new(malformed_answer(&malformed.answer()))),
+        None => Err(Box::new(malformed_answer(&message::one_at_a_time().answer()))),
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Keys(Vec<Key>);
 struct Key {
     id: Option<String>,
     algorithms: &'static [Algorithm],
-    key: DecodingKey,
+    public: DecodingKey,
 }
 
 /// Whose tokens are taken, and for whom they must be.
@@ -76,7 +76,7 @@ impl Keys {
         };
         let mut refused = ErrorKind::InvalidAlgorithm.into();
         for key in self.0.iter().filter(fits) {
-            match decode::<Claims>(token, &key.key, &validation(key, issuer)) {
+            match decode::<Claims>(token, &key.public, &validation(key, issuer)) {
                 Ok(token) => return subject(token.claims.sub),
                 Err(error) => refused = error,
             }
@@ -96,8 +96,8 @@ impl Key {
             P::OctetKey(_) => return Err("a secret key (kty oct) has no place among public ones".to_owned()),
             _ => return Err("keys are RSA, P-256, P-384 or Ed25519".to_owned()),
         };
-        let key = DecodingKey::from_jwk(jwk).map_err(|error| format!("a key that cannot be read: {error}"))?;
-        Ok(Self { id: jwk.common.key_id.clone(), algorithms, key })
+        let public = DecodingKey::from_jwk(jwk).map_err(|error| format!("a key that cannot be read: {error}"))?;
+        Ok(Self { id: jwk.common.key_id.clone(), algorithms, public })
     }
 }
 
@@ -129,6 +129,7 @@ fn install() {
     let _ = RING.install_default();
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the library's signature")]
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
     let scheme = match algorithm {
         Algorithm::RS256 => Scheme::Rsa(&signature::RSA_PKCS1_2048_8192_SHA256),

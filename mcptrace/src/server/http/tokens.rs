@@ -146,7 +146,7 @@ mod tests {
     const BOB: &str = "fedcba9876543210fedcba9876543210";
 
     fn tokens() -> Tokens {
-        let hash = Sha256::digest(BOB).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let hash = format!("{:x}", Sha256::digest(BOB));
         Tokens::parse(&format!("# all\nalice {ALICE} 2001-09-09T01:46:40Z\n\n bob sha256:{hash}\n")).unwrap()
     }
 
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_whole_secret_will_do() {
-        let sha = Sha256::digest(BOB).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let sha = format!("{:x}", Sha256::digest(BOB));
         for wrong in
             ["", "alice", &ALICE[1..], &ALICE.to_uppercase(), &format!("{ALICE} "), &sha, &format!("sha256:{sha}")]
         {
