@@ -468,9 +468,7 @@ mod provider_tokens {
 
         assert_eq!(server.ask(&Ask::message(&token(&key, "carol", URL), &list())).await.status, 200);
         assert_eq!(server.ask(&Ask::message(ALICE, &list())).await.status, 200, "static tokens hold too");
-        for wrong in
-            [token(&key, "carol", "https://elsewhere/mcp"), token(&another, "carol", URL)]
-        {
+        for wrong in [token(&key, "carol", "https://elsewhere/mcp"), token(&another, "carol", URL)] {
             assert_eq!(server.ask(&Ask::message(&wrong, &list())).await.status, 401);
         }
         // Named like a holder of a static token, and somebody else all the same.

@@ -31,6 +31,7 @@ use axum::{
 use rmcp::model::{ClientJsonRpcMessage, ClientRequest};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Builder, time::timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -41,7 +42,7 @@ use self::{
     tokens::{HOW_TO, Tokens},
     watched::Watched,
 };
-use super::{ServeError, message, stdio::cancel_on_signal};
+use super::{Hub, ServeError, message, stdio::cancel_on_signal};
 use crate::{
     executions::{Executions, Limits},
     text::untrusted,
@@ -110,33 +111,63 @@ struct Gate {
     metadata: Option<(String, String)>,
 }
 
+/// All that is needed to serve, found to be in order.
+pub struct Service {
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    end: CancellationToken,
+}
+
+impl Service {
+    /// Checks the options and reads the files. Serves the executions of a hub until `end` is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// If it is not safe to start so.
+    pub fn new(options: &Options, hub: Arc<Hub>, end: CancellationToken) -> Result<Self, StartError> {
+        let tls = tls(options)?;
+        let router = router(gate(options, hub, end.clone())?);
+        Ok(Self { address: options.address, tls, router, end })
+    }
+
+    /// Serves to the end; `ready` is told where it listens.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot listen.
+    pub async fn serve(self, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+        let listener = TcpListener::bind(self.address).await;
+        let listener = listener.map_err(|error| StartError::Listen(self.address, error))?;
+        ready(listener.local_addr().unwrap_or(self.address));
+        listen::serve(listener, self.tls, self.router, self.end).await;
+        Ok(())
+    }
+}
+
 /// Serves until a signal asks for the end; then stops everything. `ready` is told where it listens.
 ///
 /// # Errors
 ///
 /// If it is not safe to start with these options, or not possible.
 pub fn run(limits: Limits, options: &Options, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
-    let tls = tls(options)?;
     let end = CancellationToken::new();
     let executions = Arc::new(Executions::new(limits));
-    let gate = gate(options, Arc::clone(&executions), end.clone())?;
+    let service = Service::new(options, Hub::new(Arc::clone(&executions)), end.clone())?;
     let runtime =
         Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(ServeError::Start)?;
     let served = runtime.block_on(async {
-        let listener = TcpListener::bind(options.address).await;
-        let listener = listener.map_err(|error| StartError::Listen(options.address, error))?;
-        tokio::spawn(cancel_on_signal(end.clone()));
-        ready(listener.local_addr().unwrap_or(options.address));
-        listen::serve(listener, tls, router(gate), end).await;
+        tokio::spawn(cancel_on_signal(end));
+        let served = service.serve(ready).await;
         // Fails only if stopping panics, and then there is nothing more to be done.
         let _ = tokio::task::spawn_blocking(move || executions.stop_all()).await;
-        Ok(())
+        served
     });
     runtime.shutdown_background();
     served
 }
 
-fn tls(options: &Options) -> Result<Option<tokio_rustls::TlsAcceptor>, StartError> {
+fn tls(options: &Options) -> Result<Option<TlsAcceptor>, StartError> {
     let Some((certificate, key)) = &options.tls else {
         if options.address.ip().is_loopback() {
             return Ok(None);
@@ -149,7 +180,7 @@ fn tls(options: &Options) -> Result<Option<tokio_rustls::TlsAcceptor>, StartErro
     tls::acceptor(certificate, key).map(Some).map_err(StartError::Settings)
 }
 
-fn gate(options: &Options, executions: Arc<Executions>, end: CancellationToken) -> Result<Arc<Gate>, StartError> {
+fn gate(options: &Options, hub: Arc<Hub>, end: CancellationToken) -> Result<Arc<Gate>, StartError> {
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     let url = options.url.clone().unwrap_or_else(|| format!("{scheme}://{}{PATH}", options.address));
     let parsed = url.parse::<Uri>().ok().filter(|url| url.scheme().is_some() && url.path() == PATH);
@@ -166,7 +197,7 @@ fn gate(options: &Options, executions: Arc<Executions>, end: CancellationToken) 
         )));
     }
     let names = Names::new(options.address, vec![host], options.origins.clone());
-    Ok(Arc::new(Gate { names, checks, tenants: Tenants::new(executions, end), metadata }))
+    Ok(Arc::new(Gate { names, checks, tenants: Tenants::new(hub, end), metadata }))
 }
 
 fn provider(issuer: &str, keys: &std::path::Path, url: &str) -> Result<(Issuer, Watched<Keys>), StartError> {

@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{Watch, plain};
 use crate::{
-    executions::Executions,
-    server::{Server, Shared},
+    principal::{Caller, Principal},
+    server::{Hub, Server},
 };
 
 /// Sessions of one principal, and of all.
@@ -46,8 +46,7 @@ const SESSION: &str = "mcp-session-id";
 
 /// All principals that have called.
 pub(super) struct Tenants {
-    executions: Arc<Executions>,
-    shared: Arc<Shared>,
+    hub: Arc<Hub>,
     end: CancellationToken,
     all: Mutex<HashMap<String, Arc<Tenant>>>,
     /// Sessions that are being opened and are not among the open ones yet.
@@ -76,9 +75,8 @@ pub(super) struct Asked {
 }
 
 impl Tenants {
-    pub(super) fn new(executions: Arc<Executions>, end: CancellationToken) -> Self {
-        let (shared, all, opening) = (Arc::default(), Mutex::default(), Arc::default());
-        Self { executions, shared, end, all, opening }
+    pub(super) fn new(hub: Arc<Hub>, end: CancellationToken) -> Self {
+        Self { hub, end, all: Mutex::default(), opening: Arc::default() }
     }
 
     /// Answers a request of a principal.
@@ -149,9 +147,9 @@ impl Drop for Opening {
 
 impl Tenant {
     fn new(tenants: &Tenants, name: &str) -> Self {
-        let (executions, shared) = (Arc::clone(&tenants.executions), Arc::clone(&tenants.shared));
-        let owner = format!("http:{name}");
-        let factory = move || Ok(Server::new(Arc::clone(&executions), Arc::clone(&shared), &owner));
+        // There is no connection that its executions could end with: they have ids, and time limits.
+        let (hub, caller) = (Arc::clone(&tenants.hub), Caller::from(Principal::token(name)));
+        let factory = move || Ok(Server::new(&hub, caller.clone()));
         let sessions = Arc::new(LocalSessionManager::default());
         // Host and Origin have been checked before the token was.
         let config =
