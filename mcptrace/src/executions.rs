@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What bounds the executions of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// How many may run at once.
     pub running: usize,
@@ -42,6 +42,8 @@ pub struct Limits {
     pub bytes: usize,
     /// The longest run.
     pub longest: Duration,
+    /// What one of them may cost, in percent of one CPU; `None` for no bound.
+    pub budget: Option<f64>,
     /// Which scripts may run.
     pub scripts: Policy,
 }
@@ -55,6 +57,7 @@ impl Default for Limits {
             keep: Duration::from_hours(1),
             bytes: 64 << 20,
             longest: Duration::from_hours(24),
+            budget: None,
             scripts: Policy::default(),
         }
     }
@@ -277,8 +280,8 @@ impl Executions {
             by: request.by.clone(),
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
-        let source = Box::new(ProbeSource::new(attached, prepared, filtered, entry.cost_ns));
-        Ok(place.fill(Execution::spawn(identity, source, length)?))
+        let source = ProbeSource::new(attached, prepared, filtered, entry.cost_ns).within(self.limits.budget);
+        Ok(place.fill(Execution::spawn(identity, Box::new(source), length)?))
     }
 
     /// Checks a script against the policy, compiles it and starts it; returns when bpftrace has been started, which attaches a moment later.
@@ -299,8 +302,8 @@ impl Executions {
             options: request.options.clone(),
             by: request.by.clone(),
         };
-        let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
-        Ok(place.fill(Execution::spawn(identity, source, length)?))
+        let source = ScriptSource::new(bpftrace, request.program.clone()).within(self.limits.budget);
+        Ok(place.fill(Execution::spawn(identity, Box::new(source), length)?))
     }
 
     /// The execution of an id. One that the principal may not see is as unknown as one that never was.

@@ -170,13 +170,13 @@ impl<'a> Ask<'a> {
     pub fn bytes(&self, host: &str) -> Vec<u8> {
         let mut text = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", self.method, self.path);
         if !self.headers.iter().any(|(name, _)| *name == "Host") {
-            text.push_str(&format!("Host: {host}\r\n"));
+            text += &format!("Host: {host}\r\n");
         }
         for (name, value) in &self.headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
+            text += &format!("{name}: {value}\r\n");
         }
         if !self.headers.iter().any(|(name, _)| ["Content-Length", "Transfer-Encoding"].contains(name)) {
-            text.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
+            text += &format!("Content-Length: {}\r\n", self.body.len());
         }
         (text + "\r\n" + &self.body).into_bytes()
     }
@@ -310,6 +310,6 @@ pub async fn refused(arguments: &[&str], environment: &[(&str, &str)]) -> (Optio
 }
 
 /// A path as an argument.
-pub fn text(path: &PathBuf) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

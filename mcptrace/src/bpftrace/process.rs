@@ -106,6 +106,11 @@ impl Process {
         Ok(Self { child, group, out, err, buffer: vec![0; CHUNK], status: None, cgroup })
     }
 
+    /// The child's process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Hands on what the child has written, waiting at most `timeout` for something to come.
     pub(crate) fn pump(&mut self, timeout: Duration, sink: &mut dyn FnMut(Stream, &[u8])) {
         self.poll(timeout);

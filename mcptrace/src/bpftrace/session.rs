@@ -99,6 +99,11 @@ impl Session {
         self.view.snapshot()
     }
 
+    /// bpftrace's process id; under sudo, sudo's.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Reads the output until the script ends by itself, `deadline` is there or `stop` (asked every 20 ms) says so.
     pub fn wait(&mut self, deadline: Instant, stop: &dyn Fn() -> bool) -> End {
         let view = self.view.clone();

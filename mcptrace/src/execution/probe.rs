@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use mcptrace_wire::Counter;
 
-use super::{Control, Page, Snapshot, Source};
+use super::{Control, Page, Snapshot, Source, governor::Governor};
 use crate::{
     clock::Clock,
     kernel::{
@@ -32,8 +32,8 @@ pub const STORE_BYTES: usize = 8 << 20;
 /// Length of the window in which run time is sampled, and how long a run must be to have one.
 const SAMPLE: Duration = Duration::from_millis(50);
 const SHORTEST_SAMPLED: Duration = Duration::from_millis(300);
-/// How often a long run is sampled again.
-const RESAMPLE: Duration = Duration::from_mins(1);
+/// How soon after the start of a run the first is opened, at most.
+const FIRST_SAMPLE: Duration = Duration::from_millis(500);
 
 /// A native probe at work.
 pub struct ProbeSource {
@@ -54,6 +54,7 @@ pub struct ProbeSource {
 struct State {
     malformed: u64,
     cost: Option<(Cost, u64)>,
+    governor: Governor,
     /// What was found in the end; set once.
     last: Option<Last>,
 }
@@ -88,8 +89,15 @@ impl ProbeSource {
             filtered,
             counts: prepared.plan.counts,
             cost_ns,
-            state: Mutex::new(State::default()),
+            state: Mutex::default(),
         }
+    }
+
+    /// With a bound on what it may cost, in percent of one CPU.
+    #[must_use]
+    pub fn within(self, budget: Option<f64>) -> Self {
+        lock(&self.state).governor = Governor::new(budget);
+        self
     }
 
     /// Takes what is in the buffers, up to a batch; gives its size in bytes.
@@ -125,7 +133,9 @@ impl ProbeSource {
                 // There is more.
                 _ => Duration::ZERO,
             };
-            sampler.step(self);
+            if sampler.step(self) {
+                control.stop();
+            }
             if end {
                 return;
             }
@@ -206,7 +216,7 @@ impl ProbeSource {
     }
 
     fn notes(&self, last: &Last, page: &Page) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes: Vec<_> = lock(&self.state).governor.note().into_iter().collect();
         let Last { counters, missed, .. } = last;
         match missed {
             None if !self.counts.is_empty() => notes.push(
@@ -347,43 +357,77 @@ fn evicted_note(evicted: u64, page: &Page) -> Option<String> {
     })
 }
 
-/// Opens a window of run-time statistics now and then.
+/// Opens a window of run-time statistics now and then, and has the governor judge what it showed.
 struct Sampler {
     next: Option<Instant>,
-    open: Option<(Sample, u64)>,
+    open: Option<Window>,
+    /// When the last window closed, and how long this thread had run by then.
+    last: (Instant, Duration),
+}
+
+/// An open window: the sample, and what had been seen when it was opened. Without a sample, where the kernel does not allow one, the
+/// cost is estimated from what is seen.
+struct Window {
+    sample: Option<Sample>,
+    opened: Instant,
+    seen: u64,
 }
 
 impl Sampler {
     fn new(length: Duration) -> Self {
-        let first = (length >= SHORTEST_SAMPLED).then(|| Instant::now() + (length / 4).min(Duration::from_millis(500)));
-        Self { next: first, open: None }
+        let first = (length >= SHORTEST_SAMPLED).then(|| Instant::now() + (length / 4).min(FIRST_SAMPLE));
+        Self { next: first, open: None, last: (Instant::now(), thread_time()) }
     }
 
     /// A pause, shortened to the next step.
     fn limit(&self, pause: Duration) -> Duration {
         let until = match (&self.open, self.next) {
-            (Some((sample, _)), _) => SAMPLE.saturating_sub(sample.elapsed()),
+            (Some(window), _) => SAMPLE.saturating_sub(window.opened.elapsed()),
             (None, Some(next)) => next.saturating_duration_since(Instant::now()),
             (None, None) => pause,
         };
         pause.min(until.max(Duration::from_millis(1)))
     }
 
-    fn step(&mut self, source: &ProbeSource) {
+    /// True if it costs too much and must end.
+    fn step(&mut self, source: &ProbeSource) -> bool {
         let live = lock(&source.live);
-        let Some(attached) = live.as_ref() else { return };
+        let Some(attached) = live.as_ref() else { return false };
         let seen = || attached.counters().map_or(0, |counters| counters.get(Counter::Seen));
-        if self.open.as_ref().is_some_and(|(sample, _)| sample.elapsed() >= SAMPLE) {
-            let Some((sample, before)) = self.open.take() else { return };
-            if let Some(cost) = sample.end(attached.programs(), source.counts) {
-                let seen = seen() - before;
-                lock(&source.state).cost = Some((cost, seen));
-            }
-        } else if self.open.is_none() && self.next.is_some_and(|next| next <= Instant::now()) {
-            self.next = Some(Instant::now() + RESAMPLE);
-            self.open = Sample::begin(attached.programs()).map(|sample| (sample, seen()));
+        if self.open.as_ref().is_some_and(|window| window.opened.elapsed() >= SAMPLE) {
+            let Some(window) = self.open.take() else { return false };
+            let (elapsed, seen) = (window.opened.elapsed(), seen() - window.seen);
+            let cost = window.sample.and_then(|sample| sample.end(attached.programs(), source.counts));
+            let ns = cost.map_or(source.cost_ns * seen as f64, |cost| cost.ns);
+            let percent = ns / elapsed.as_nanos() as f64 * 100.0 + self.own_percent();
+            let mut state = lock(&source.state);
+            state.cost = cost.map(|cost| (cost, seen)).or(state.cost);
+            let end = state.governor.judge(percent);
+            self.next = Some(Instant::now() + state.governor.pause());
+            return end;
         }
+        if self.open.is_none() && self.next.is_some_and(|next| next <= Instant::now()) {
+            let seen = seen();
+            let sample = Sample::begin(attached.programs());
+            self.open = Some(Window { sample, opened: Instant::now(), seen });
+        }
+        false
     }
+
+    /// What this thread has used since the last window, in percent of one CPU.
+    fn own_percent(&mut self) -> f64 {
+        let now = (Instant::now(), thread_time());
+        let used = now.1.saturating_sub(self.last.1).as_secs_f64();
+        let percent = used / (now.0 - self.last.0).as_secs_f64().max(1e-3) * 100.0;
+        self.last = now;
+        percent
+    }
+}
+
+/// CPU time of the calling thread.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,16 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Control, Page, Snapshot, Source};
+use super::{Control, Page, Snapshot, Source, governor::Governor};
 use crate::{
-    bpftrace::{Bpftrace, Cut, Limits, Session, Snapshot as Found, View},
-    report::Loss,
+    bpftrace::{Bpftrace, Cut, End, Limits, Session, Snapshot as Found, View},
+    kernel::{cost::OthersSample, processes::cpu_time},
+    report::{Loss, Overhead},
 };
 
 /// How long bpftrace may take from its start until it has attached.
 const ATTACH_TIME: Duration = Duration::from_secs(20);
 /// How often it is asked whether it has attached.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long what its programs cost is sampled, and when for the first time after it has attached.
+const SAMPLE: Duration = Duration::from_millis(50);
+const FIRST_SAMPLE: Duration = Duration::from_millis(500);
 /// Lines of output and bytes of maps that an execution keeps.
 const LIMITS: Limits = Limits {
     seconds: 60,
@@ -33,12 +37,28 @@ pub struct ScriptSource {
     program: String,
     view: Mutex<Option<View>>,
     last: Mutex<Option<Found>>,
+    cost: Mutex<Cost>,
+}
+
+/// What it costs: its programs, and bpftrace itself.
+#[derive(Default)]
+struct Cost {
+    governor: Governor,
+    /// In percent of one CPU, when it was last measured.
+    percent: Option<f64>,
 }
 
 impl ScriptSource {
     /// A script that has been compiled once, to be spawned on the execution's thread.
     pub fn new(bpftrace: Bpftrace, program: String) -> Self {
-        Self { bpftrace, program, view: Mutex::new(None), last: Mutex::new(None) }
+        Self { bpftrace, program, view: Mutex::default(), last: Mutex::default(), cost: Mutex::default() }
+    }
+
+    /// With a bound on what it may cost, in percent of one CPU.
+    #[must_use]
+    pub fn within(self, budget: Option<f64>) -> Self {
+        lock(&self.cost).governor = Governor::new(budget);
+        self
     }
 
     /// What bpftrace printed, as text: lines from one on, how many there are, and whether it has failed.
@@ -48,20 +68,51 @@ impl ScriptSource {
     }
 
     /// Runs until the time is up, counted from when bpftrace has attached.
-    fn collect(session: &mut Session, control: &Control) {
+    fn collect(&self, session: &mut Session, control: &Control) {
         let stop = || control.is_stopped();
         let attach_until = Instant::now() + ATTACH_TIME;
         loop {
             let end = session.wait(Instant::now() + LOOK, &stop);
             let attached = session.view().progress().attached.is_some();
-            if end != crate::bpftrace::End::Deadline || Instant::now() > attach_until {
+            if end != End::Deadline || Instant::now() > attach_until {
                 return;
             }
             if attached {
                 break;
             }
         }
-        session.wait(Instant::now() + control.length(), &stop);
+        self.watch(session, control, Instant::now() + control.length());
+    }
+
+    /// Waits to the end and measures meanwhile what it costs; if that is too much, the end comes early.
+    fn watch(&self, session: &mut Session, control: &Control, end: Instant) {
+        let stop = || control.is_stopped();
+        let mut next = Instant::now() + FIRST_SAMPLE;
+        let mut last = (Instant::now(), cpu_time(session.process_id()));
+        while session.wait(next.min(end), &stop) == End::Deadline && Instant::now() < end {
+            let sample = OthersSample::begin(session.process_id());
+            if session.wait((Instant::now() + SAMPLE).min(end), &stop) != End::Deadline {
+                return;
+            }
+            let programs = sample.map_or(0.0, OthersSample::end);
+            let now = (Instant::now(), cpu_time(session.process_id()));
+            let own = now.1.zip(last.1).map_or(0.0, |(now, last)| now.saturating_sub(last).as_secs_f64());
+            let percent = programs + own / (now.0 - last.0).as_secs_f64().max(1e-3) * 100.0;
+            last = now;
+            let mut cost = lock(&self.cost);
+            cost.percent = Some(percent);
+            if cost.governor.judge(percent) {
+                control.stop();
+                return;
+            }
+            next = Instant::now() + cost.governor.pause();
+        }
+    }
+
+    fn overhead(&self) -> Option<Overhead> {
+        let percent = lock(&self.cost).percent?;
+        let cpu_percent = (percent * 1000.0).round() / 1000.0;
+        Some(Overhead { ns_per_event: None, cpu_percent, method: "measured".into() })
     }
 }
 
@@ -70,7 +121,7 @@ impl Source for ScriptSource {
         let limits = Limits { seconds: control.length().as_secs().max(1), ..LIMITS };
         let mut session = self.bpftrace.spawn(&self.program, limits).map_err(|error| error.to_string())?;
         *lock(&self.view) = Some(session.view());
-        Self::collect(&mut session, control);
+        self.collect(&mut session, control);
         let found = session.end();
         let outcome = found.error.as_ref().map_or(Ok(()), |error| Err(error.to_string()));
         *lock(&self.last) = Some(found);
@@ -82,9 +133,10 @@ impl Source for ScriptSource {
         let Some(found) = self.found() else { return Snapshot::default() };
         let loss = loss(&found);
         let Found { reports, cut, warnings, mut notes, .. } = found;
+        notes.extend(lock(&self.cost).governor.note());
         notes.extend(warnings.into_iter().map(|warning| format!("bpftrace: {warning}")));
         notes.extend(cut_note(cut));
-        Snapshot { reports, loss, notes, ..Snapshot::default() }
+        Snapshot { reports, loss, notes, overhead: self.overhead(), ..Snapshot::default() }
     }
 
     fn loss(&self) -> Loss {

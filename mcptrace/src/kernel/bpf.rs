@@ -77,12 +77,23 @@ pub fn programs() -> BTreeMap<u32, Program> {
     all
 }
 
-fn program(id: u32) -> Option<Program> {
+/// A descriptor of a program, if it is still loaded.
+pub fn open(id: u32) -> Option<OwnedFd> {
     // SAFETY: takes a number; the descriptor is new and ours.
-    let descriptor = unsafe {
+    unsafe {
         let raw = libbpf_sys::bpf_prog_get_fd_by_id(id);
-        (raw >= 0).then(|| OwnedFd::from_raw_fd(raw))?
-    };
+        (raw >= 0).then(|| OwnedFd::from_raw_fd(raw))
+    }
+}
+
+/// The programs that a process has descriptors of, or of links to them.
+pub fn held_by(process: u32) -> BTreeSet<u32> {
+    let descriptors = numbers(&format!("/proc/{process}/fd")).unwrap_or_default();
+    descriptors.into_iter().filter_map(|descriptor| held(process, descriptor)).map(|(id, _)| id).collect()
+}
+
+fn program(id: u32) -> Option<Program> {
+    let descriptor = open(id)?;
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut length = size_of_val(&info) as u32;
     // SAFETY: the kernel fills at most `length` bytes of the structure.

@@ -1,12 +1,13 @@
 //! What attached programs cost: their run time as the kernel measures it in a short window, and the cost of entering them.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use super::{
+    bpf,
     hook::Hook,
     loader::{AttachedProgram, Kernel},
 };
@@ -57,6 +58,49 @@ pub fn info(program: i32) -> Option<Info> {
 static EMPTY_RUN_NS: OnceLock<f64> = OnceLock::new();
 /// How many runs are enough.
 const ENOUGH_RUNS: u64 = 200;
+
+/// The same where no probe has measured it yet: that of the reference machine.
+const USUAL_EMPTY_RUN_NS: f64 = 75.0;
+/// What it costs to enter a program of a script, whose hook is not known: a tracepoint's least.
+const UNKNOWN_HOOK_NS: f64 = 50.0;
+
+/// Run-time statistics of programs that another process holds, over a window.
+#[derive(Debug)]
+pub struct OthersSample {
+    started: Instant,
+    before: Vec<(OwnedFd, Info)>,
+    /// On, host-wide, as long as this is open.
+    _statistics: OwnedFd,
+}
+
+impl OthersSample {
+    /// Begins a window for the programs of a process; `None` where the kernel does not allow it.
+    pub fn begin(process: u32) -> Option<Self> {
+        let programs = bpf::held_by(process).into_iter().filter_map(bpf::open);
+        let programs: Vec<_> = programs.filter_map(|fd| info(fd.as_raw_fd()).map(|info| (fd, info))).collect();
+        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok()?;
+        Some(Self { started: Instant::now(), before: programs, _statistics: statistics })
+    }
+
+    /// How long the window has been open.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Ends the window: what the programs cost in it, in percent of one CPU.
+    pub fn end(self) -> f64 {
+        let window = self.started.elapsed();
+        let empty_run_ns = EMPTY_RUN_NS.get().copied().unwrap_or(USUAL_EMPTY_RUN_NS);
+        let one = |(program, before): &(OwnedFd, Info)| {
+            let after = info(program.as_raw_fd())?;
+            let runs = (after.runs - before.runs) as f64;
+            let inside = (after.run_time_ns - before.run_time_ns) as f64 - runs * empty_run_ns;
+            Some(inside.max(0.0) + runs * UNKNOWN_HOOK_NS)
+        };
+        let ns: f64 = self.before.iter().filter_map(one).sum();
+        ns / window.as_nanos() as f64 * 100.0
+    }
+}
 
 /// Where the first tracepoint program is, else where a busy machine has enough events.
 fn attach_empty(beside: &[AttachedProgram]) -> Option<(AttachedProgram, Info)> {

@@ -1,6 +1,6 @@
 //! Who runs: ids and command names of processes, as `/proc` shows them.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use crate::text;
 
@@ -25,6 +25,12 @@ pub fn list() -> Vec<Process> {
     all
 }
 
+/// CPU time of the first thread of a process (Documentation/scheduler/sched-stats.rst); `None` if it has ended.
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+}
+
 /// It may have ended by now.
 fn read(pid: u32) -> Option<Process> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
@@ -35,6 +41,13 @@ fn read(pid: u32) -> Option<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_on_a_cpu_grows_with_work() {
+        // That of the first thread, which in a test waits for the others.
+        assert!(cpu_time(std::process::id()).unwrap() > Duration::ZERO);
+        assert_eq!(cpu_time(u32::MAX), None);
+    }
 
     #[test]
     fn this_process_is_among_them() {
