@@ -264,7 +264,7 @@ impl Executions {
             owner: request.owner.clone(),
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
-        let source = Box::new(ProbeSource::new(attached, prepared, filtered, entry.cost_ns));
+        let source = Box::new(ProbeSource::new(attached, prepared, filtered, request.filter.pid, entry.cost_ns));
         Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 

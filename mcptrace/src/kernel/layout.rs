@@ -144,6 +144,7 @@ impl Layout {
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
         globals.insert("HAS_DROP_REASON", Ok(u32::from(has_parameters(btf, "kfree_skb", 3))));
+        globals.insert("HAS_RETRANSMIT_ERROR", Ok(u32::from(has_parameters(btf, "tcp_retransmit_skb", 3))));
         globals.insert("HAS_RESET_REASON", Ok(u32::from(has_parameters(btf, "tcp_send_reset", 3))));
         globals.insert("FOLIO_LARGE", folio_large(btf));
         globals.extend(process_globals(btf));
