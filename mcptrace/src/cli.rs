@@ -1,5 +1,6 @@
 //! The commands for people. Each is a file of its own and a row in [`VERBS`].
 
+mod daemon;
 mod describe;
 mod doctor;
 mod failure;
@@ -41,6 +42,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: history::define, run: history::run },
     Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
+    Verb { define: daemon::define, run: daemon::run },
     Verb { define: gate::define, run: gate::run },
 ];
 

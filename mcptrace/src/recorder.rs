@@ -3,8 +3,17 @@
 //! Every second the collectors yield a [`tick::Tick`]; the [`store`] keeps it; [`history`] answers questions about what was kept. What is
 //! recorded stands in [`metrics::METRICS`].
 
+pub mod governor;
 pub mod history;
+mod kept;
+mod mapped;
 pub mod metrics;
 pub mod place;
+mod proc;
+mod programs;
+pub mod run;
+pub mod sink;
+pub mod status;
 pub mod store;
+mod syscalls;
 pub mod tick;

@@ -4,26 +4,20 @@
 use aya_ebpf::{
     Global,
     macros::{btf_tracepoint, map},
-    maps::{LruHashMap, PerfEventByteArray, RingBuf},
+    maps::{PerfEventByteArray, RingBuf},
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
     Counter, Exit, Header, Record, WIRE_VERSION,
     actor::current_actor,
     kernel::{count, current_passes, duration_passes, load, now, read_kernel, send, task_comm},
+    process::{Ended, exit_status, is_last_thread, start_time},
 };
 
-/// Whether the tracepoint says that the thread is the last of its process (6.16); else the count of living threads does.
-#[unsafe(no_mangle)]
-static EXIT_TELLS_LAST: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_SIGNAL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_LEADER: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static TASK_START_TIME: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static TASK_EXIT_CODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_THREAD_NODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -32,12 +26,6 @@ static TASK_UTIME: Global<u32> = Global::new(0);
 static TASK_STIME: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_RUNTIME: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static SIGNAL_LIVE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static SIGNAL_FLAGS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static SIGNAL_EXIT_CODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SIGNAL_THREADS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -49,14 +37,12 @@ static SIGNAL_RUNTIME: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SIGNAL_MAXRSS: Global<u32> = Global::new(0);
 
-/// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h).
-const SIGNAL_GROUP_EXIT: u32 = 4;
 /// Threads whose times are added up: those that have not been let go of when the last one ends.
 const MOST_THREADS: u32 = 64;
 
-/// Processes that were sent, where the last two threads of one may both find no other alive.
+/// Processes whose end was seen.
 #[map]
-static SENT: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(1024, 0);
+static ENDED: Ended = Ended::with_max_entries(1024, 0);
 /// The events.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
@@ -72,11 +58,11 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
     unsafe {
         let signal: *const u8 = load(task, TASK_SIGNAL.load());
         let leader: *const u8 = load(task, TASK_LEADER.load());
-        if !is_last(&ctx, signal, leader) || !current_passes() {
+        if !is_last_thread(&ctx, &ENDED, signal, leader) || !current_passes() {
             return 0;
         }
         let time_ns = now();
-        let lifetime_ns = time_ns.wrapping_sub(field(leader, TASK_START_TIME.load()));
+        let lifetime_ns = time_ns.wrapping_sub(start_time(leader));
         if !duration_passes(lifetime_ns) {
             return 0;
         }
@@ -84,7 +70,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         let [user_ns, system_ns, cpu_ns] = times(signal);
         let exit = Exit {
             header: Header { size: size_of::<Exit>() as u16, version: WIRE_VERSION, kind: Exit::KIND },
-            status: status(signal, leader),
+            status: exit_status(signal, leader),
             time_ns,
             actor: current_actor(),
             lifetime_ns,
@@ -107,34 +93,6 @@ mcptrace_ebpf::follows_forks!();
 unsafe fn field<T>(base: *const u8, offset: u32) -> T {
     // SAFETY: the caller passes a kernel structure; a failed read gives zeros.
     unsafe { read_kernel(base.wrapping_add(offset as usize)) }
-}
-
-#[inline(always)]
-unsafe fn is_last(ctx: &BtfTracePointContext, signal: *const u8, leader: *const u8) -> bool {
-    if EXIT_TELLS_LAST.load() != 0 {
-        return ctx.arg::<u64>(1) & 0xff != 0;
-    }
-    // SAFETY: the caller passes a signal_struct.
-    if unsafe { field::<u32>(signal, SIGNAL_LIVE.load()) } != 0 {
-        return false;
-    }
-    // The address alone can be used again: by a process that starts later. BPF_NOEXIST is 1.
-    // SAFETY: as above, and a task.
-    let key = [leader as u64, unsafe { field(leader, TASK_START_TIME.load()) }];
-    SENT.insert(key, 1_u8, 1).is_ok()
-}
-
-/// What the parent gets from wait(2), as `wait_task_zombie` has it (kernel/exit.c).
-#[inline(always)]
-unsafe fn status(signal: *const u8, leader: *const u8) -> u32 {
-    // SAFETY: the caller passes these structures.
-    unsafe {
-        if field::<u32>(signal, SIGNAL_FLAGS.load()) & SIGNAL_GROUP_EXIT != 0 {
-            field(signal, SIGNAL_EXIT_CODE.load())
-        } else {
-            field(leader, TASK_EXIT_CODE.load())
-        }
-    }
 }
 
 /// User, system and CPU time: of the threads that are gone, which the process keeps, and of those that are left.

@@ -11,6 +11,7 @@ mod functions;
 mod net;
 mod privileges;
 mod processes;
+mod recorder;
 mod stack;
 mod time;
 
@@ -19,6 +20,7 @@ pub use functions::*;
 pub use net::*;
 pub use privileges::*;
 pub use processes::*;
+pub use recorder::*;
 pub use stack::*;
 pub use time::*;
 

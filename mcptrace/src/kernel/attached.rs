@@ -231,7 +231,8 @@ pub fn check(kernel: &Kernel, plan: &Plan) -> Result<(), LoadError> {
     kernel.check(plan.probe, &image, &plan.attach)
 }
 
-fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {
+/// A plan's object with all globals and sizes set.
+pub fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {
     let mut image = Image::new(&object(plan))?;
     for (name, value) in kernel.layout.globals() {
         image.set_global(name, &value.to_ne_bytes())?;
@@ -343,7 +344,7 @@ fn array_open<T: BorrowMut<MapData>>(
 /// Waits for a grace period: programs that were running when they were detached have returned after it.
 ///
 /// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu` (kernel/sched/membarrier.c); where it is refused, a few milliseconds do.
-fn wait_for_running_programs() {
+pub fn wait_for_running_programs() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: the call takes numbers and touches no memory of ours.
     let outcome = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };

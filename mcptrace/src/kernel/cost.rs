@@ -111,19 +111,29 @@ impl Sample {
 
     /// Ends the window.
     pub fn end(self, programs: &[AttachedProgram], counts: &str) -> Option<Cost> {
-        let window = self.started.elapsed();
-        calibrate(self.empty.as_ref());
-        let empty_run_ns = EMPTY_RUN_NS.get().copied().unwrap_or(0.0);
+        let (window, each) = self.end_each(programs)?;
         let mut cost = Cost { window, ..Cost::default() };
-        for (program, before) in programs.iter().zip(&self.before) {
-            let after = info(program.raw_fd())?;
-            let runs = after.runs - before.runs;
-            let in_program = (after.run_time_ns - before.run_time_ns) as f64 - runs as f64 * empty_run_ns;
-            cost.ns += in_program.max(0.0) + runs as f64 * hook_ns(&program.hook);
+        for (program, (ns, runs)) in programs.iter().zip(each) {
+            cost.ns += ns;
             if program.name == counts {
                 cost.events = runs;
             }
         }
         Some(cost)
+    }
+
+    /// Ends the window: its length, and for each program the nanoseconds spent in and on it, and its runs.
+    pub fn end_each(self, programs: &[AttachedProgram]) -> Option<(Duration, Vec<(f64, u64)>)> {
+        let window = self.started.elapsed();
+        calibrate(self.empty.as_ref());
+        let empty_run_ns = EMPTY_RUN_NS.get().copied().unwrap_or(0.0);
+        let one = |(program, before): (&AttachedProgram, &Info)| {
+            let after = info(program.raw_fd())?;
+            let runs = after.runs - before.runs;
+            let in_program = (after.run_time_ns - before.run_time_ns) as f64 - runs as f64 * empty_run_ns;
+            Some((in_program.max(0.0) + runs as f64 * hook_ns(&program.hook), runs))
+        };
+        let each = programs.iter().zip(&self.before).map(one).collect::<Option<_>>()?;
+        Some((window, each))
     }
 }

@@ -186,6 +186,18 @@ impl Kernel {
         Ok((ebpf, programs))
     }
 
+    /// Attaches programs of an object that is loaded, as far as this kernel has their hooks: new ones, and those that were detached. When
+    /// it fails, those before are attached.
+    pub fn attach_loaded(
+        &self,
+        ebpf: &mut Ebpf,
+        probe: &'static str,
+        attach: &[Attach],
+        programs: &mut Vec<AttachedProgram>,
+    ) -> Result<(), LoadError> {
+        self.resolved(probe, attach)?.into_iter().try_for_each(|one| self.attach_one(ebpf, probe, one, programs))
+    }
+
     /// Loads an object and nothing else: its maps exist, its programs are not loaded yet.
     pub fn load(&self, object: &[u8]) -> Result<Ebpf, EbpfError> {
         self.loader.lock().unwrap_or_else(PoisonError::into_inner).load(object)

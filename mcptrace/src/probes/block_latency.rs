@@ -127,7 +127,7 @@ fn operation_name(operation: u32) -> String {
 }
 
 /// The device's name, from its link in sysfs; its numbers where it has gone.
-fn device_name(major: u32, minor: u32) -> String {
+pub(crate) fn device_name(major: u32, minor: u32) -> String {
     let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok();
     let name = link.as_deref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| format!("{major}:{minor}"))

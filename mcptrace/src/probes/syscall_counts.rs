@@ -103,7 +103,7 @@ impl Probe for SyscallCounts {
 }
 
 /// What every probe of system calls sets: where this architecture keeps them.
-pub(super) fn syscall_globals() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn syscall_globals() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("REGS_SYSCALL", ARCH.regs_syscall.to_ne_bytes().to_vec()),
         ("REGS_ARGUMENTS", words(&ARCH.regs_arguments)),

@@ -139,7 +139,7 @@ impl Probe for SyscallLatency {
 }
 
 /// The calls that return a second time, in the child.
-pub(super) fn forks() -> Vec<u8> {
+pub(crate) fn forks() -> Vec<u8> {
     let calls = ["clone", "clone3", "fork", "vfork"].map(syscall_pair);
     words(calls.as_flattened())
 }

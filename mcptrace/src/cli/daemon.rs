@@ -1,0 +1,213 @@
+//! `mcptrace daemon`: the recorder, until it is told to end.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use tokio::{runtime, select, time::sleep};
+
+use super::{Failure, run::interrupts};
+use crate::recorder::{
+    place,
+    run::{Options, Recorder},
+    sink::{History, Print, Sink},
+    status::{self, GroupStatus, Status},
+    store::Limits,
+};
+
+/// How soon after the start it says what recording costs: after the first measurement.
+const FIRST_REPORT: Duration = Duration::from_secs(6);
+/// How often it is looked whether something has changed.
+const EVERY: Duration = Duration::from_secs(5);
+
+const AFTER_HELP: &str = "\
+What is recorded: time on CPUs by process, waits for a CPU, context switches, block requests, TCP connections, network devices,
+processes that begin and end, signals that kill, stalls for memory, interrupts, pressure, locks of the kernel, and system calls for a
+part of the time. Over the budget it first looks at system calls for a shorter time, then leaves out what is dearest, and takes it back
+when there is room. It ends at SIGTERM or SIGINT; nothing stays attached.";
+
+pub(super) fn define() -> Command {
+    Command::new("daemon")
+        .about("Record what the machine does, all the time, at a bounded cost")
+        .arg(
+            Arg::new("state")
+                .long("state")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the history is [default: $MCPTRACE_STATE, $STATE_DIRECTORY or /var/lib/mcptrace]"),
+        )
+        .arg(
+            Arg::new("size-cap")
+                .long("size-cap")
+                .value_name("MB")
+                .value_parser(value_parser!(u64).range(16..=1_000_000))
+                .default_value("400")
+                .help("How large the history may get; the oldest goes first"),
+        )
+        .arg(
+            Arg::new("budget")
+                .long("budget")
+                .value_name("PERCENT")
+                .value_parser(budget)
+                .default_value("1")
+                .help("What recording may cost, in percent of the time of all CPUs"),
+        )
+        .arg(Arg::new("no-syscalls").long("no-syscalls").action(ArgAction::SetTrue).help("Never look at system calls"))
+        .arg(
+            Arg::new("seconds")
+                .long("seconds")
+                .value_name("N")
+                .value_parser(value_parser!(u64).range(1..))
+                .hide(true)
+                .help("End after so many seconds"),
+        )
+        .arg(
+            Arg::new("print")
+                .long("print")
+                .action(ArgAction::SetTrue)
+                .help("Keep nothing; print every second as a line of JSON"),
+        )
+        .after_help(AFTER_HELP)
+}
+
+/// A percentage as a share.
+fn budget(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|_| "a number of percent, for example 0.5".to_owned())?;
+    if (0.05..=50.0).contains(&percent) { Ok(percent / 100.0) } else { Err("0.05 to 50 percent".to_owned()) }
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let budget = matches.get_one("budget").copied().unwrap_or(0.01);
+    let options = Options { budget, syscalls: !matches.get_flag("no-syscalls") };
+    let seconds = matches.get_one::<u64>("seconds").copied();
+    let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
+    let sink = sink(matches, &folder)?;
+    let folder = (!matches.get_flag("print")).then_some(folder);
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(record(options, sink, folder.as_deref(), seconds))
+}
+
+fn sink(matches: &ArgMatches, folder: &Path) -> Result<Box<dyn Sink>, Failure> {
+    if matches.get_flag("print") {
+        return Ok(Box::new(Print));
+    }
+    let megabytes = matches.get_one::<u64>("size-cap").copied().unwrap_or(400);
+    let limits = Limits { bytes: megabytes << 20, ..Limits::default() };
+    let history = History::open(place::file(folder), limits);
+    Ok(Box::new(history.map_err(|error| Failure::failed(error.to_string()))?))
+}
+
+async fn record(
+    options: Options,
+    sink: Box<dyn Sink>,
+    folder: Option<&Path>,
+    seconds: Option<u64>,
+) -> Result<(), Failure> {
+    // Before anything is attached, so that a signal meanwhile ends it in order.
+    let interrupted = interrupts()?;
+    let recorder = Recorder::start(options, sink).map_err(|error| Failure::cannot_run(error.to_string()))?;
+    say(&begun(&recorder.status()));
+    let end = seconds.map(Duration::from_secs);
+    select! {
+        () = interrupted.cancelled() => {}
+        () = sleep(end.unwrap_or(Duration::MAX)), if end.is_some() => {}
+        () = report(&recorder, folder) => {}
+    }
+    say("ending");
+    let status = recorder.stop();
+    say(&format!("ended after {} seconds recorded", status.ticks));
+    Ok(())
+}
+
+/// Says what recording costs, soon after the start and whenever what is recorded changes; and tells other processes.
+async fn report(recorder: &Recorder, folder: Option<&Path>) {
+    tell(folder, &recorder.status());
+    sleep(FIRST_REPORT).await;
+    let mut status = recorder.status();
+    say(&cost(&status));
+    loop {
+        tell(folder, &status);
+        sleep(EVERY).await;
+        let now = recorder.status();
+        let states = |status: &Status| status.groups.iter().map(|group| group.state.clone()).collect::<Vec<_>>();
+        if states(&now) != states(&status) {
+            say(&format!("{}; {}", groups(&now), cost(&now)));
+        }
+        if now.error != status.error {
+            say(&now.error.as_ref().map_or_else(|| "kept again".to_owned(), |error| format!("not kept: {error}")));
+        }
+        status = now;
+    }
+}
+
+/// What cannot be told is no reason to record nothing.
+fn tell(folder: Option<&Path>, status: &Status) {
+    if let Some(Err(error)) = folder.map(|folder| status::write(folder, status)) {
+        tracing::debug!(%error, "cannot tell other processes what is recorded");
+    }
+}
+
+fn begun(status: &Status) -> String {
+    let budget = status.budget_percent;
+    format!("recording to {}, budget {budget} % of CPU time; {}", status.sink, groups(status))
+}
+
+fn groups(status: &Status) -> String {
+    let names = |wanted: &[&str]| {
+        let all = status
+            .groups
+            .iter()
+            .filter(|group| wanted.contains(&group.state.as_ref()))
+            .map(|group| group.name.as_ref());
+        all.collect::<Vec<_>>().join(", ")
+    };
+    let without = status.groups.iter().filter(|group| !matches!(group.state.as_ref(), "on" | "duty_cycle"));
+    let why = |group: &GroupStatus| group.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let without = without.map(|group| format!("{} is {}{}", group.name, group.state, why(group)));
+    let recorded = format!("recorded: {}", names(&["on", "duty_cycle"]));
+    [recorded].into_iter().chain(without).collect::<Vec<_>>().join("; ")
+}
+
+fn cost(status: &Status) -> String {
+    if !status.cost_is_measured {
+        return "its cost in the kernel cannot be measured here (that takes CAP_SYS_ADMIN and Linux 5.8)".to_owned();
+    }
+    let Status { cost_percent, cost_process_percent, .. } = status;
+    format!("costs {cost_percent} % of CPU time, {cost_process_percent} % of it in this process")
+}
+
+/// A line on stderr; whoever read it may have gone.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "mcptrace daemon: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_a_sensible_percentage() {
+        assert_eq!(budget("0.5"), Ok(0.005));
+        for wrong in ["0", "51", "-1", "nan", "one"] {
+            assert!(budget(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_recorded_is_said_with_its_reason() {
+        let group = |name: &'static str, state: &'static str, why: Option<&str>| {
+            let why = why.map(str::to_owned);
+            GroupStatus { name: name.into(), state: state.into(), why, cost_percent: 0.0 }
+        };
+        let groups_of = vec![
+            group("cpu", "on", None),
+            group("locks", "unsupported", Some("it has no tracepoint")),
+            group("syscalls", "duty_cycle", None),
+        ];
+        let text = groups(&Status { groups: groups_of, ..Status::default() });
+        assert_eq!(text, "recorded: cpu, syscalls; locks is unsupported: it has no tracepoint");
+    }
+}
