@@ -11,6 +11,7 @@ pub mod policy;
 mod process;
 mod record;
 mod reports;
+pub mod sandbox;
 mod session;
 mod text;
 pub mod tools;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use error::{Category, ScriptError};
 use process::{Process, Stream, ending};
+use sandbox::Sandbox;
 pub use session::{End, Progress, Session, View};
 
 use crate::report::NamedReport;
@@ -39,6 +41,7 @@ const ANSWER_BYTES: usize = 64 * 1024;
 pub struct Bpftrace {
     words: Vec<String>,
     version: (u32, u32, u32),
+    sandbox: Option<&'static Sandbox>,
 }
 
 /// The bounds of one run.
@@ -124,10 +127,18 @@ impl Bpftrace {
             Some(words) => words.to_vec(),
         };
         let program = look_up(&words[0]).ok_or_else(|| missing(&words[0]))?;
-        let mut found = Self { words, version: (0, 0, 0) };
+        let mut found = Self { words, version: (0, 0, 0), sandbox: None };
         found.words[0] = program.to_string_lossy().into_owned();
         found.version = found.ask_version()?;
         Ok(found)
+    }
+
+    /// The same, whose programs are compiled and run in a box from now on: all of it that this machine gives ([`Sandbox::parts`]).
+    ///
+    /// Not under sudo, which a box would keep from its work; the result of such a run says `unboxed`.
+    #[must_use]
+    pub fn boxed(self) -> Self {
+        if self.unreachable() { self } else { Self { sandbox: Some(Sandbox::get()), ..self } }
     }
 
     /// Major, minor, patch.
@@ -173,7 +184,7 @@ impl Bpftrace {
     /// Under sudo no signal reaches bpftrace, so the script gets an end of its own, on a line of its own.
     fn bounded(&self, program: &str, seconds: u64) -> (String, Vec<String>) {
         if !self.unreachable() {
-            return (program.to_owned(), Vec::new());
+            return (program.to_owned(), self.sandbox.and_then(Sandbox::note).into_iter().collect());
         }
         let note = format!(
             "unboxed: bpftrace runs through sudo and ends itself after {seconds} s; it cannot be ended earlier"
@@ -211,8 +222,14 @@ impl Bpftrace {
     }
 
     fn start(&self, arguments: &[&str]) -> Result<Process, ScriptError> {
-        Process::spawn(&self.words, arguments).map_err(|error| {
-            ScriptError::new(Category::Missing, format!("{} could not be started: {error}", self.words.join(" ")))
+        Process::spawn(&self.words, arguments, self.sandbox).map_err(|error| {
+            let words = self.words.join(" ");
+            if self.sandbox.is_none() {
+                return ScriptError::new(Category::Missing, format!("{words} could not be started: {error}"));
+            }
+            let message = format!("{words} could not be started in its box, and is not started without: {error}");
+            ScriptError::new(Category::Permission, message)
+                .with_remedy("bpf_info tells which parts of the box work here")
         })
     }
 }
@@ -284,7 +301,7 @@ mod tests {
     use super::*;
 
     fn found(word: &str) -> Bpftrace {
-        Bpftrace { words: vec![word.into()], version: (0, 17, 0) }
+        Bpftrace { words: vec![word.into()], version: (0, 17, 0), sandbox: None }
     }
 
     #[test]

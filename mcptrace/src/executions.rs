@@ -273,7 +273,7 @@ impl Executions {
         let length = self.length(request.seconds)?;
         self.limits.scripts.admit(&request.program)?;
         let place = self.take_place()?;
-        let bpftrace = Bpftrace::find(None)?;
+        let bpftrace = Bpftrace::find(None)?.boxed();
         self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
         bpftrace.compile(&request.program)?;
         attachable(&request.program)?;

@@ -20,7 +20,7 @@ fn bpftrace() -> &'static Bpftrace {
         // A fresh machine has tracefs unmounted; that it is mounted already is as good.
         let _ = Command::new("mount").args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"]).status();
         assert!(fs::exists("/sys/kernel/tracing/events").unwrap(), "no tracefs");
-        Bpftrace::find(None).unwrap()
+        Bpftrace::find(None).unwrap().boxed()
     })
 }
 

@@ -1,17 +1,23 @@
 //! The recorder's store and the history's answers, on real files with simulated seconds of known values.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use std::path::Path;
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use mcptrace::{
     distribution::RELATIVE_ERROR,
     recorder::{
         history::{self, Answer, HistoryError, Query, coverage::Coverage},
+        metrics::{self, METRICS},
         place,
-        store::{Keeper, Limits, OpenError, State},
+        store::{Keeper, Limits, OpenError, Reason, State, kept::Kept},
         tick::{self, Tick},
     },
-    report::{Report, Row, Table},
+    report::{Envelope, Report, Row, Table},
 };
 use mcptrace_tests::simulated::{SECOND, START, calls, latencies, level, tick};
 use serde_json::{Value, json};
@@ -23,7 +29,7 @@ fn folder() -> TempDir {
 }
 
 fn limits() -> Limits {
-    Limits { spare_bytes: 0, retry: std::time::Duration::ZERO, ..Limits::default() }
+    Limits { spare_bytes: 0, retry: Duration::ZERO, ..Limits::default() }
 }
 
 fn keeper(folder: &Path) -> Keeper {
@@ -374,7 +380,8 @@ fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
     )
     .unwrap();
     assert!(table(&many).rows.len() <= 1000 && many.notes.iter().any(|note| note.contains("more rows")));
-    let large = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 900) SELECT hex(randomblob(300000)) FROM r";
+    let large =
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 900) SELECT hex(randomblob(3000)) FROM r";
     let large = sql(folder.path(), large).unwrap();
     assert!(serde_json::to_string(&large).unwrap().len() < 3 << 20);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "no file more");
@@ -383,4 +390,348 @@ fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
     keep(&mut keeper, (61..=62).map(|n| tick(n, vec![calls("a", "user", 3)])));
     let answer = ask(folder.path(), &query("test_calls", 0, 62), 62);
     assert_eq!(total(&answer), 186);
+}
+
+/// Runs a process that writes from a second on, kills it after so long, and gives the last second that it said it had handed over.
+fn write_and_kill(folder: &Path, first: i64, after: Duration) -> i64 {
+    let mut writer = Command::new(env!("CARGO_BIN_EXE_history_writer"));
+    writer.arg(folder).arg(first.to_string()).stdout(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    let output = writer.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).last());
+    std::thread::sleep(after);
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    reader.join().unwrap().map_or(first - 1, |last| last.parse().unwrap())
+}
+
+#[test]
+fn a_killed_writer_loses_nothing_that_it_had_handed_over() {
+    let folder = folder();
+    keep(&mut keeper(folder.path()), [tick(0, vec![calls("a", "user", 1)])]);
+    let mut next = 1;
+    for round in 0..25_u64 {
+        // Whoever is killed at any moment has said at most one second less than it has written.
+        let last = write_and_kill(folder.path(), next, Duration::from_millis(20 + round * 23 % 170));
+        let mut keeper = keeper(folder.path());
+        let answer =
+            ask(folder.path(), &Query { step: "1s".into(), ..query("test_calls", last - 500, last + 5) }, last + 5);
+        let rates =
+            answer.points.first().map(|points| points["per_second"].as_array().unwrap().clone()).unwrap_or_default();
+        if last >= next {
+            assert_eq!(rates[499].as_f64(), Some(1.0), "round {round}: second {last} of {next}..: {rates:?}");
+        }
+        // The next process begins two seconds later, so that nothing is written twice.
+        next = last + 3;
+        keep(&mut keeper, [tick(next - 1, vec![calls("a", "user", 1)])]);
+        drop(keeper);
+    }
+    assert!(next > 500, "{next}: the writer hardly wrote");
+    let whole = |step: &str| ask(folder.path(), &Query { step: step.into(), ..query("test_calls", 0, next) }, next);
+    let (fine, coarse) = (total(&whole("10s")), total(&whole("60s")));
+    assert_eq!(fine, coarse, "both tiers hold the same ticks");
+    assert!(fine as i64 >= next - 1 - 25 && fine as i64 <= next + 1, "{fine} of {next}");
+    let checked = rusqlite_check(folder.path());
+    assert_eq!(checked, "ok");
+}
+
+fn rusqlite_check(folder: &Path) -> String {
+    let connection = rusqlite::Connection::open(place::file(folder)).unwrap();
+    connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap()
+}
+
+/// A file system in memory of so many megabytes, which is unmounted with it.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new(megabytes: u64) -> Self {
+        let folder = folder();
+        let size = format!("size={megabytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).status();
+        assert!(mounted.unwrap().success(), "needs root to mount a small file system");
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_the_recording_and_nothing_else() {
+    let disk = SmallDisk::new(8);
+    let folder = disk.0.path();
+    let mut keeper = keeper(folder);
+    keep(&mut keeper, (1..=100).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let ballast = folder.join("ballast");
+    let filled = std::fs::write(&ballast, vec![1; 16 << 20]);
+    assert!(filled.is_err(), "the disk is full");
+    for n in 101..=160 {
+        keeper.keep(&tick(n, vec![calls("a", "user", 1), latencies("sda", &[n as u64; 50])]));
+    }
+    let State::Stopped { reason, message, since } = keeper.state().clone() else { panic!("{:?}", keeper.state()) };
+    assert_eq!((reason, since.len()), (Reason::DiskFull, 24), "{message}");
+    let answer = ask(folder, &query("test_calls", 0, 100), 160);
+    assert_eq!(total(&answer), 100, "what was recorded can be read");
+    std::fs::remove_file(&ballast).unwrap();
+    keep(&mut keeper, (161..=200).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let answer = ask(folder, &Query { step: "10s".into(), ..query("test_calls", 0, 200) }, 200);
+    assert!((140..160).contains(&total(&answer)), "{}", total(&answer));
+    let marks = sql(folder, "SELECT kind, seconds FROM marks WHERE kind = 'disk_full'").unwrap();
+    assert_eq!(table(&marks).rows.len(), 1, "{marks:?}");
+}
+
+#[test]
+fn room_that_is_for_others_is_left_to_them() {
+    let disk = SmallDisk::new(8);
+    let file = place::file(disk.0.path());
+    let keeper = Keeper::open(&file, Limits { spare_bytes: 9 << 20, ..limits() }).unwrap();
+    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::DiskFull, .. }), "{:?}", keeper.state());
+    assert!(!file.exists());
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_and_a_new_one_begun() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=2000).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    keeper.close();
+    let mut bytes = std::fs::read(&file).unwrap();
+    for at in (4096..bytes.len()).step_by(3 * 4096) {
+        bytes[at..at + 64].fill(0xa5);
+    }
+    std::fs::write(&file, &bytes).unwrap();
+    // Who only reads gets an error or what is left, and no panic.
+    for step in ["1s", "10s", "60s"] {
+        let _ =
+            history::ask_at(folder.path(), &Query { step: step.into(), ..query("test_calls", 0, 2000) }, START + 2000);
+    }
+    let mut keeper = self::keeper(folder.path());
+    keep(&mut keeper, (2001..=2010).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    assert_eq!(total(&ask(folder.path(), &query("test_calls", 1990, 2010), 2010)), 10);
+    let aside = folder.path().join("history.db.damaged");
+    assert_eq!(std::fs::read(&aside).unwrap(), bytes, "the damaged file is kept as it was");
+    let marks = sql(folder.path(), "SELECT text FROM marks WHERE kind = 'set_aside'").unwrap();
+    assert!(table(&marks).rows[0]["text"].as_str().unwrap().contains("history.db.damaged"), "{marks:?}");
+}
+
+#[test]
+fn a_file_of_noise_or_of_somebody_else_never_ends_the_recorder() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    std::fs::write(&file, vec![0x5a; 70_000]).unwrap();
+    keep(&mut keeper(folder.path()), [tick(1, vec![calls("a", "user", 1)])]);
+    assert!(folder.path().join("history.db.damaged").exists());
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(folder.path().join(format!("history.db{suffix}")));
+    }
+    let other = rusqlite::Connection::open(&file).unwrap();
+    other.execute_batch("CREATE TABLE precious (a); INSERT INTO precious VALUES (1)").unwrap();
+    drop(other);
+    let mut keeper = Keeper::open(&file, limits()).unwrap();
+    keeper.keep(&tick(1, vec![calls("a", "user", 1)]));
+    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::Foreign, .. }), "{:?}", keeper.state());
+    let other = rusqlite::Connection::open(&file).unwrap();
+    let rows: i64 = other.query_row("SELECT count(*) FROM precious", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 1, "it is left alone");
+}
+
+#[test]
+fn damage_while_it_records_is_found_and_mended() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=1000).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let size = std::fs::metadata(&file).unwrap().len();
+    std::fs::write(&file, vec![0xa5; size as usize]).unwrap();
+    for n in 1001..=4500 {
+        keeper.keep(&tick(n, vec![calls("a", "user", 1)]));
+    }
+    assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
+    assert!(folder.path().join("history.db.damaged").exists());
+    assert_eq!(total(&ask(folder.path(), &query("test_calls", 4400, 4500), 4500)), 100);
+}
+
+#[test]
+fn the_file_keeps_to_its_size_and_the_present_to_its_detail() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    let cap = 4 << 20;
+    let mut keeper = Keeper::open(&file, Limits { bytes: cap, ..limits() }).unwrap();
+    let second = |n: i64| {
+        let names: Vec<String> = (0..40).map(|one| format!("process-{one}")).collect();
+        let mut samples: Vec<_> = names.iter().map(|name| calls(name, "user", n as u64 * 1000)).collect();
+        samples.push(latencies("sda", &(0..200).map(|value| value * value * 1000).collect::<Vec<u64>>()));
+        tick(n, samples)
+    };
+    keep(&mut keeper, (1..=9000).map(second));
+    let size = std::fs::metadata(&file).unwrap().len();
+    assert!(size <= cap, "{size}");
+    assert!(size > cap / 2, "{size}: the test fills it");
+    let answer = ask(folder.path(), &Query { step: "1s".into(), ..query("test_calls", 8900, 9000) }, 9000);
+    assert_eq!(answer.step_seconds, Some(1), "the last minutes are there by the second");
+    assert_eq!(answer.coverage[0].recorded_seconds as i64, 100);
+    let early = ask(folder.path(), &query("test_calls", 60, 1200), 9000);
+    assert_eq!(early.coverage[0].recorded_seconds as i64, 1140, "the first minutes are there, but not by the second");
+    assert!(early.step_seconds >= Some(10), "{:?}", early.step_seconds);
+}
+
+#[test]
+fn what_changed_most_comes_first() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let second = |n: i64| {
+        let late = n > 600;
+        let wobble = (n * 7919 % 13) as u64;
+        tick(
+            n,
+            vec![
+                calls("steady", "user", 1000 + wobble),
+                calls("noisy", "user", (n * 7919 % 601) as u64 * 3),
+                calls("culprit", "user", if late { 800 } else { 20 } + wobble),
+                calls(if late { "new" } else { "gone" }, "user", 3),
+                level("sda", if late { 51.0 } else { 50.0 } + wobble as f64),
+                latencies("sda", &[if late { 9_000_000 } else { 100_000 } + wobble; 20]),
+            ],
+        )
+    };
+    keep(&mut keeper, (1..=1200).map(second));
+    let compared =
+        |metric: &str, to: &str| ask(folder.path(), &Query { compare_to: to.into(), ..query(metric, 600, 1200) }, 1200);
+    let one = compared("test_calls", "previous");
+    let first = &table(&one).rows[0];
+    assert_eq!(first["labels"], "comm=culprit,mode=user", "{:?}", table(&one));
+    assert!((first["factor"].as_f64().unwrap() - 806.0 / 26.0).abs() < 1.0, "{first:?}");
+    let all = compared("", &history::range::stamp(START));
+    let rows = &table(&all).rows;
+    assert_eq!(
+        (rows[0]["metric"].as_str(), rows[0]["measure"].as_str()),
+        (Some("test_latency_ns"), Some("p99")),
+        "{rows:?}"
+    );
+    assert_eq!(rows[1]["labels"], "comm=culprit,mode=user", "{rows:?}");
+    let named = |comm: &str| rows.iter().any(|row| row["labels"].as_str().unwrap().contains(comm));
+    assert!(!named("steady") && !named("noisy"), "{rows:?}");
+}
+
+/// A second of a busy host, of the metrics that the recorder has.
+fn busy(n: i64) -> Tick {
+    let seed = n as u64;
+    let random = |salt: u64| {
+        (seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(salt.wrapping_mul(1_442_695_040_888_963_407))) >> 33
+    };
+    // Three powers of two wide, as latencies of one kind are for the most part, and now and then a slow one.
+    let values = |salt: u64, count: u64| -> Vec<u64> {
+        let usual: u64 = 1 << (9 + salt % 11);
+        let slow = usual << (3 + random(salt) % 6);
+        (0..count).map(|one| usual + random(salt + one) % (usual * 7)).chain([slow]).collect()
+    };
+    let mut samples = Vec::new();
+    for metric in METRICS {
+        let series: Vec<Vec<String>> = match metric.name {
+            // Forty that stay, and a container that lives for a moment: 1,000 an hour.
+            "cpu_process_ns" => (0..40)
+                .map(|one| {
+                    [format!("{}", 1000 + one), format!("worker-{}", one % 13), "/system.slice/app.service".into()]
+                })
+                .chain([[format!("{}", 100_000 + n / 4), "sh".into(), format!("/docker/{:064x}", n / 4)]])
+                .map(Into::into)
+                .collect(),
+            "interrupts" | "interrupt_ns" => (0..25).map(|one| vec!["hard".into(), format!("eth0-{one}")]).collect(),
+            // A duty cycle: each tenth second.
+            "syscall_ns" | "syscalls" | "syscall_errors" if n % 10 != 0 => Vec::new(),
+            "syscall_ns" | "syscalls" | "syscall_errors" => (0..60).map(|one| vec![format!("call{one}")]).collect(),
+            _ => (0..if metric.labels.is_empty() { 1 } else { 4 })
+                .map(|one| metric.labels.iter().map(|label| format!("{label}{one}")).collect())
+                .collect(),
+        };
+        for (at, labels) in series.iter().enumerate() {
+            let salt = at as u64 * 1000 + metric.name.len() as u64;
+            let value = match metric.kind {
+                tick::Kind::Sum => tick::Value::Sum(random(salt) % 30_000_000),
+                tick::Kind::Gauge => tick::Value::Gauge(random(salt) as f64),
+                tick::Kind::Distribution => {
+                    tick::Value::Distribution(Box::new(mcptrace_tests::simulated::distribution(&values(salt, 60))))
+                }
+            };
+            let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+            samples.push(mcptrace_tests::simulated::sample(metric, &labels, value));
+        }
+    }
+    let coverage = metrics::GROUPS.iter().map(|group| tick::Coverage { group, share: 1.0, why: None });
+    Tick { coverage: coverage.collect(), ..tick(n, samples) }
+}
+
+/// A whole day where the program is optimised, else two hours and what they come to in a day.
+#[test]
+fn a_day_is_small_and_a_question_about_it_quick() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    let mut keeper = keeper(folder.path());
+    let size = || std::fs::metadata(&file).unwrap().len();
+    let hours = std::env::var("HISTORY_HOURS").ok().and_then(|hours| hours.parse().ok());
+    let hours: i64 = hours.unwrap_or(if cfg!(debug_assertions) { 2 } else { 24 });
+    let begun = std::time::Instant::now();
+    keep(&mut keeper, (1..=3600).map(busy));
+    let first = size();
+    keep(&mut keeper, (3601..=hours * 3600).map(busy));
+    let each = begun.elapsed() / (hours * 3600) as u32;
+    let day = if hours == 24 { size() } else { first + 23 * (size() - first) };
+    let end = hours * 3600;
+    let mut longest = Duration::ZERO;
+    for metric in ["cpu_process_ns", "runq_latency_ns", "syscall_ns", "memory_available_bytes"] {
+        let begun = std::time::Instant::now();
+        let answer = ask(
+            folder.path(),
+            &Query {
+                group_by: if metric == "cpu_process_ns" { "comm".into() } else { String::new() },
+                ..query(metric, 0, end)
+            },
+            end,
+        );
+        println!("{metric}: {:?} for {hours} h, {} groups", begun.elapsed(), table(&answer).rows_total);
+        longest = longest.max(begun.elapsed());
+        assert_eq!(answer.coverage[0].recorded_seconds as i64, end);
+    }
+    println!("a tick: {each:?} (with making it up); a day: {} MB; a question: {longest:?}", day >> 20);
+    assert!(day < 200 << 20, "{day}");
+    if hours == 24 {
+        assert!(longest < Duration::from_secs(2), "{longest:?}: far from the 200 ms that are the aim");
+    }
+}
+
+#[test]
+fn results_are_kept_for_their_owner_and_bounded() {
+    let folder = folder();
+    assert!(Kept::open(folder.path()).is_none(), "without a history nothing is kept");
+    drop(keeper(folder.path()));
+    let envelope = |n: usize, bytes: usize| -> Envelope {
+        let text = json!({
+            "execution_id": format!("exec_{n:04}"), "kind": "probe", "probe": "file_opens", "status": "completed",
+            "window": {"start": "2026-01-02T03:04:05.678Z", "seconds": 5.0}, "loss": {"dropped": {}}, "notes": ["x".repeat(bytes)] });
+        serde_json::from_value(text).unwrap()
+    };
+    let mut kept = Kept::open(folder.path()).unwrap();
+    // The recorder writes meanwhile.
+    let mut keeper = keeper(folder.path());
+    for n in 0..300 {
+        assert!(kept.keep("me", &envelope(n, 100)).unwrap());
+        keeper.keep(&tick(n as i64 + 1, vec![calls("a", "user", 1)]));
+    }
+    assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
+    drop(kept);
+    let mut kept = Kept::open(folder.path()).unwrap();
+    assert_eq!(kept.load("me", "exec_0299").unwrap().unwrap(), envelope(299, 100), "after a restart");
+    assert!(kept.load("you", "exec_0299").unwrap().is_none(), "it has an owner");
+    assert!(kept.load("me", "exec_0001").unwrap().is_none(), "the oldest have gone");
+    assert_eq!((kept.ids("me").unwrap().len(), kept.ids("you").unwrap().len()), (256, 0));
+    assert!(!kept.keep("me", &envelope(1000, 5 << 20)).unwrap(), "too large");
+    for n in 2000..2020 {
+        kept.keep("me", &envelope(n, 3 << 20)).unwrap();
+    }
+    assert_eq!(kept.ids("me").unwrap().len(), 10, "of 3 MB each");
+    assert_eq!(total(&ask(folder.path(), &query("test_calls", 0, 300), 300)), 300);
 }

@@ -112,7 +112,7 @@ const READY: &str =
 
 fn bpftrace() -> &'static Bpftrace {
     static FOUND: OnceLock<Bpftrace> = OnceLock::new();
-    FOUND.get_or_init(|| Bpftrace::find(None).unwrap())
+    FOUND.get_or_init(|| Bpftrace::find(None).unwrap().boxed())
 }
 
 fn obstacle_of(script: &Script) -> Option<String> {

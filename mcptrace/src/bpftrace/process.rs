@@ -7,11 +7,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+use super::sandbox::{Cgroup, Sandbox, Steps};
 
 /// What the child gets of this process's environment. `BPFTRACE_BTF` and its kin say where kernel types and headers
 /// are; `TZ` and `TZDIR` are for `time()`.
@@ -26,6 +29,12 @@ const ENVIRONMENT: &[&str] = &[
     "BPFTRACE_MAX_PROBES",
     "BPFTRACE_STRLEN",
 ];
+
+/// Without this setting bpftrace 0.17 asks the kernel for its types in a way that takes `CAP_SYS_ADMIN`, which it lacks in a box.
+const BTF: (&str, &str) = ("BPFTRACE_BTF", "/sys/kernel/btf/vmlinux");
+
+/// Landlock keeps bpftrace from looking into processes, and 0.17 crashes when it cannot look for the names of their functions.
+const NO_USER_SYMBOLS: &str = "BPFTRACE_NO_USER_SYMBOLS";
 
 /// How many keys a map may have, by the names of this setting up to bpftrace 0.20 and after. It is bpftrace's default
 /// too, which holds under sudo.
@@ -59,25 +68,41 @@ pub(crate) struct Process {
     err: Option<File>,
     buffer: Vec<u8>,
     status: Option<ExitStatus>,
+    /// What it is counted and killed with. It goes after the child.
+    cgroup: Option<Cgroup>,
 }
 
 impl Process {
-    /// Starts `words` followed by `arguments`.
-    pub(crate) fn spawn(words: &[String], arguments: &[&str]) -> io::Result<Self> {
+    /// Starts `words` followed by `arguments`, in a box if there is to be one. An error means that nothing runs.
+    pub(crate) fn spawn(words: &[String], arguments: &[&str], sandbox: Option<&Sandbox>) -> io::Result<Self> {
         let (program, fixed) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(program);
+        let prepared = sandbox.map(|sandbox| sandbox.prepare(words)).transpose()?;
+        let (steps, cgroup, inside) =
+            prepared.map_or((None, None, None), |one| (Some(one.steps), one.cgroup, Some(one.program)));
+        let mut command = Command::new(inside.as_deref().unwrap_or(program));
         command.args(fixed).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_clear().envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(MAP_KEYS_NAMES.map(|name| (name, MAP_KEYS.to_string())));
-        command.env("LC_ALL", "C.UTF-8").process_group(0).current_dir("/");
+        if sandbox.is_some() {
+            command.env(NO_USER_SYMBOLS, "1");
+        }
+        if sandbox.is_some() && std::env::var_os(BTF.0).is_none() && Path::new(BTF.1).exists() {
+            command.env(BTF.0, BTF.1);
+        }
+        command.env("LC_ALL", "C.UTF-8").current_dir("/");
         let parent = rustix::process::getpid();
-        // SAFETY: `leash` only makes system calls that are async-signal-safe, and allocates nothing.
-        unsafe { command.pre_exec(move || leash(parent)) };
+        let begin = move || {
+            lead(steps.is_some())?;
+            leash(parent)?;
+            steps.as_ref().map_or(Ok(()), Steps::enter)
+        };
+        // SAFETY: all of it only makes system calls that are async-signal-safe, and allocates nothing.
+        unsafe { command.pre_exec(begin) };
         let mut child = command.spawn()?;
         let out = child.stdout.take().map(|pipe| nonblocking(pipe.into())).transpose()?;
         let err = child.stderr.take().map(|pipe| nonblocking(pipe.into())).transpose()?;
         let group = Pid::from_child(&child);
-        Ok(Self { child, group, out, err, buffer: vec![0; CHUNK], status: None })
+        Ok(Self { child, group, out, err, buffer: vec![0; CHUNK], status: None, cgroup })
     }
 
     /// Hands on what the child has written, waiting at most `timeout` for something to come.
@@ -132,6 +157,7 @@ impl Process {
     /// Kills what is left of the group, reads what is left in the pipes, and reaps. `None`: it could not be killed.
     pub(crate) fn finish(&mut self, sink: &mut dyn FnMut(Stream, &[u8])) -> Option<ExitStatus> {
         let _ = self.signal(Signal::KILL);
+        self.cgroup.iter().for_each(Cgroup::kill);
         let ended = self.pump_until(Instant::now() + KILL_WAIT, &|| false, sink);
         let until = Instant::now() + DRAIN;
         while Instant::now() < until && self.has_more() {
@@ -173,6 +199,16 @@ pub(crate) fn ending(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => "ended".into(),
     }
+}
+
+/// Runs in the child before exec: it leads a group of its own, and in a box a session.
+fn lead(session: bool) -> io::Result<()> {
+    if session {
+        rustix::process::setsid()?;
+    } else {
+        rustix::process::setpgid(None, None)?;
+    }
+    Ok(())
 }
 
 /// Runs in the child before exec: it dies with its parent, dumps no core and takes signals as if started by a shell.

@@ -43,7 +43,7 @@ pub(super) fn define() -> Command {
                 .long("size-cap")
                 .value_name("MB")
                 .value_parser(value_parser!(u64).range(16..=1_000_000))
-                .default_value("400")
+                .default_value("190")
                 .help("How large the history may get; the oldest goes first"),
         )
         .arg(
@@ -93,7 +93,7 @@ fn sink(matches: &ArgMatches, folder: &Path) -> Result<Box<dyn Sink>, Failure> {
     if matches.get_flag("print") {
         return Ok(Box::new(Print));
     }
-    let megabytes = matches.get_one::<u64>("size-cap").copied().unwrap_or(400);
+    let megabytes = matches.get_one::<u64>("size-cap").copied().unwrap_or(190);
     let limits = Limits { bytes: megabytes << 20, ..Limits::default() };
     let history = History::open(place::file(folder), limits);
     Ok(Box::new(history.map_err(|error| Failure::failed(error.to_string()))?))

@@ -16,6 +16,7 @@ Examples:
   mcptrace history runq_latency_ns --from -1h         an hour, in steps of a minute
   mcptrace history cpu_process_ns --from -15m --group-by comm --top 5
   mcptrace history block_service_ns --from 2026-01-02T03:00:00Z --to 2026-01-02T04:00:00Z --where device=sda
+  mcptrace history --from -10m --compare-to -1h10m    what changed most since an hour ago, over all metrics
 
 A dot in a line of bars is a time that was not recorded. docs/history.md tells how to read the file with sqlite3.";
 
@@ -34,6 +35,11 @@ pub(super) fn define() -> Command {
         .arg(text("step", "LENGTH", "Length of a step: 1s, 10s, 5m [default: about 60 steps]"))
         .arg(text("group-by", "LABELS", "Labels with commas between them, or none [default: all]"))
         .arg(text("where", "LABEL=GLOB", "Only these, with commas between several"))
+        .arg(text(
+            "compare-to",
+            "TIME",
+            "Rank what changed against another window: previous, when it begins, or FROM..TO",
+        ))
         .arg(
             Arg::new("top")
                 .long("top")
@@ -71,6 +77,7 @@ fn query(matches: &ArgMatches) -> Query {
         step: text("step"),
         group_by: text("group-by"),
         filter: text("where"),
+        compare_to: text("compare-to"),
         sql: text("sql"),
         top: matches.get_one::<u64>("top").map_or(DEFAULT_TOP, |top| *top as usize),
     }

@@ -28,7 +28,13 @@ use super::{
     loader::{Kernel, release_free_memory},
     privilege::{self, Process},
 };
-use crate::executions::Limits;
+use crate::{
+    bpftrace::{
+        policy::Policy,
+        sandbox::{Part, Sandbox},
+    },
+    executions::Limits,
+};
 
 /// What is to be found out.
 #[derive(Clone, Debug)]
@@ -94,6 +100,8 @@ pub struct Info {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "BpftraceSupport")]
     pub bpftrace: Option<BpftraceSupport>,
+    /// Which scripts may run, and in which box
+    pub scripts: Scripts,
     /// Bounds on executions
     pub limits: Bounds,
 }
@@ -103,6 +111,16 @@ impl Info {
     pub fn native_works(&self) -> bool {
         self.native_works
     }
+}
+
+/// Which scripts may run, and what they are kept from.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Scripts {
+    /// What the operator allows
+    pub policy: Policy,
+    /// The parts of the box that they run in
+    #[serde(rename = "box")]
+    pub parts: Vec<Part>,
 }
 
 /// Processors.
@@ -345,6 +363,7 @@ pub fn info(options: &Options) -> Info {
         config_source: machine.config.source.clone(),
         config: machine.config.facts(),
         bpftrace: options.bpftrace.then(|| bpftrace::check(options.bpftrace_command.as_deref())),
+        scripts: Scripts { policy: options.limits.scripts, parts: Sandbox::get().parts().to_vec() },
         limits: bounds(&options.limits),
         probes,
     };

@@ -3,6 +3,7 @@
 //! Amounts become rates by the seconds in which they were recorded, percentiles come out of merged distributions, and every answer says
 //! what of its window was not recorded.
 
+mod compare;
 pub mod coverage;
 pub mod range;
 pub mod reader;
@@ -59,6 +60,8 @@ pub struct Query {
     pub group_by: String,
     /// `label=glob`, with commas between them.
     pub filter: String,
+    /// Another window, to be told what changed: `previous`, when it begins, or `FROM..TO`.
+    pub compare_to: String,
     /// Groups that are shown.
     pub top: usize,
     /// A query in SQL instead of all that.
@@ -69,7 +72,7 @@ impl Default for Query {
     fn default() -> Self {
         let empty = String::new;
         let (metric, from, to, step, group_by) = (empty(), empty(), empty(), empty(), empty());
-        Self { metric, from, to, step, group_by, filter: empty(), top: DEFAULT_TOP, sql: empty() }
+        Self { metric, from, to, step, group_by, filter: empty(), compare_to: empty(), top: DEFAULT_TOP, sql: empty() }
     }
 }
 
@@ -89,6 +92,10 @@ pub struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Window")]
     pub window: Option<Window>,
+    /// The window that it is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Window")]
+    pub compared_with: Option<Window>,
     /// Length of a step of `points`, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
@@ -191,6 +198,9 @@ pub fn ask_at(folder: &Path, query: &Query, second: i64) -> Result<Answer, Histo
     }
     let reader = Reader::open(folder)?;
     let now = Now::of(folder, &reader, second)?;
+    if !query.compare_to.is_empty() {
+        return reader.at_once(|reader| compare::ask(reader, query, &now));
+    }
     reader.at_once(|reader| if query.metric.is_empty() { all(reader, query, &now) } else { one(reader, query, &now) })
 }
 
@@ -280,6 +290,7 @@ fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError
         unit: metric.unit.clone(),
         kind: kind_word(metric.kind),
         window: Some(plan.window()),
+        compared_with: None,
         step_seconds: Some(plan.grid.step),
         report: Some(Report::Table(table)),
         points,

@@ -4,6 +4,7 @@
 //! are in `store/schema.sql`, explained in `docs/history.md`.
 
 pub mod body;
+pub mod kept;
 mod prune;
 mod rollup;
 pub mod schema;
@@ -32,7 +33,7 @@ use super::{place, tick::Tick};
 /// What bounds the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Its size in bytes. A day of what a busy host yields takes less than half of it.
+    /// Its size in bytes. Less than 200 MB, so that no day takes more.
     pub bytes: u64,
     /// Bytes of the disk that are left to others.
     pub spare_bytes: u64,
@@ -49,7 +50,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            bytes: 400 << 20,
+            bytes: 190 << 20,
             spare_bytes: 32 << 20,
             series: 50_000,
             fresh_series: 5_000,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Check, Info, Problem};
+use super::{Check, Info, Part, Problem};
 
 /// Renders within so many bytes; says what was left out.
 pub fn text(info: &Info, most_bytes: usize) -> String {
@@ -109,7 +109,17 @@ fn bpftrace(info: &Info) -> Vec<String> {
     if !off.is_empty() {
         let _ = write!(line, ", says it lacks: {}", off.join(", "));
     }
-    vec![String::new(), "bpftrace".to_owned(), line.trim_end().to_owned()]
+    vec![String::new(), "bpftrace".to_owned(), line.trim_end().to_owned(), scripts(info)]
+}
+
+fn scripts(info: &Info) -> String {
+    let lacking: Vec<String> = info.scripts.parts.iter().filter(|part| !part.works).map(lack).collect();
+    let lacking = if lacking.is_empty() { "complete".to_owned() } else { format!("lacks {}", lacking.join(", ")) };
+    format!("  scripts allowed: {}; their box: {lacking}", info.scripts.policy.level)
+}
+
+fn lack(part: &Part) -> String {
+    format!("{} ({})", part.name, part.reason.as_deref().unwrap_or_default())
 }
 
 /// Whole lines, as many as fit.

@@ -207,7 +207,7 @@ impl Reader {
         while at + 1 < TIERS.len() {
             let (own, next) = (self.oldest(&TIERS[at])?, self.oldest(&TIERS[at + 1])?);
             let reaches = own.is_some_and(|own| own <= span.from);
-            let farther = next.is_some_and(|next| own.is_none_or(|own| TIERS[at].floor(next) < own));
+            let farther = next.is_some_and(|next| own.is_none_or(|own| next + TIERS[at + 1].width <= own));
             if reaches || !farther {
                 break;
             }

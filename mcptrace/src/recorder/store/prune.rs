@@ -4,13 +4,23 @@ use rusqlite::{Connection, Result};
 
 use super::{
     Limits,
-    schema::{METRIC_BITS, TIERS, TIME_BITS, number},
+    schema::{METRIC_BITS, TIERS, TIME_BITS, Tier, number},
 };
 
 /// Marks that are kept.
 const MARKS: i64 = 10_000;
 /// Seconds that are kept even if there is little room.
 const LEAST_SECONDS: i64 = 600;
+/// What goes in which order when room is short, and how many seconds of each stay for the time being: a week of minutes is worth more than a
+/// day of ten seconds, and six hours of these more than a month of minutes.
+const LEAST: &[(&Tier, i64)] = &[
+    (&TIERS[1], 6 * 3600),
+    (&TIERS[2], 7 * 86_400),
+    (&TIERS[1], 3600),
+    (&TIERS[2], 86_400),
+    (&TIERS[1], 600),
+    (&TIERS[2], 3600),
+];
 /// How often something is let go to make room, at one time.
 const ROUNDS: usize = 200;
 
@@ -63,8 +73,8 @@ fn shed_once(connection: &Connection, seq: i64) -> Result<bool> {
         seconds_before(connection, first + (surplus + 3) / 4)?;
         return Ok(true);
     }
-    for tier in &TIERS[1..] {
-        if shorten(connection, tier.table, tier.width)? {
+    for (tier, least) in LEAST {
+        if shorten(connection, tier, *least)? {
             return Ok(true);
         }
     }
@@ -77,8 +87,9 @@ fn seconds_before(connection: &Connection, seq: i64) -> Result<()> {
     Ok(())
 }
 
-/// Lets the oldest eighth of a tier go, but leaves its last 60 spans.
-fn shorten(connection: &Connection, table: &str, width: i64) -> Result<bool> {
+/// Lets the oldest eighth of a tier go, but leaves so many seconds of it.
+fn shorten(connection: &Connection, tier: &Tier, least: i64) -> Result<bool> {
+    let Tier { table, width, .. } = tier;
     let metrics = metrics(connection)?;
     let (mut oldest, mut latest) = (i64::MAX, i64::MIN);
     for metric in &metrics {
@@ -89,7 +100,7 @@ fn shorten(connection: &Connection, table: &str, width: i64) -> Result<bool> {
         oldest = oldest.min(first.map_or(i64::MAX, |first| first - ends.0));
         latest = latest.max(last.map_or(i64::MIN, |last| last - ends.0));
     }
-    if latest.saturating_sub(oldest) <= 60 * width {
+    if latest.saturating_sub(oldest) <= least {
         return Ok(false);
     }
     let until = oldest + (latest - oldest) / 8 + width;

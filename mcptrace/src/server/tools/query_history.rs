@@ -19,9 +19,8 @@ use crate::{
 pub(super) const ROW: Row = Row {
     name: "query_history",
     title: "Ask the recorder's past",
-    description: "Answers from what `mcptrace daemon` recorded: seconds for an hour, ten seconds for a day, minutes for a month. Use it for \
-        what happened before now. Without metric it lists all metrics. Read `coverage`: null is not recorded, 0 is recorded and nothing \
-        happened. Not for details that no metric has: run_probe sees those now.",
+    description: "Answers from what `mcptrace daemon` recorded in the last hour (by the second), day and month. Use it for what happened \
+        before now. Null is not recorded (see coverage), 0 is nothing happened. Not for details: run_probe.",
     input: || schema_for!(Arguments),
     output: || schema::outline(schema::of_result::<Answer>()),
     effect: Effect::Reads,
@@ -31,32 +30,32 @@ pub(super) const ROW: Row = Row {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Arguments {
-    /// Empty lists all
+    /// None: lists all
     #[serde(default)]
     metric: String,
     /// -15m, -1d or RFC 3339
     #[serde(default)]
     from: String,
-    /// Default now
     #[serde(default)]
     to: String,
-    /// 10s, 5m; default about 60 steps
+    /// 10s, 5m
     #[serde(default)]
     step: String,
-    /// Labels with commas, or none; default all
+    /// Labels with commas, or none
     #[serde(default)]
     group_by: String,
-    /// label=glob, with commas
+    /// label=glob,…
     #[serde(default)]
     r#where: String,
-    /// Rows; the rest are summed in others
+    /// Ranks changes against a window: previous, its begin, A..B
+    #[serde(default)]
+    compare_to: String,
     #[serde(default = "top")]
     #[schemars(range(min = 1, max = 200))]
     top: u64,
-    /// SELECT on views metrics, sums, gauges, distributions, buckets, coverage, events, marks (step, metric, t, labels); instead of the rest
+    /// SELECT on views metrics, sums, gauges, distributions, buckets, coverage, events, marks instead
     #[serde(default)]
     sql: String,
-    /// Size of the whole reply at most
     #[serde(default = "bytes")]
     #[schemars(range(min = 1024, max = 1_048_576))]
     max_bytes: u64,
@@ -81,7 +80,7 @@ async fn run(mut call: Call) -> Outcome {
 
 impl Arguments {
     fn query(self) -> Query {
-        let Self { metric, from, to, step, group_by, r#where: filter, top, sql, max_bytes: _ } = self;
-        Query { metric, from, to, step, group_by, filter, top: top as usize, sql }
+        let Self { metric, from, to, step, group_by, r#where: filter, compare_to, top, sql, max_bytes: _ } = self;
+        Query { metric, from, to, step, group_by, filter, compare_to, top: top as usize, sql }
     }
 }
