@@ -274,6 +274,7 @@ impl Executions {
         self.limits.scripts.admit(&request.program)?;
         let place = self.take_place()?;
         let bpftrace = Bpftrace::find(None)?.boxed();
+        as_root()?;
         self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
         bpftrace.compile(&request.program)?;
         attachable(&request.program)?;
@@ -430,6 +431,15 @@ pub fn supported(entry: &Entry, kernel: &Kernel) -> Result<(), Refusal> {
     let missing_offset = || entry.needs.iter().find_map(|need| kernel.layout.global(need).err());
     let missing = missing_hook.or_else(missing_offset);
     missing.map_or(Ok(()), |reason| Err(Refusal::Unsupported { probe: entry.name, reason }))
+}
+
+/// bpftrace runs as the root user only, and in a box it may not even say so.
+fn as_root() -> Result<(), ScriptError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let error = ScriptError::new(Category::Permission, "bpftrace only runs as the root user");
+    Err(error.with_remedy("run mcptrace as root"))
 }
 
 /// bpftrace compiles what this kernel cannot attach, and attaches a part of a script where it cannot attach the rest.

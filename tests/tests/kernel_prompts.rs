@@ -38,11 +38,16 @@ async fn plans(client: &mut Client, pid: u32) -> BTreeSet<String> {
 async fn follow(client: &mut Client, tool: &str, mut arguments: Value) -> Option<String> {
     let shown = format!("{tool} {arguments}");
     match tool {
-        "run_probe" | "triage" => arguments["seconds"] = json!(0.3),
+        "run_probe" => arguments["seconds"] = json!(0.3),
+        "triage" => arguments["seconds"] = json!(1),
         "exec_program" => arguments["timeout"] = json!(1),
         _ => {}
     }
     let answer = client.tool(tool, arguments).await;
+    // The recorder is the operator's choice: without one the answer says how to start it.
+    if tool == "query_history" && answer.is_error && answer.text.contains("mcptrace daemon") {
+        return None;
+    }
     if answer.is_error {
         return Some(format!("{shown}: {}", answer.text));
     }

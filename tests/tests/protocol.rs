@@ -16,7 +16,7 @@ const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots/tools.jso
 /// What every client pays on every turn, at most.
 const TOOLS_BYTES: usize = 20 << 10;
 /// How many tools there are.
-const TOOLS: usize = 9;
+const TOOLS: usize = 10;
 
 fn executions() -> Arc<Executions> {
     Arc::new(Executions::new(Limits::default()))

@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use mcptrace::bpftrace::{Bpftrace, End, Limits, Snapshot, sandbox::Sandbox};
+use mcptrace::bpftrace::{Bpftrace, End, Limits, ScriptError, Snapshot, sandbox::Sandbox};
 
 const GONE: &[&str] = &["ENOENT"];
 const REFUSED: &[&str] = &["EACCES", "EROFS"];
@@ -145,7 +146,7 @@ fn no_control_group_is_left() {
         let left = || names(Path::new(place)).into_iter().filter(|name| name.starts_with(&own)).count();
         while left() > 0 {
             assert!(Instant::now() < until, "{place}: {:?}", names(Path::new(place)));
-            std::thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
         }
     }
 }
@@ -176,7 +177,16 @@ fn a_box_that_cannot_be_built_starts_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("bpftrace");
     fs::copy(env!("CARGO_BIN_EXE_escape"), &program).unwrap();
-    let bpftrace = Bpftrace::find(Some(&[program.display().to_string(), "self".to_owned()])).unwrap().boxed();
+    let command = [program.display().to_string(), "self".to_owned()];
+    // A child that another test forks at this moment still has the copy open for writing.
+    let busy =
+        |found: &Result<Bpftrace, ScriptError>| found.as_ref().is_err_and(|error| error.message.contains("busy"));
+    let mut found = Bpftrace::find(Some(&command));
+    while busy(&found) {
+        thread::sleep(Duration::from_millis(10));
+        found = Bpftrace::find(Some(&command));
+    }
+    let bpftrace = found.unwrap().boxed();
     fs::remove_file(&program).unwrap();
     let error = bpftrace.spawn("BEGIN { }", Limits::default()).unwrap_err();
     assert!(error.message.contains("is not started without"), "{error}");

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -86,7 +85,9 @@ impl Process {
         if sandbox.is_some() {
             command.env(NO_USER_SYMBOLS, "1");
         }
-        if sandbox.is_some() && std::env::var_os(BTF.0).is_none() && Path::new(BTF.1).exists() {
+        // Given an empty file, bpftrace 0.17 crashes.
+        let has_types = std::fs::metadata(BTF.1).is_ok_and(|file| file.len() > 0);
+        if sandbox.is_some() && std::env::var_os(BTF.0).is_none() && has_types {
             command.env(BTF.0, BTF.1);
         }
         command.env("LC_ALL", "C.UTF-8").current_dir("/");

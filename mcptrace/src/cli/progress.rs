@@ -43,7 +43,8 @@ fn line(probe: &str, seconds: f64, planned: f64, loss: &Loss) -> String {
     format!("{probe}: {:.1} of {planned:.1} s, {seen} seen, {lost} lost", seconds.min(planned))
 }
 
-fn draw(text: &str) {
+/// Writes to the terminal of stderr.
+pub(super) fn draw(text: &str) {
     let mut stderr = io::stderr().lock();
     // A terminal that has gone away does not end the run.
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());

@@ -1,14 +1,14 @@
 //! `mcptrace triage`: what is wrong with this machine.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::IsTerminal as _,
     time::{Duration, Instant},
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser};
 use tokio::{runtime, select, time::sleep};
 
-use super::{Failure, output, run::interrupts};
+use super::{Failure, output, progress::draw, run::interrupts};
 use crate::triage::{
     self, Focus,
     gather::{Gathering, SECONDS},
@@ -69,17 +69,11 @@ async fn wait(gathering: &Gathering, seconds: f64) -> Result<(), Failure> {
         }
         if shown {
             let elapsed = started.elapsed().as_secs_f64().min(seconds);
-            eprint_line(&format!("looking: {elapsed:.1} of {seconds:.1} s, {} events", gathering.seen()));
+            draw(&format!("\rlooking: {elapsed:.1} of {seconds:.1} s, {} events\x1b[K", gathering.seen()));
         }
     }
     if shown {
-        eprint_line("");
+        draw("\r\x1b[K");
     }
     Ok(())
-}
-
-fn eprint_line(line: &str) {
-    let mut stderr = std::io::stderr().lock();
-    // A terminal that has gone away does not end the run.
-    let _ = stderr.write_all(format!("\r{line}\x1b[K").as_bytes()).and_then(|()| stderr.flush());
 }

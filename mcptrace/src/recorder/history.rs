@@ -108,7 +108,6 @@ pub struct Answer {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub points: Vec<Row>,
     /// What of the window is recorded.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub coverage: Vec<Coverage>,
     /// What a reader must know to not misread it.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -140,6 +140,10 @@ struct Work {
     governor: Governor,
     measured: Measured,
     is_measured: bool,
+    /// What system calls would cost all the time, at the last three looks.
+    syscalls_always: [f64; 3],
+    /// Costs of groups at the last three measurements.
+    measurements: [BTreeMap<&'static str, f64>; 3],
     cpus: f64,
     own: (Instant, Duration),
     /// For how long system calls were looked at in this tick.
@@ -170,6 +174,8 @@ impl Work {
             governor: Governor::new(options.budget),
             measured: Measured::default(),
             is_measured: false,
+            syscalls_always: [0.0; 3],
+            measurements: Default::default(),
             cpus: 1.0,
             own: (Instant::now(), own_time()),
             looked: Duration::ZERO,
@@ -213,7 +219,7 @@ impl Work {
         let mut next = Instant::now() + SECOND;
         loop {
             let stop = self.during(next);
-            self.tick();
+            self.tick(stop);
             if stop {
                 return;
             }
@@ -247,38 +253,49 @@ impl Work {
         }
         let began = Instant::now();
         let sample = Sample::begin(syscalls.programs());
-        self.shared.wait(began + window.min(MEASURE));
-        let cost = sample.and_then(|sample| sample.end_each(syscalls.programs()));
+        let stopped = self.shared.wait(began + window.min(MEASURE));
+        let cost = sample.filter(|_| !stopped).and_then(|sample| sample.end_each(syscalls.programs()));
         self.shared.wait(began + window);
         self.looked = began.elapsed();
         syscalls.detach();
         if let Some((window, each)) = cost {
             let ns: f64 = each.iter().map(|(ns, _)| ns).sum();
-            self.measured.syscalls_always = Some(ns / (window.as_nanos() as f64 * self.cpus));
+            let share = ns / (window.as_nanos() as f64 * self.cpus);
+            if self.measured.syscalls_always.is_none() {
+                self.syscalls_always = [share; 3];
+            }
+            self.syscalls_always.rotate_left(1);
+            self.syscalls_always[2] = share;
+            self.measured.syscalls_always = Some(middle(self.syscalls_always));
         }
     }
 
     fn measure(&mut self) {
         self.cpus = aya::util::online_cpus().map_or(1.0, |cpus| cpus.len().max(1) as f64);
         let sample = Sample::begin(self.programs.attached());
-        self.shared.wait(Instant::now() + MEASURE);
+        if self.shared.wait(Instant::now() + MEASURE) {
+            return;
+        }
         let cost = sample.and_then(|sample| sample.end_each(self.programs.attached()));
         let (before, own) = (self.own, own_time());
         self.own = (Instant::now(), own);
         self.measured.seconds = before.0.elapsed().as_secs_f64();
         self.measured.own = own.saturating_sub(before.1).as_secs_f64() / (self.measured.seconds * self.cpus);
         self.is_measured = cost.is_some();
-        self.measured.groups.clear();
-        if let Some((window, each)) = cost {
-            for (program, (ns, _)) in self.programs.attached().iter().zip(each) {
-                let share = ns / (window.as_nanos() as f64 * self.cpus);
-                *self.measured.groups.entry(programs::group_of(program.name)).or_default() += share;
-            }
+        let Some((window, each)) = cost else { return };
+        let mut groups: BTreeMap<&'static str, f64> = BTreeMap::new();
+        for (program, (ns, _)) in self.programs.attached().iter().zip(each) {
+            let share = ns / (window.as_nanos() as f64 * self.cpus);
+            *groups.entry(programs::group_of(program.name)).or_default() += share;
         }
+        self.measurements.rotate_left(1);
+        self.measurements[2] = groups;
+        let of = |group| self.measurements.each_ref().map(|groups| groups.get(group).copied().unwrap_or(0.0));
+        self.measured.groups = GROUPS.iter().map(|group| (group.name, middle(of(group.name)))).collect();
     }
 
     /// Ends a tick.
-    fn tick(&mut self) {
+    fn tick(&mut self, stop: bool) {
         let (tick, at_ns) = self.collect();
         match self.sink.keep(&tick) {
             Ok(()) => self.error = None,
@@ -289,7 +306,7 @@ impl Work {
                 self.error = Some(error);
             }
         }
-        if self.ticks % MEASURE_TICKS == MEASURE_AT {
+        if self.ticks % MEASURE_TICKS == MEASURE_AT && !stop {
             self.govern();
         }
         self.ticks += 1;
@@ -410,6 +427,12 @@ impl Work {
     }
 }
 
+/// The middle of three measurements: a virtual CPU that its host takes away in the midst of a program makes one of them far too large.
+fn middle(mut costs: [f64; 3]) -> f64 {
+    costs.sort_by(f64::total_cmp);
+    costs[1]
+}
+
 /// A share as percent with three digits.
 fn percent(share: f64) -> f64 {
     (share * 1e5).round() / 1e3
@@ -485,6 +508,11 @@ mod tests {
         let actor = Actor { pid, ..Actor::default() };
         let header = Header { size: 0, version: 0, kind: 0 };
         ProcessEvent { header, what: what as u32, time_ns: u64::from(pid), actor, lifetime_ns: 7, status, zero: 0 }
+    }
+
+    #[test]
+    fn one_wild_measurement_changes_nothing() {
+        assert!((middle([0.001, 0.17, 0.002]) - 0.002).abs() < 1e-9);
     }
 
     #[test]

@@ -173,12 +173,18 @@ impl Evidence {
         self.found.get(probe).and_then(|envelope| envelope.loss.seen).unwrap_or(0)
     }
 
+    /// How many events each of those that were kept stands for.
+    pub fn scale(&self, probe: &str) -> f64 {
+        let kept = self.events(probe).len().max(1) as f64;
+        (self.seen(probe) as f64 / kept).max(1.0)
+    }
+
     /// Groups events by a field of a process, with how many each has, scaled to all that were counted; most first.
     pub fn by_process(&self, probe: &str, field: &str, unit: &str, wanted: impl Fn(&Row) -> bool) -> Vec<Who> {
         let rows: Vec<_> = self.events(probe).iter().filter(|row| wanted(row)).collect();
+        let scale = self.scale(probe);
         let mut counts: HashMap<u32, (u64, String)> = HashMap::new();
-        let comm_field = field.replace("pid", "comm");
-        let comm_field = if field == "ppid" { "parent_comm" } else { &comm_field };
+        let comm_field = if field == "ppid" { "parent_comm".to_owned() } else { field.replace("pid", "comm") };
         for row in rows {
             let pid = number(row, field) as u32;
             if pid == 0 || pid == self.own {
@@ -186,11 +192,11 @@ impl Evidence {
             }
             let entry = counts.entry(pid).or_default();
             entry.0 += 1;
-            word(row, comm_field).clone_into(&mut entry.1);
+            word(row, &comm_field).clone_into(&mut entry.1);
         }
         let mut who: Vec<_> = counts
             .into_iter()
-            .map(|(pid, (count, comm))| Who { pid: Some(pid), comm, ..part(count as f64 / self.seconds(), unit) })
+            .map(|(pid, (count, comm))| Who { pid: Some(pid), comm, ..part(self.per_second(count) * scale, unit) })
             .collect();
         sort(&mut who);
         who

@@ -45,7 +45,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::triage::finding::{Judged, Next, Who};
+    use crate::triage::{
+        finding::{Judged, Next, Who},
+        rules::RULES,
+    };
 
     fn finding(kind: Kind, impact: f64) -> Finding {
         let next = Next::probe("runq_latency", json!({}), json!({}));
@@ -88,31 +91,7 @@ mod tests {
 
     #[test]
     fn nothing_explains_what_explains_it() {
-        use Kind::*;
-        let all = [
-            CpuSaturation,
-            RunqDelay,
-            RunawayProcess,
-            CpuSteal,
-            DiskLatency,
-            DiskSaturation,
-            FsyncStorm,
-            MemoryReclaim,
-            MemoryLimit,
-            Oom,
-            UserLockContention,
-            KernelLockContention,
-            TcpRetransmits,
-            PacketDrops,
-            ConnectionRefused,
-            DnsSlow,
-            SyscallFailures,
-            ExecStorm,
-            SignalStorm,
-            IrqLoad,
-            CgroupThrottling,
-        ];
-        for cause in all {
+        for cause in RULES.iter().map(|rule| rule.kind) {
             for symptom in cause.symptoms() {
                 assert!(!symptom.symptoms().contains(&cause), "{cause:?} and {symptom:?}");
             }

@@ -59,11 +59,12 @@ fn kernel(evidence: &Evidence) -> Option<Judged> {
     for stack in stacks {
         *by_comm.entry(&stack.comm).or_default() += stack.value;
     }
+    let processes = evidence.processes();
     let mut who: Vec<_> = by_comm
         .into_iter()
         .map(|(comm, ns)| {
             // Stacks know the command only; the busiest process of that name is the likeliest.
-            let pid = evidence.processes().iter().find(|change| change.process.comm == comm).map(|change| change.pid);
+            let pid = processes.iter().find(|change| change.process.comm == comm).map(|change| change.pid);
             let value = ns as f64 / 1e9 / evidence.seconds();
             Who { pid, comm: comm.into(), ..part(value, "threads waiting on average") }
         })

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Rule, cpu::members, ms, over};
+use super::{Rule, cpu::members, over};
 use crate::triage::{
     Focus, Number,
     evidence::{Evidence, about, number, part, sort, word},
@@ -112,7 +112,7 @@ fn oom(evidence: &Evidence) -> Option<Judged> {
         summary: "The kernel kills processes because memory has run out.".into(),
         evidence: vec![
             Number::new("kills", kills as f64, "processes"),
-            Number::new("largest_victim", ms(largest) * 1e6 / 1_048_576.0, "MiB"),
+            Number::new("largest_victim", largest as f64 / 1_048_576.0, "MiB"),
         ],
         who: who.collect(),
         next: Next::probe("oom_kills", json!({}), Value::Null),

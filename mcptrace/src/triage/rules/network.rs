@@ -62,7 +62,10 @@ fn refused(evidence: &Evidence) -> Option<Judged> {
         *peers.entry(format!("{}:{}", word(row, "remote"), number(row, "remote_port"))).or_default() += 1;
     }
     let peer = peers.into_iter().max_by_key(|(_, count)| *count);
-    who.extend(peer.map(|(peer, count)| Who { peer, ..part(evidence.per_second(count), "failed connects/s") }));
+    who.extend(peer.map(|(peer, count)| Who {
+        peer,
+        ..part(evidence.per_second(count) * evidence.scale("tcp_connections"), "failed connects/s")
+    }));
     Some(Judged {
         impact: over(rate, 2.0, 200.0)?,
         confidence: 0.9,
@@ -119,9 +122,7 @@ fn names(evidence: &Evidence) -> Option<Judged> {
     let calls: u64 = series.iter().map(|one| one.count).sum();
     let mean = series.iter().map(|one| one.mean * one.count as f64).sum::<f64>() / calls.max(1) as f64 / 1e6;
     let slowest = series.iter().map(|one| one.max).max()?;
-    let mut who = evidence.by_process("dns_latency", "pid", "look-ups/s", |_| true);
-    // Who looked up and has ended is known by the event only.
-    sort(&mut who);
+    let who = evidence.by_process("dns_latency", "pid", "look-ups/s", |_| true);
     Some(Judged {
         impact: over(mean, 200.0, 5000.0)?,
         confidence: 0.85,

@@ -42,7 +42,7 @@ fn signal_storm(evidence: &Evidence) -> Option<Judged> {
     let wanted = |row: &Row| word(row, "signal") != "SIGCHLD" && word(row, "origin") == "user";
     let share = events.iter().filter(|row| wanted(row)).count() as f64 / events.len().max(1) as f64;
     let rate = evidence.per_second(evidence.seen("signals")) * share;
-    let who = evidence.by_process("signals", "sender_pid", "signals/s in the sample", wanted);
+    let who = evidence.by_process("signals", "sender_pid", "signals/s", wanted);
     Some(Judged {
         impact: over(rate, 100.0, 5000.0)?,
         confidence: 0.85,
