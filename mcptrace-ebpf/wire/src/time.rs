@@ -35,6 +35,8 @@ pub struct IrqStats {
 
 /// Vectors of soft interrupts (`NR_SOFTIRQS`, include/linux/interrupt.h), rounded up.
 pub const SOFTIRQS: u32 = 16;
+/// Vectors of a CPU's own that are told apart: its timer and calls between CPUs.
+pub const IRQ_VECTORS: u32 = 5;
 
 /// What a thread is stalled by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
