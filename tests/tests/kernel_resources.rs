@@ -255,6 +255,23 @@ fn faults_are_those_that_the_kernel_counts_and_memory_grows() {
 }
 
 #[test]
+fn what_was_freed_again_shows_as_the_peak() {
+    const PAGES: u64 = 5003;
+    let mut workload = workload!();
+    let envelope = around("page_faults", &json!({}), &of_pid(workload.pid()), || {
+        workload.run("touch 11");
+        workload.run(&format!("touch_and_free {PAGES}"));
+        workload.run("touch 11");
+    });
+    let [row] = rows(&envelope) else { panic!("{envelope:?}") };
+    let [growth, resident, peak] =
+        ["growth_bytes", "resident_bytes", "peak_bytes"].map(|name| row[name].as_i64().unwrap());
+    assert!(growth < 4 << 20, "{row:?}");
+    let freed = peak - resident;
+    assert!((freed - (PAGES * 4096) as i64).abs() < 2 << 20, "{row:?}");
+}
+
+#[test]
 fn each_fault_is_a_sample_of_its_stack() {
     const PAGES: u64 = 4093;
     let mut workload = workload!();

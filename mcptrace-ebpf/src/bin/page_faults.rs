@@ -65,6 +65,9 @@ fn fault(ctx: &PerfEventContext, kind: impl Fn(&mut FaultCell) -> *mut u64) -> u
     // SAFETY: a pointer into the map's value; the last of several threads wins.
     unsafe {
         (*cell).last_pages = resident;
+        if resident > (*cell).most_pages {
+            (*cell).most_pages = resident;
+        }
         add(kind(&mut *cell), 1);
     }
     0
@@ -76,7 +79,7 @@ fn cell(key: &FaultKey, resident: u64) -> Option<*mut FaultCell> {
         return Some(cell);
     }
     let comm = bpf_get_current_comm().unwrap_or_default();
-    let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, comm };
+    let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, most_pages: resident, comm };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
     let _ = FAULTS.insert(key, new, 1);
     FAULTS.get_ptr_mut(key)

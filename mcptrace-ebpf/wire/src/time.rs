@@ -108,6 +108,8 @@ pub struct FaultCell {
     pub first_pages: u64,
     /// Pages in memory at its last fault.
     pub last_pages: u64,
+    /// The most pages in memory at any of its faults.
+    pub most_pages: u64,
     /// Command name at the first fault.
     pub comm: Comm,
 }

@@ -67,6 +67,7 @@ const OFFSETS: &[Offset] = &[
     offset("SOCKET_SK", &[("socket", "sk")]),
     offset("SKB_HEAD", &[("sk_buff", "head")]),
     offset("SKB_LEN", &[("sk_buff", "len")]),
+    offset("SKB_DATA", &[("sk_buff", "data")]),
     offset("SKB_PROTOCOL", &[("sk_buff", "protocol")]),
     offset("SKB_NETWORK", &[("sk_buff", "network_header")]),
     offset("SKB_TRANSPORT", &[("sk_buff", "transport_header")]),

@@ -47,7 +47,7 @@ impl Probe for PageFaults {
     const DETAILS: &'static str = "A row for each process that faulted, as the kernel itself counts (perf's minor-faults and major-faults). minor: \
         the page was new, or in memory already. major: the thread waited for a disk. Faults of the kernel on behalf of a process (a copy to \
         its buffer) count for it. resident_bytes is its memory at its last fault, growth_bytes the change since its first one here: what it \
-        frees after its last fault is not seen, nor growth by huge pages beyond the fault that made them. A count that several CPUs keep may \
+        frees after its last fault is not seen, so peak_bytes, the most at any fault, is of one that grew and shrank; nor is growth by huge pages beyond the fault that made them. A count that several CPUs keep may \
         be off by some hundred KB. options.stacks shows instead where in the program they happen, a sample for each fault, by frame \
         pointers: where memory is first touched is where it grows.";
     const NEXT: &'static [&'static str] = &[
@@ -91,6 +91,7 @@ impl Probe for PageFaults {
             Field::new("major", "faults"),
             Field::new("growth_bytes", "bytes"),
             Field::new("resident_bytes", "bytes"),
+            Field::new("peak_bytes", "bytes"),
         ]
     }
 
@@ -122,6 +123,7 @@ fn row(key: FaultKey, cell: &FaultCell) -> Row {
     put(&mut row, "major", cell.major);
     put(&mut row, "growth_bytes", growth * page);
     put(&mut row, "resident_bytes", (cell.last_pages as i64).max(0) * page);
+    put(&mut row, "peak_bytes", (cell.most_pages as i64).max(0) * page);
     row
 }
 
@@ -131,9 +133,10 @@ mod tests {
 
     #[test]
     fn memory_may_shrink() {
-        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, comm: [0; 16] };
+        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, most_pages: 12, comm: [0; 16] };
         let row = row(FaultKey { pid: 3, zero: 0 }, &cell);
         let page = rustix::param::page_size() as i64;
         assert_eq!((&row["faults"], &row["growth_bytes"]), (&7.into(), &(-3 * page).into()));
+        assert_eq!((&row["resident_bytes"], &row["peak_bytes"]), (&(7 * page).into(), &(12 * page).into()));
     }
 }
