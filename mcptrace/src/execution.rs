@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::{
     clock,
+    principal::Caller,
     report::{
         Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, flamegraph, view,
     },
@@ -169,7 +170,7 @@ pub struct Identity {
     /// The options in force.
     pub options: Row,
     /// Who started it.
-    pub owner: String,
+    pub by: Caller,
 }
 
 /// One run of a probe or script.

@@ -1,7 +1,7 @@
 //! All executions of a server: starts them, finds them by id, caps how many run, and lets old ones go.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -20,6 +20,7 @@ use crate::{
         hook,
         loader::{self, Kernel, LoadError},
     },
+    principal::{Caller, Principal, Who},
     probes::{self, Context, Entry, OptionError},
     report::{Kind, Row, Status},
     scripts,
@@ -31,6 +32,8 @@ use crate::{
 pub struct Limits {
     /// How many may run at once.
     pub running: usize,
+    /// How many of one principal may run at once.
+    pub running_each: usize,
     /// How many that have ended are kept.
     pub kept: usize,
     /// How long one that has ended is kept.
@@ -47,6 +50,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             running: 8,
+            running_each: 8,
             kept: 64,
             keep: Duration::from_hours(1),
             bytes: 64 << 20,
@@ -71,7 +75,7 @@ pub struct ProbeRequest {
     /// How long, in seconds.
     pub seconds: f64,
     /// Who asks.
-    pub owner: String,
+    pub by: Caller,
 }
 
 /// What is to be run by bpftrace.
@@ -84,7 +88,7 @@ pub struct ScriptRequest {
     /// How long, in seconds, from when it has attached.
     pub seconds: f64,
     /// Who asks.
-    pub owner: String,
+    pub by: Caller,
 }
 
 /// Why something was not started, found or stopped.
@@ -127,6 +131,12 @@ pub enum Refusal {
     /// Too many run.
     #[error("{running} executions are running, which is the limit: stop one (list_executions, stop_execution) or wait")]
     Busy {
+        /// How many.
+        running: usize,
+    },
+    /// Too many of others run.
+    #[error("{running} executions are running, those of others among them, which is the limit: wait and try again")]
+    Full {
         /// How many.
         running: usize,
     },
@@ -176,7 +186,7 @@ impl Refusal {
             Self::Option(_) => "invalid_option",
             Self::Filter(_) => "invalid_filter",
             Self::Seconds { .. } => "invalid_seconds",
-            Self::Busy { .. } => "busy",
+            Self::Busy { .. } | Self::Full { .. } => "busy",
             Self::Unsupported { .. } | Self::Load(LoadError::Btf(_)) => "unsupported",
             Self::Load(LoadError::Permission { .. }) => "permission",
             Self::Script(error) => script_category(error.category),
@@ -222,10 +232,13 @@ struct All {
     by_id: HashMap<String, Arc<Execution>>,
     /// Ids in the order of starting.
     order: VecDeque<String>,
-    /// Ids of those that were let go, so that the error can say so.
-    expired: VecDeque<String>,
-    /// Places taken by those about to start.
-    starting: usize,
+    /// Ids of those that were let go, so that the error can say so, and whose they were.
+    expired: VecDeque<(String, Principal)>,
+    /// Places taken by those about to start: by whom.
+    starting: Vec<Who>,
+    /// Connections that are open.
+    open: HashSet<u64>,
+    connections: u64,
 }
 
 /// Ids of expired executions that are remembered.
@@ -251,7 +264,7 @@ impl Executions {
             return Err(FilterError::NoDuration(entry.name).into());
         }
         let filter = request.filter.resolve()?;
-        let place = self.take_place()?;
+        let place = self.take_place(&request.by.principal.who)?;
         let kernel = Kernel::get()?;
         supported(entry, kernel)?;
         let transport = if has_ring_buffers() { Transport::Ring } else { Transport::Perf };
@@ -264,7 +277,7 @@ impl Executions {
             probe: entry.name.to_owned(),
             filter: row(&request.filter),
             options: prepared.options.clone(),
-            owner: request.owner.clone(),
+            by: request.by.clone(),
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
         let source = Box::new(ProbeSource::new(attached, prepared, filtered, request.filter.pid, entry.cost_ns));
@@ -275,7 +288,7 @@ impl Executions {
     pub fn start_script(&self, request: &ScriptRequest) -> Result<Arc<Execution>, Refusal> {
         let length = self.length(request.seconds)?;
         self.limits.scripts.admit(&request.program)?;
-        let place = self.take_place()?;
+        let place = self.take_place(&request.by.principal.who)?;
         let bpftrace = Bpftrace::find(None)?.boxed();
         as_root()?;
         self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
@@ -287,28 +300,38 @@ impl Executions {
             probe: String::new(),
             filter: Row::new(),
             options: request.options.clone(),
-            owner: request.owner.clone(),
+            by: request.by.clone(),
         };
         let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
         Ok(place.fill(Execution::spawn(identity, source, length)?))
     }
 
-    /// The execution of an id.
-    pub fn get(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
+    /// The execution of an id. One that the principal may not see is as unknown as one that never was.
+    pub fn get(&self, by: &Principal, id: &str) -> Result<Arc<Execution>, Refusal> {
         let mut all = self.all();
         expire(&mut all, &self.limits);
-        if let Some(execution) = all.by_id.get(id) {
+        if let Some(execution) = all.by_id.get(id).filter(|execution| by.sees(&execution.identity.by.principal)) {
             return Ok(Arc::clone(execution));
         }
-        let known = all.expired.iter().any(|expired| expired == id);
+        let known = all.expired.iter().any(|(expired, owner)| expired == id && by.sees(owner));
         Err(if known { Refusal::Expired(id.to_owned()) } else { Refusal::UnknownId(id.to_owned()) })
     }
 
-    /// All executions, the latest first.
-    pub fn list(&self) -> Vec<Arc<Execution>> {
+    /// All executions that the principal may see, the latest first.
+    pub fn list(&self, by: &Principal) -> Vec<Arc<Execution>> {
         let mut all = self.all();
         expire(&mut all, &self.limits);
-        all.order.iter().rev().filter_map(|id| all.by_id.get(id).cloned()).collect()
+        let seen = all.order.iter().rev().filter_map(|id| all.by_id.get(id));
+        seen.filter(|execution| by.sees(&execution.identity.by.principal)).cloned().collect()
+    }
+
+    /// Opens a connection: what is started through it is stopped when it is dropped.
+    pub fn connect(self: &Arc<Self>) -> Connection {
+        let mut all = self.all();
+        all.connections += 1;
+        let id = all.connections;
+        all.open.insert(id);
+        Connection { id, executions: Arc::clone(self) }
     }
 
     /// Stops everything and waits until nothing is attached.
@@ -328,14 +351,17 @@ impl Executions {
         if valid { Ok(Duration::from_secs_f64(seconds)) } else { Err(Refusal::Seconds { given: seconds, longest }) }
     }
 
-    fn take_place(&self) -> Result<Place<'_>, Refusal> {
+    fn take_place(&self, who: &Who) -> Result<Place<'_>, Refusal> {
         let mut all = self.all();
-        let running = all.starting + all.by_id.values().filter(|one| one.status() == Status::Running).count();
-        if running >= self.limits.running {
-            return Err(Refusal::Busy { running });
+        let (running, own) = (all.running(|_| true), all.running(|one| one == who));
+        if own >= self.limits.running_each.min(self.limits.running) {
+            return Err(Refusal::Busy { running: own });
         }
-        all.starting += 1;
-        Ok(Place { executions: self })
+        if running >= self.limits.running {
+            return Err(Refusal::Full { running });
+        }
+        all.starting.push(who.clone());
+        Ok(Place { executions: self, who: Some(who.clone()) })
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -355,28 +381,99 @@ impl fmt::Debug for Executions {
     }
 }
 
+impl All {
+    /// How many run or are about to, of those whose owner is asked for.
+    fn running(&self, wanted: impl Fn(&Who) -> bool) -> usize {
+        let starting = self.starting.iter().filter(|who| wanted(who)).count();
+        let runs = |one: &&Arc<Execution>| wanted(owner(one)) && one.status() == Status::Running;
+        starting + self.by_id.values().filter(runs).count()
+    }
+
+    fn leave_place(&mut self, who: &Who) {
+        if let Some(at) = self.starting.iter().position(|one| one == who) {
+            self.starting.swap_remove(at);
+        }
+    }
+
+    /// Lets an execution go and remembers that there was one.
+    fn let_go(&mut self, id: &str) {
+        self.order.retain(|one| one != id);
+        let Some(execution) = self.by_id.remove(id) else { return };
+        self.expired.push_back((id.to_owned(), execution.identity.by.principal.clone()));
+        let surplus = self.expired.len().saturating_sub(REMEMBERED);
+        self.expired.drain(..surplus);
+    }
+
+    /// Of those that have ended: the oldest of whoever holds most, so that nobody pushes out what belongs to others.
+    fn first_to_go(&self, weight: impl Fn(&Execution) -> usize) -> Option<String> {
+        let ended: Vec<_> =
+            self.order.iter().filter_map(|id| self.by_id.get(id)).filter(|one| one.ended_at().is_some()).collect();
+        let mut held: HashMap<&Who, usize> = HashMap::new();
+        for execution in &ended {
+            *held.entry(owner(execution)).or_default() += weight(execution);
+        }
+        // Among equals the one whose oldest is older.
+        let most = held.values().max().filter(|most| **most > 0)?;
+        ended.iter().find(|one| held.get(owner(one)) == Some(most)).map(|one| one.identity.id.clone())
+    }
+}
+
+fn owner(execution: &Execution) -> &Who {
+    &execution.identity.by.principal.who
+}
+
+/// An open connection of a client. When it is dropped, what was started through it is stopped, also what is only about to start.
+#[derive(Debug)]
+pub struct Connection {
+    id: u64,
+    executions: Arc<Executions>,
+}
+
+impl Connection {
+    /// Its number, for [`Caller`].
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut all = self.executions.all();
+        all.open.remove(&self.id);
+        let own = all.by_id.values().filter(|one| one.identity.by.connection == Some(self.id));
+        own.for_each(|execution| execution.stop());
+    }
+}
+
 /// A place among those that may run, taken while an execution starts.
 struct Place<'a> {
     executions: &'a Executions,
+    /// By whom, until it is given back.
+    who: Option<Who>,
 }
 
 impl Place<'_> {
-    fn fill(self, execution: Arc<Execution>) -> Arc<Execution> {
+    fn fill(mut self, execution: Arc<Execution>) -> Arc<Execution> {
         let mut all = self.executions.all();
         all.order.push_back(execution.identity.id.clone());
         all.by_id.insert(execution.identity.id.clone(), Arc::clone(&execution));
         // From here on it counts as one that runs, so its place is given back under the same lock.
-        all.starting -= 1;
+        self.who.take().iter().for_each(|who| all.leave_place(who));
+        // Its client has left while it was starting.
+        if execution.identity.by.connection.is_some_and(|connection| !all.open.contains(&connection)) {
+            execution.stop();
+        }
         expire(&mut all, &self.executions.limits);
         drop(all);
-        std::mem::forget(self);
         execution
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.executions.all().starting -= 1;
+        if let Some(who) = self.who.take() {
+            self.executions.all().leave_place(&who);
+        }
     }
 }
 
@@ -471,26 +568,20 @@ fn check_options(entry: &Entry, options: &Map<String, Value>) -> Result<(), Refu
 
 fn expire(all: &mut All, limits: &Limits) {
     let now = SystemTime::now();
-    let mut ended: Vec<_> =
-        all.order.iter().filter_map(|id| all.by_id.get(id)?.ended_at().map(|at| (id.clone(), at))).collect();
-    let mut bytes: usize = all.by_id.values().map(|one| one.bytes()).sum();
-    let mut left = ended.len();
-    ended.retain(|(id, at)| {
-        let old = now.duration_since(*at).unwrap_or_default() > limits.keep;
-        let goes = old || left > limits.kept || bytes > limits.bytes;
-        if goes {
-            left -= 1;
-            bytes -= all.by_id.get(id).map_or(0, |one| one.bytes());
-        }
-        goes
-    });
-    for (id, _) in ended {
-        all.by_id.remove(&id);
-        all.order.retain(|one| *one != id);
-        all.expired.push_back(id);
+    let is_old = |at: SystemTime| now.duration_since(at).unwrap_or_default() > limits.keep;
+    let old = all.by_id.values().filter(|one| one.ended_at().is_some_and(is_old));
+    let old: Vec<String> = old.map(|one| one.identity.id.clone()).collect();
+    for id in &old {
+        all.let_go(id);
     }
-    let surplus = all.expired.len().saturating_sub(REMEMBERED);
-    all.expired.drain(..surplus);
+    while all.by_id.values().filter(|one| one.ended_at().is_some()).count() > limits.kept {
+        let Some(id) = all.first_to_go(|_| 1) else { break };
+        all.let_go(&id);
+    }
+    while all.by_id.values().map(|one| one.bytes()).sum::<usize>() > limits.bytes {
+        let Some(id) = all.first_to_go(Execution::bytes) else { break };
+        all.let_go(&id);
+    }
 }
 
 fn row(filter: &Filter) -> Row {

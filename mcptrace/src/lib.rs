@@ -12,6 +12,7 @@ pub mod errno;
 pub mod execution;
 pub mod executions;
 pub mod kernel;
+pub mod principal;
 pub mod probes;
 pub mod recorder;
 pub mod report;

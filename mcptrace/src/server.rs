@@ -9,6 +9,7 @@ mod bounds;
 mod call;
 mod complete;
 mod error;
+mod hub;
 mod message;
 mod prompts;
 mod recent;
@@ -35,23 +36,21 @@ use rmcp::{
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Semaphore, SemaphorePermit},
+    sync::SemaphorePermit,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{call::Call, error::ToolError, recent::Recent, subscriptions::Subscriptions, tools::Answered, wire::Wire};
+pub use self::hub::Hub;
+use self::{
+    call::Call, error::ToolError, hub::Lane, recent::Recent, subscriptions::Subscriptions, tools::Answered, wire::Wire,
+};
 use crate::{
     execution::Execution,
     executions::{Executions, Refusal},
     kernel::support::Info,
+    principal::{Caller, Principal},
     suggest::nearest,
 };
-
-/// Threads that calls may block at once. Loading a probe takes one for some 10 ms, compiling a script for 300.
-const BLOCKING: usize = 4;
-
-/// Of them, those that only look: lists and descriptions, which may be asked for by the hundred.
-const LOOKING: usize = 2;
 
 /// What a model is told before its first call.
 const INSTRUCTIONS: &str = "Traces the Linux kernel of this host. \
@@ -77,22 +76,21 @@ pub enum ServeError {
     Task(#[source] tokio::task::JoinError),
 }
 
-/// Serves one client until it leaves or `end` is cancelled. What it started in the foreground is stopped by then; what runs in the
-/// background is not.
-///
-/// `owner` names the principal: executions are visible to the same one only.
+/// Serves one client until it leaves or `end` is cancelled. What it started is told to stop by then, in the background too.
 pub async fn serve<R, W>(
     (read, write): (R, W),
-    executions: Arc<Executions>,
-    owner: &str,
+    hub: &Arc<Hub>,
+    principal: Principal,
     end: CancellationToken,
 ) -> Result<(), ServeError>
 where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
+    let connection = hub.executions().connect();
+    let caller = Caller { principal, connection: Some(connection.id()) };
     let wire = Wire::new(read, write, end.clone());
-    let running = match Server::new(executions, owner).serve_with_ct(wire, end).await {
+    let running = match Server::new(hub, caller).serve_with_ct(wire, end).await {
         Ok(running) => running,
         // A client that leaves before it has said anything is no error.
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
@@ -111,60 +109,52 @@ pub(crate) struct Server {
 }
 
 struct Shared {
-    executions: Arc<Executions>,
-    owner: String,
-    blocking: Semaphore,
-    looking: Semaphore,
-    info: Recent<Info>,
+    hub: Arc<Hub>,
+    caller: Caller,
+    lane: Arc<Lane>,
     subscriptions: Subscriptions,
 }
 
 impl Server {
-    fn new(executions: Arc<Executions>, owner: &str) -> Self {
-        let blocking = Semaphore::new(BLOCKING);
-        let shared = Shared {
-            executions,
-            owner: owner.to_owned(),
-            blocking,
-            looking: Semaphore::new(LOOKING),
-            info: Recent::default(),
-            subscriptions: Subscriptions::default(),
-        };
+    /// Answers a caller. What it starts outlives the server unless the caller has a connection.
+    pub(crate) fn new(hub: &Arc<Hub>, caller: Caller) -> Self {
+        let lane = hub.lane(&caller.principal.who);
+        let shared = Shared { hub: Arc::clone(hub), caller, lane, subscriptions: Subscriptions::default() };
         Self { shared: Arc::new(shared) }
     }
 
-    fn owner(&self) -> &str {
-        &self.shared.owner
+    fn caller(&self) -> &Caller {
+        &self.shared.caller
     }
 
     fn executions(&self) -> &Executions {
-        &self.shared.executions
+        self.shared.hub.executions()
     }
 
     fn recent_info(&self) -> &Recent<Info> {
-        &self.shared.info
+        self.shared.hub.info()
+    }
+
+    fn lane(&self) -> &Lane {
+        &self.shared.lane
     }
 
     fn own_executions(&self) -> Vec<Arc<Execution>> {
-        let all = self.shared.executions.list().into_iter();
-        all.filter(|execution| execution.identity.owner == self.shared.owner).collect()
+        self.executions().list(&self.shared.caller.principal)
     }
 
-    /// An execution of somebody else is as unknown as one that never was.
     fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
-        let execution = self.shared.executions.get(id)?;
-        let own = execution.identity.owner == self.shared.owner;
-        own.then_some(execution).ok_or_else(|| Refusal::UnknownId(id.to_owned()))
+        self.executions().get(&self.shared.caller.principal, id)
     }
 
     /// A place among those that may block a thread. Fair: first come, first served.
     async fn place(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed, so there is always a place in the end.
-        self.shared.blocking.acquire().await.ok()
+        self.shared.lane.blocking.acquire().await.ok()
     }
 
     async fn place_to_look(&self) -> Option<SemaphorePermit<'_>> {
-        self.shared.looking.acquire().await.ok()
+        self.shared.lane.looking.acquire().await.ok()
     }
 
     async fn blocking<T, F>(&self, work: F) -> Result<T, ToolError>
@@ -172,7 +162,7 @@ impl Server {
         T: Send + 'static,
         F: FnOnce(&Executions) -> T + Send + 'static,
     {
-        let executions = Arc::clone(&self.shared.executions);
+        let executions = Arc::clone(self.shared.hub.executions());
         let done = tokio::task::spawn_blocking(move || work(&executions)).await;
         done.map_err(|error| ToolError::new("internal", format!("internal error: {error}")))
     }

@@ -4,7 +4,11 @@
 
 use std::{process::Stdio, sync::Arc, time::Duration};
 
-use mcptrace::{executions::Executions, server};
+use mcptrace::{
+    executions::Executions,
+    principal::Principal,
+    server::{self, Hub},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, Lines},
@@ -59,11 +63,21 @@ impl Client {
 
     /// A client of a server in this process that has not said anything yet.
     pub fn connect(executions: &Arc<Executions>, owner: &'static str) -> Self {
+        Self::connect_as(executions, Principal::token(owner))
+    }
+
+    /// The same for any principal.
+    pub fn connect_as(executions: &Arc<Executions>, principal: Principal) -> Self {
+        Self::of_hub(&Hub::new(Arc::clone(executions)), principal)
+    }
+
+    /// The same, of one process with others.
+    pub fn of_hub(hub: &Arc<Hub>, principal: Principal) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let executions = Arc::clone(executions);
+        let hub = Arc::clone(hub);
         tokio::spawn(async move {
             let streams = tokio::io::split(theirs);
-            server::serve(streams, executions, owner, CancellationToken::new()).await.unwrap();
+            server::serve(streams, &hub, principal, CancellationToken::new()).await.unwrap();
         });
         let (read, write) = tokio::io::split(ours);
         Self::new(read, write)

@@ -12,6 +12,7 @@ use mcptrace::{
     execution::{Execution, Page},
     executions::{Executions, Limits, ProbeRequest, Refusal},
     kernel::filter::Filter,
+    principal::Caller,
     report::{Envelope, Report, Row, Series, Status},
 };
 use serde_json::Value;
@@ -22,7 +23,7 @@ pub const ALL: Page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX }
 /// The executions of a test program.
 pub fn executions() -> &'static Executions {
     static ALL: OnceLock<Executions> = OnceLock::new();
-    ALL.get_or_init(|| Executions::new(Limits { running: 64, ..Limits::default() }))
+    ALL.get_or_init(|| Executions::new(Limits { running: 64, running_each: 64, ..Limits::default() }))
 }
 
 /// What is to be run, for a minute at most.
@@ -32,7 +33,7 @@ pub fn request(probe: &str, options: &Value, filter: &Filter) -> ProbeRequest {
         options: options.as_object().unwrap().clone(),
         filter: filter.clone(),
         seconds: 60.0,
-        owner: "test".into(),
+        by: Caller::default(),
     }
 }
 

@@ -18,6 +18,7 @@ use mcptrace::{
         filter::Filter,
         loader::Kernel,
     },
+    principal::{Caller, Principal},
     probes::{self, Context, Found, Reader},
     report::{Field, Kind, Row, Status},
 };
@@ -141,7 +142,7 @@ fn a_panic_fails_the_execution_and_leaves_nothing() {
         probe: "file_opens".into(),
         filter: Row::new(),
         options: Row::new(),
-        owner: String::new(),
+        by: Caller::default(),
     };
     let source = Box::new(ProbeSource::new(attached, prepared, false, None, entry.cost_ns));
     let execution = Execution::spawn(identity, source, Duration::from_mins(10)).unwrap();
@@ -162,7 +163,7 @@ fn no_more_run_than_may() {
     assert!(matches!(refusal, Refusal::Busy { running: 3 }), "{refusal}");
     assert!(running[1].stop_and_wait());
     executions.start_probe(&seconds("syscall_counts", 600.0)).unwrap();
-    assert_eq!(executions.list().len(), 4);
+    assert_eq!(executions.list(&Principal::cli()).len(), 4);
 }
 
 #[test]
@@ -199,12 +200,32 @@ fn what_has_ended_expires_and_says_so() {
         assert!(execution.wait(Duration::from_secs(10)));
         ids.push(execution.identity.id.clone());
     }
-    assert!(matches!(executions.get(&ids[0]), Err(Refusal::Expired(_))), "more have ended than are kept");
-    assert!(executions.get(&ids[2]).is_ok());
+    assert!(
+        matches!(executions.get(&Principal::cli(), &ids[0]), Err(Refusal::Expired(_))),
+        "more have ended than are kept"
+    );
+    assert!(executions.get(&Principal::cli(), &ids[2]).is_ok());
     thread::sleep(Duration::from_millis(1600));
-    assert!(matches!(executions.get(&ids[2]), Err(Refusal::Expired(_))), "it is too old");
-    assert!(matches!(executions.get("exec_never"), Err(Refusal::UnknownId(_))));
-    assert!(executions.list().is_empty());
+    assert!(matches!(executions.get(&Principal::cli(), &ids[2]), Err(Refusal::Expired(_))), "it is too old");
+    assert!(matches!(executions.get(&Principal::cli(), "exec_never"), Err(Refusal::UnknownId(_))));
+    assert!(executions.list(&Principal::cli()).is_empty());
+}
+
+/// Who has many results pushes out its own, not the one of somebody else, though that is older.
+#[test]
+fn nobody_pushes_out_results_of_others() {
+    let executions = Executions::new(Limits { kept: 3, ..Limits::default() });
+    let run = |uid| {
+        let request = ProbeRequest { by: Principal::user(uid).into(), ..seconds("syscall_counts", 0.01) };
+        let execution = executions.start_probe(&request).unwrap();
+        assert!(execution.wait(Duration::from_secs(10)));
+        execution.identity.id.clone()
+    };
+    let modest = run(70_001);
+    let greedy: Vec<_> = (0..7).map(|_| run(70_002)).collect();
+    let listed = executions.list(&Principal::cli());
+    let listed: Vec<_> = listed.iter().map(|execution| execution.identity.id.as_str()).collect();
+    assert_eq!(listed, [&greedy[6], &greedy[5], &modest]);
 }
 
 #[test]
@@ -212,7 +233,7 @@ fn what_runs_does_not_expire() {
     let executions = Executions::new(Limits { kept: 0, keep: Duration::ZERO, bytes: 0, ..Limits::default() });
     let execution = executions.start_probe(&seconds("file_opens", 600.0)).unwrap();
     thread::sleep(Duration::from_millis(50));
-    assert!(executions.get(&execution.identity.id).is_ok());
+    assert!(executions.get(&Principal::cli(), &execution.identity.id).is_ok());
 }
 
 #[test]

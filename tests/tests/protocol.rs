@@ -6,8 +6,10 @@ use std::{collections::BTreeSet, process::Command, sync::Arc, time::Duration};
 
 use mcptrace::{
     executions::{Executions, Limits},
+    principal::Principal,
     probes::PROBES,
     scripts::{self, library},
+    server::{self, Hub},
 };
 use mcptrace_tests::mcp::{Answer, Client};
 use serde_json::{Map, Value, json};
@@ -158,7 +160,10 @@ mod versions {
         use rmcp::{ServiceExt as _, model::CallToolRequestParams};
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let end = tokio_util::sync::CancellationToken::new();
-        tokio::spawn(mcptrace::server::serve(tokio::io::split(theirs), executions(), "tester", end));
+        tokio::spawn(async move {
+            let (streams, hub) = (tokio::io::split(theirs), Hub::new(executions()));
+            server::serve(streams, &hub, Principal::stdio(), end).await
+        });
         let client = ().serve(ours).await.unwrap();
         assert_eq!(client.list_all_tools().await.unwrap().len(), TOOLS);
         let arguments = json!({ "probe": "syscall_counts", "seconds": 0.2 }).as_object().unwrap().clone();
@@ -1008,5 +1013,135 @@ mod watching {
         client.tool("stop_execution", json!({ "execution_id": id })).await.success();
         let ended = listener.answer(request).await;
         assert!(ended["result"].is_object(), "{ended}");
+    }
+}
+
+mod principals {
+    use super::*;
+
+    async fn background(client: &mut Client) -> String {
+        let arguments = json!({ "probe": "syscall_counts", "seconds": 300, "background": true });
+        client.tool("run_probe", arguments).await.success()["execution_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn connected(executions: &Arc<Executions>, principal: Principal) -> Client {
+        let mut client = Client::connect_as(executions, principal);
+        client.initialize("2025-11-25").await;
+        client
+    }
+
+    /// What is answered about an id, everywhere where one can be given, with the id left out.
+    async fn answers(client: &mut Client, id: &str) -> Vec<String> {
+        let mut all = Vec::new();
+        for tool in ["get_result", "stop_execution"] {
+            let answer = client.tool(tool, json!({ "execution_id": id })).await;
+            assert!(answer.is_error, "{}", answer.text);
+            all.push(format!("{} {}", answer.text, answer.structured));
+        }
+        for what in ["", "/folded", "/flamegraph.svg"] {
+            let uri = format!("mcptrace://executions/{id}{what}");
+            for method in ["resources/read", "resources/subscribe"] {
+                all.push(client.request(method, json!({ "uri": uri })).await["error"].to_string());
+            }
+        }
+        all.into_iter().map(|answer| answer.replace(id, "ID")).collect()
+    }
+
+    #[tokio::test]
+    async fn what_belongs_to_others_is_as_if_it_was_not() {
+        let executions = executions();
+        let mut owner = connected(&executions, Principal::user(70_001)).await;
+        let id = background(&mut owner).await;
+        for principal in [Principal::user(70_002), Principal::token("uid:70001")] {
+            let mut other = connected(&executions, principal).await;
+            let unknown = answers(&mut other, "exec_0123456789abcdef").await;
+            assert_eq!(answers(&mut other, &id).await, unknown);
+            assert!(unknown.iter().all(|answer| answer.contains("ID")), "{unknown:?}");
+            let listed = other.tool("list_executions", json!({})).await.success();
+            assert_eq!((&listed["executions"], &listed["running"]), (&json!([]), &json!(0)));
+            let resources = other.request("resources/list", json!({})).await.to_string();
+            assert!(!resources.contains("mcptrace://executions/"), "{resources}");
+            let reference = json!({ "type": "ref/resource", "uri": "mcptrace://executions/{id}" });
+            let argument = json!({ "name": "id", "value": "" });
+            let completed =
+                other.request("completion/complete", json!({ "ref": reference, "argument": argument })).await;
+            assert_eq!(completed["result"]["completion"]["values"], json!([]), "{completed}");
+        }
+        assert_eq!(owner.tool("get_result", json!({ "execution_id": id })).await.success()["status"], "running");
+    }
+
+    #[tokio::test]
+    async fn what_others_had_is_as_if_it_had_not_been() {
+        let executions = Arc::new(Executions::new(Limits { kept: 0, ..Limits::default() }));
+        let mut owner = connected(&executions, Principal::user(70_001)).await;
+        let short = json!({ "probe": "syscall_counts", "seconds": 0.01, "background": true });
+        let id = owner.tool("run_probe", short).await.success()["execution_id"].as_str().unwrap().to_owned();
+        let expired = loop {
+            let answer = owner.tool("get_result", json!({ "execution_id": id, "wait_seconds": 5 })).await;
+            if answer.is_error {
+                break answer;
+            }
+        };
+        assert_eq!(expired.structured["category"], "expired_execution");
+        let mut other = connected(&executions, Principal::user(70_002)).await;
+        let unknown = answers(&mut other, "exec_0123456789abcdef").await;
+        assert_eq!(answers(&mut other, &id).await, unknown);
+    }
+
+    #[tokio::test]
+    async fn root_sees_stops_and_reads_what_belongs_to_all() {
+        let executions = executions();
+        let mut owner = connected(&executions, Principal::user(70_001)).await;
+        let id = background(&mut owner).await;
+        let mut root = connected(&executions, Principal::user(0)).await;
+        assert_eq!(root.tool("list_executions", json!({})).await.success()["executions"][0]["execution_id"], *id);
+        assert_eq!(root.tool("stop_execution", json!({ "execution_id": id })).await.success()["status"], "stopped");
+        assert_eq!(owner.tool("get_result", json!({ "execution_id": id })).await.success()["status"], "stopped");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_ends_what_it_started_and_nothing_else() {
+        let executions = executions();
+        let mut stays = connected(&executions, Principal::user(70_001)).await;
+        let stays_id = background(&mut stays).await;
+        let mut leaves = connected(&executions, Principal::user(70_001)).await;
+        let leaves_id = background(&mut leaves).await;
+        leaves.close().await;
+        let ended = stays.tool("get_result", json!({ "execution_id": leaves_id, "wait_seconds": 20 })).await.success();
+        assert_eq!(ended["status"], "stopped");
+        assert_eq!(stays.tool("get_result", json!({ "execution_id": stays_id })).await.success()["status"], "running");
+    }
+
+    #[tokio::test]
+    async fn one_principal_cannot_take_all_places() {
+        let executions = Arc::new(Executions::new(Limits { running: 3, running_each: 2, ..Limits::default() }));
+        let mut greedy = connected(&executions, Principal::user(70_001)).await;
+        background(&mut greedy).await;
+        background(&mut greedy).await;
+        let mut again = connected(&executions, Principal::user(70_001)).await;
+        let wanted = json!({ "probe": "syscall_counts", "seconds": 0.1 });
+        let refused = again.tool("run_probe", wanted.clone()).await;
+        assert_eq!(refused.structured["category"], "busy", "{}", refused.text);
+        let mut modest = connected(&executions, Principal::user(70_002)).await;
+        modest.tool("run_probe", wanted).await.success();
+    }
+
+    #[tokio::test]
+    async fn triages_of_one_principal_are_bounded_over_its_connections() {
+        let executions = executions();
+        let hub = Hub::new(Arc::clone(&executions));
+        let (mut one, mut two) =
+            (Client::of_hub(&hub, Principal::user(70_001)), Client::of_hub(&hub, Principal::user(70_001)));
+        let mut other = Client::of_hub(&hub, Principal::user(70_002));
+        for client in [&mut one, &mut two, &mut other] {
+            client.initialize("2025-11-25").await;
+        }
+        let wanted = json!({ "seconds": 3, "focus": "disk" });
+        one.start_tool("triage", wanted.clone()).await;
+        one.start_tool("triage", wanted.clone()).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let refused = two.tool("triage", wanted.clone()).await;
+        assert_eq!(refused.structured["category"], "busy", "{}", refused.text);
+        other.tool("triage", json!({ "seconds": 1, "focus": "disk" })).await.success();
     }
 }

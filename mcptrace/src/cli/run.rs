@@ -21,6 +21,7 @@ use crate::{
     execution::{Execution, Page},
     executions::{self, Executions, Limits, ProbeRequest},
     kernel::filter::Filter,
+    principal::Principal,
     probes::{Entry, PROBES},
     report::{
         Envelope, Status,
@@ -175,7 +176,7 @@ fn request(entry: &Entry, matches: &ArgMatches, flags: &Flags, command: bool) ->
         options: options::given(entry, matches),
         filter: filter(&flags.filter),
         seconds: flags.seconds.unwrap_or(default),
-        owner: "cli".to_owned(),
+        by: Principal::cli().into(),
     })
 }
 

@@ -14,6 +14,7 @@ use crate::{
     bpftrace::tools,
     executions::{Executions, Limits, ScriptRequest},
     kernel::discovery::{self, Access},
+    principal::Principal,
     report::Row,
     scripts::{self, ByPid, Script},
 };
@@ -119,7 +120,7 @@ fn trace(matches: &ArgMatches) -> Result<(), Failure> {
         program: script.program(pid).map_err(|error| Failure::usage(error.to_string().replace("`pid`", "--pid")))?,
         options: Row::from_iter([("script".to_owned(), json!(script.name))]),
         seconds: matches.get_one::<f64>("seconds").copied().unwrap_or(5.0),
-        owner: "cli".to_owned(),
+        by: Principal::cli().into(),
     };
     let scripts = policy::of(matches);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -11,12 +11,14 @@ use rmcp::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
+use tokio::sync::SemaphorePermit;
 
 use super::{Server, error::ToolError, recent::Recent};
 use crate::{
     execution::{Execution, Page},
     executions::{Executions, Refusal},
     kernel::support::Info,
+    principal::Caller,
     report::Envelope,
 };
 
@@ -81,11 +83,18 @@ impl Call {
     }
 
     /// Who calls.
-    pub(super) fn owner(&self) -> &str {
-        self.server.owner()
+    pub(super) fn caller(&self) -> &Caller {
+        self.server.caller()
     }
 
-    /// All executions of whoever calls, the latest first.
+    /// A place among the triages of whoever calls.
+    pub(super) fn place_for_triage(&self) -> Result<SemaphorePermit<'_>, ToolError> {
+        self.server.lane().triages.try_acquire().map_err(|_| {
+            ToolError::new("busy", "triages of yours are under way, as many as may be").remedy("wait for their answers")
+        })
+    }
+
+    /// All executions that whoever calls may see, the latest first.
     pub(super) fn own_executions(&self) -> Vec<Arc<Execution>> {
         self.server.own_executions()
     }
@@ -100,7 +109,7 @@ impl Call {
         self.server.executions()
     }
 
-    /// The execution of an id, if whoever calls has started it.
+    /// The execution of an id, if whoever calls may see it.
     pub(super) fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
         self.server.find(id)
     }

@@ -8,6 +8,7 @@ use std::{
 use tokio::sync::Mutex;
 
 /// The latest answer, and when it was found.
+#[derive(Debug)]
 pub(super) struct Recent<T>(Mutex<Option<(Instant, Arc<T>)>>);
 
 impl<T> Default for Recent<T> {

@@ -8,11 +8,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ServeError, serve};
-use crate::executions::{Executions, Limits};
+use super::{Hub, ServeError, serve};
+use crate::{
+    executions::{Executions, Limits},
+    principal::Principal,
+};
 
-/// Who a client on the standard streams is: there is only one.
-const OWNER: &str = "stdio";
 /// Threads that pass messages on; executions have threads of their own.
 const THREADS: usize = 2;
 
@@ -35,7 +36,8 @@ pub fn run(limits: Limits) -> Result<(), ServeError> {
 async fn serve_stdio(executions: Arc<Executions>) -> Result<(), ServeError> {
     let end = CancellationToken::new();
     tokio::spawn(cancel_on_signal(end.clone()));
-    let served = serve(rmcp::transport::io::stdio_pipes(), Arc::clone(&executions), OWNER, end).await;
+    let hub = Hub::new(Arc::clone(&executions));
+    let served = serve(rmcp::transport::io::stdio_pipes(), &hub, Principal::stdio(), end).await;
     // Fails only if stopping panics, and then there is nothing more to be done.
     let _ = tokio::task::spawn_blocking(move || executions.stop_all()).await;
     served

@@ -13,6 +13,7 @@ use crate::{
     execution::Page,
     executions::{Executions, Limits, ProbeRequest},
     kernel::{attached::possible_cpus, loader},
+    principal::Principal,
     report::Window,
 };
 
@@ -47,8 +48,13 @@ pub struct Gathering {
 impl Gathering {
     /// Starts the probes and reads the system for the first time. What cannot run is left out, with a note.
     pub fn start(focus: Option<Focus>, seconds: f64) -> Self {
-        let executions =
-            Executions::new(Limits { running: RULES.len(), kept: RULES.len(), bytes: 128 << 20, ..Limits::default() });
+        let executions = Executions::new(Limits {
+            running: RULES.len(),
+            running_each: RULES.len(),
+            kept: RULES.len(),
+            bytes: 128 << 20,
+            ..Limits::default()
+        });
         let (mut running, mut notes) = (BTreeMap::new(), Vec::new());
         if let Some(lack) = loader::lack_of_privilege() {
             notes.push(format!("only /proc was looked at, no probe ran: {lack}"));
@@ -70,8 +76,10 @@ impl Gathering {
     pub fn finish(mut self) -> (Evidence, Window) {
         let (after, ended) = (System::read(), SystemTime::now());
         let running = std::mem::take(&mut self.running);
-        let executions: Vec<_> =
-            running.into_iter().filter_map(|(probe, id)| Some((probe, self.executions.get(&id).ok()?))).collect();
+        let executions: Vec<_> = running
+            .into_iter()
+            .filter_map(|(probe, id)| Some((probe, self.executions.get(&Principal::default(), &id).ok()?)))
+            .collect();
         // First the one that would see the others detach: they queue for locks of the kernel then.
         for (_, execution) in executions.iter().filter(|(probe, _)| *probe == "kernel_locks") {
             execution.stop_and_wait();
@@ -113,7 +121,7 @@ impl Gathering {
 
     /// Events that the probes have counted so far.
     pub fn seen(&self) -> u64 {
-        let loss = |id: &String| Some(self.executions.get(id).ok()?.loss().seen.unwrap_or(0));
+        let loss = |id: &String| Some(self.executions.get(&Principal::default(), id).ok()?.loss().seen.unwrap_or(0));
         self.running.values().filter_map(loss).sum()
     }
 }

@@ -21,7 +21,7 @@ fn main() {
         seconds: seconds.parse().unwrap(),
         options: serde_json::from_str(options).unwrap(),
         filter: serde_json::from_str(filter).unwrap(),
-        owner: String::new(),
+        ..ProbeRequest::default()
     };
     let executions = Executions::new(Limits::default());
     let execution = executions.start_probe(&request).unwrap();

@@ -76,11 +76,11 @@ struct Chosen {
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
     let seconds = arguments.timeout.clamp(1, LONGEST);
-    let owner = call.owner().to_owned();
+    let by = call.caller().clone();
     let (execution, read) = call
         .blocking(move |executions| {
             let Chosen { program, options, read } = chosen(arguments)?;
-            let request = ScriptRequest { program, options, seconds: seconds as f64, owner };
+            let request = ScriptRequest { program, options, seconds: seconds as f64, by };
             Ok::<_, ToolError>((executions.start_script(&request)?, read))
         })
         .await??;

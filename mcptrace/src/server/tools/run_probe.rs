@@ -11,6 +11,7 @@ use crate::{
     execution::Execution,
     executions::ProbeRequest,
     kernel::filter::Filter,
+    principal::Caller,
     report::Envelope,
     server::{
         bounds::{self, DEFAULT_BYTES, Wanted},
@@ -84,7 +85,7 @@ async fn run(mut call: Call) -> Outcome {
     check_length(&arguments)?;
     let wanted = Wanted { from: 0, rows: arguments.top as usize, bytes: arguments.max_bytes as usize };
     let background = arguments.background;
-    let request = request(arguments, call.owner());
+    let request = request(arguments, call.caller().clone());
     let execution = call.blocking(move |executions| executions.start_probe(&request)).await??;
     if !background {
         let guard = StopOnDrop(Arc::clone(&execution));
@@ -102,9 +103,9 @@ fn check_length(arguments: &Arguments) -> Result<(), ToolError> {
     Err(ToolError::new("invalid_seconds", message).remedy("set background=true and read with get_result"))
 }
 
-fn request(arguments: Arguments, owner: &str) -> ProbeRequest {
+fn request(arguments: Arguments, by: Caller) -> ProbeRequest {
     let Arguments { probe, options, filter, seconds, background: _, top: _, max_bytes: _ } = arguments;
-    ProbeRequest { probe, options, filter, seconds, owner: owner.to_owned() }
+    ProbeRequest { probe, options, filter, seconds, by }
 }
 
 async fn finish(call: &Call, execution: &Execution) -> Result<(), ToolError> {

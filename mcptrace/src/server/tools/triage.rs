@@ -46,9 +46,11 @@ fn ten() -> f64 {
 
 async fn run(mut call: Call) -> Outcome {
     let Arguments { seconds, focus } = call.arguments()?;
+    let place = call.place_for_triage()?;
     let gathering = call.looking(move |_| Gathering::start(focus, seconds)).await?;
     let waited = call.pause(Duration::from_secs_f64(seconds)).await;
     let triage = call.settled(move |_| finish(gathering)).await?;
+    drop(place);
     if waited == Waited::Cancelled {
         return Err(ToolError::cancelled());
     }

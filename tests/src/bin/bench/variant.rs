@@ -53,7 +53,7 @@ impl Variant {
         Ok(match self {
             Self::None => Running::Nothing,
             Self::Empty => Running::other(attach_empty(case.probe)?),
-            Self::Mcptrace => Running::Probe(start_probe(case, LONGEST_SECONDS)?),
+            Self::Mcptrace => Running::Probe(Box::new(start_probe(case, LONGEST_SECONDS)?)),
             Self::Bpftrace => Running::other(Peer::start(&["bpftrace", "-q", "-e", case.script])?),
             Self::Tool => Running::other(Peer::start(case.tool)?),
         })
@@ -76,7 +76,7 @@ const LONGEST_SECONDS: f64 = 60.0;
 /// What is attached while a workload runs.
 pub(crate) enum Running {
     Nothing,
-    Probe(Probe),
+    Probe(Box<Probe>),
     /// What detaches when it is dropped, and does not tell what it saw.
     Other {
         _guard: Box<dyn Any>,
