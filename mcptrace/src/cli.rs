@@ -22,7 +22,10 @@ mod workload;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{ArgMatches, Command};
+use clap::{
+    ArgMatches, Command,
+    error::{ContextKind, ErrorKind},
+};
 
 use failure::Failure;
 
@@ -69,14 +72,14 @@ MCPTRACE_LOG sets what is logged to stderr: error, warn (as it is), info, debug.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(without_tip(error)),
     };
     let (name, matches) = match matches.subcommand() {
         Some((name, matches)) => (name, matches.clone()),
         // Defaults and the environment are those of the command.
         None => match serve::define().try_get_matches_from(["serve"]) {
             Ok(matches) => ("serve", matches),
-            Err(error) => return usage(&error),
+            Err(error) => return usage(error),
         },
     };
     let verb = VERBS.iter().find(|verb| (verb.define)().get_name() == name);
@@ -95,8 +98,17 @@ pub fn command() -> Command {
         .subcommands(VERBS.iter().map(|verb| (verb.define)()))
 }
 
+/// Where a flag is unknown, clap offers to take it as a part of COMMAND, which it hardly ever is.
+fn without_tip(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+        error.remove(ContextKind::TrailingArg);
+    }
+    error
+}
+
 /// clap's own words; help and version are no errors.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: clap::Error) -> ExitCode {
     // A closed pipe at the other end is no reason to fail.
     let _ = error.print();
     ExitCode::from(error.exit_code() as u8)
@@ -109,6 +121,16 @@ mod tests {
     #[test]
     fn the_arguments_are_well_formed() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_flag_is_not_said_to_belong_behind_dashes() {
+        let arguments = ["mcptrace", "run", "file_opens", "--nosuch"];
+        let text = without_tip(command().try_get_matches_from(arguments).unwrap_err()).to_string();
+        assert!(text.contains("unexpected argument '--nosuch'") && !text.contains("tip:"), "{text}");
+        let near = ["mcptrace", "run", "file_opens", "--failed-onyl"];
+        let text = without_tip(command().try_get_matches_from(near).unwrap_err()).to_string();
+        assert!(text.contains("--failed-only"), "{text}");
     }
 
     #[test]

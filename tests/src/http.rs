@@ -168,17 +168,16 @@ impl<'a> Ask<'a> {
 
     /// As it goes over the wire; the connection ends with the answer.
     pub fn bytes(&self, host: &str) -> Vec<u8> {
-        let mut text = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", self.method, self.path);
-        if !self.headers.iter().any(|(name, _)| *name == "Host") {
-            text += &format!("Host: {host}\r\n");
+        let has = |wanted: &[&str]| self.headers.iter().any(|(name, _)| wanted.contains(name));
+        let mut lines = vec![format!("{} {} HTTP/1.1", self.method, self.path), "Connection: close".to_owned()];
+        if !has(&["Host"]) {
+            lines.push(format!("Host: {host}"));
         }
-        for (name, value) in &self.headers {
-            text += &format!("{name}: {value}\r\n");
+        lines.extend(self.headers.iter().map(|(name, value)| format!("{name}: {value}")));
+        if !has(&["Content-Length", "Transfer-Encoding"]) {
+            lines.push(format!("Content-Length: {}", self.body.len()));
         }
-        if !self.headers.iter().any(|(name, _)| ["Content-Length", "Transfer-Encoding"].contains(name)) {
-            text += &format!("Content-Length: {}\r\n", self.body.len());
-        }
-        (text + "\r\n" + &self.body).into_bytes()
+        format!("{}\r\n\r\n{}", lines.join("\r\n"), self.body).into_bytes()
     }
 }
 

@@ -212,7 +212,7 @@ fn a_command_does_not_outlive_a_killed_tracer() {
 
 #[test]
 fn an_interrupt_gives_the_result_so_far() {
-    for (number, text) in [(libc::SIGINT, false), (libc::SIGTERM, true)] {
+    for (number, text) in [(libc::SIGINT, false), (libc::SIGTERM, true), (libc::SIGHUP, true)] {
         let arguments: &[&str] = if text { &["-d", "1000"] } else { &["-d", "1000", "--json"] };
         let (child, programs) = attached(arguments);
         fs::read("/etc/passwd").unwrap();
@@ -268,6 +268,7 @@ fn usage_errors_say_what_would_be_right() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["run", "file_open"], &["there is no probe `file_open`", "did you mean `file_opens`?", "runq_latency"]),
         (&["run", "file_opens", "--faild-only"], &["--failed-only"]),
+        (&["run", "file_opens", "--nosuch"], &["unexpected argument '--nosuch' found\n\nUsage: "]),
         (&["run", "file_opens", "--seconds", "0"], &["more than 0 and at most 86400"]),
         (&["run", "file_opens", "--seconds", "-1"], &["more than 0 and at most 86400"]),
         (&["run", "file_opens", "--seconds", "nan"], &["more than 0 and at most 86400"]),
@@ -418,6 +419,37 @@ fn followed_events_come_once_each_and_while_the_run_goes_on() {
     assert_eq!((events.rows.len(), events.rows_total), (0, 23), "nothing comes twice");
     assert_eq!(lines.next(), None);
     ended(child, &programs);
+}
+
+#[test]
+fn followed_events_end_with_what_they_came_to_and_no_empty_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = opens_23_times(folder.path().to_str().unwrap());
+    let prefix = folder.path().to_str().unwrap();
+    let output = output(&["run", "file_opens", "--follow", "--path-prefix", prefix, "--", "sh", "-c", &script]);
+    let text = stdout(&output);
+    assert_eq!(text.matches(prefix).count(), 23 + 1, "each once, and in the title: {text}");
+    assert!(text.contains("\n23 rows, all of them above.\n") && !text.contains("on this page"), "{text}");
+}
+
+#[test]
+fn a_followed_report_that_stays_as_it_is_comes_once() {
+    let text =
+        succeeded(&["run", "syscall_counts", "--follow", "--json", "--seconds", "3.5", "--comm", "nobody_is_this"]);
+    assert!(text.lines().count() <= 2, "at most one while it runs, and the last: {text}");
+}
+
+#[test]
+fn a_program_is_named_relative_to_where_it_is_run() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_function_workload"), folder.path().join("program")).unwrap();
+    let mut command = mcptrace(&["run", "function_latency", "--json", "--function", "main", "--binary"]);
+    let output =
+        command.args(["./program", "--", "./program"]).current_dir(folder.path()).stdin(Stdio::null()).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let found: Envelope = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+    assert_eq!(found.loss.seen, Some(1), "{found:?}");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn filter() -> Filter {
 }
 
 fn ended(execution: &Execution) -> Envelope {
-    assert!(execution.wait(Duration::from_secs(60)), "it does not end");
+    assert!(execution.wait(Duration::from_mins(1)), "it does not end");
     execution.envelope(&ALL)
 }
 
