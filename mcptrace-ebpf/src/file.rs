@@ -51,6 +51,13 @@ static MOUNT_PARENT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MOUNT_POINT: Global<u32> = Global::new(0);
 
+#[unsafe(no_mangle)]
+static TASK_FS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static FS_DENTRY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static FS_MOUNT: Global<u32> = Global::new(0);
+
 /// `S_IFMT` (include/uapi/linux/stat.h).
 const S_IFMT: u16 = 0o170_000;
 /// A regular file, as [`file_type`] has it.
@@ -113,15 +120,36 @@ pub fn id(inode: u64) -> FileId {
 
 /// Finds the path of a file, up to the root of the tree of mounts that it is in.
 ///
+/// # Safety
+///
+/// `walk` points into a map's value that nobody else writes meanwhile.
+#[inline(always)]
+pub unsafe fn walk(file: u64, walk: *mut Walk) {
+    // SAFETY: the caller's promise.
+    unsafe { walk_from(member(file, &FILE_DENTRY), member(file, &FILE_MOUNT), walk) }
+}
+
+/// The same for the working directory of the current thread.
+///
+/// # Safety
+///
+/// As above.
+#[inline(always)]
+pub unsafe fn walk_directory(walk: *mut Walk) {
+    // SAFETY: the helper takes nothing; the rest is the caller's promise.
+    unsafe {
+        let fs = member(bpf_get_current_task(), &TASK_FS);
+        walk_from(member(fs, &FS_DENTRY), member(fs, &FS_MOUNT), walk);
+    }
+}
+
 /// As the kernel's own `prepend_path` (fs/d_path.c), but without its locks: a rename meanwhile may mix the old path with the new.
 ///
 /// # Safety
 ///
 /// `walk` points into a map's value that nobody else writes meanwhile.
 #[inline(never)]
-pub unsafe fn walk(file: u64, walk: *mut Walk) {
-    let mut dentry: u64 = member(file, &FILE_DENTRY);
-    let mut mount: u64 = member(file, &FILE_MOUNT);
+unsafe fn walk_from(mut dentry: u64, mut mount: u64, walk: *mut Walk) {
     let mut flags = if member::<u64>(dentry, &DENTRY_HASHED) == 0 { WALK_DELETED } else { 0 };
     // SAFETY: the caller's promise.
     unsafe { (*walk).len = 0 };

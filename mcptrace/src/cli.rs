@@ -22,7 +22,10 @@ mod workload;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{ArgMatches, Command};
+use clap::{
+    ArgMatches, Command,
+    error::{ContextKind, ErrorKind},
+};
 
 use failure::Failure;
 
@@ -72,12 +75,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let parse = |arguments: &[OsString]| command().try_get_matches_from(arguments);
     let mut matches = parse(&arguments);
     if matches.as_ref().is_ok_and(|matches| matches.subcommand().is_none()) {
+        // Defaults and the environment are those of the command.
         arguments.push("serve".into());
         matches = parse(&arguments);
     }
     let matches = match matches {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(without_tip(error)),
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::SUCCESS };
     let verb = VERBS.iter().find(|verb| (verb.define)().get_name() == name);
@@ -97,8 +101,17 @@ pub fn command() -> Command {
         .subcommands(VERBS.iter().map(|verb| (verb.define)()))
 }
 
+/// Where a flag is unknown, clap offers to take it as a part of COMMAND, which it hardly ever is.
+fn without_tip(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+        error.remove(ContextKind::TrailingArg);
+    }
+    error
+}
+
 /// clap's own words; help and version are no errors.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: clap::Error) -> ExitCode {
     // A closed pipe at the other end is no reason to fail.
     let _ = error.print();
     ExitCode::from(error.exit_code() as u8)
@@ -111,6 +124,16 @@ mod tests {
     #[test]
     fn the_arguments_are_well_formed() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_flag_is_not_said_to_belong_behind_dashes() {
+        let arguments = ["mcptrace", "run", "file_opens", "--nosuch"];
+        let text = without_tip(command().try_get_matches_from(arguments).unwrap_err()).to_string();
+        assert!(text.contains("unexpected argument '--nosuch'") && !text.contains("tip:"), "{text}");
+        let near = ["mcptrace", "run", "file_opens", "--failed-onyl"];
+        let text = without_tip(command().try_get_matches_from(near).unwrap_err()).to_string();
+        assert!(text.contains("--failed-only"), "{text}");
     }
 
     #[test]

@@ -212,6 +212,9 @@ pub struct Summary {
     /// The probe; empty for scripts.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub probe: String,
+    /// The library script, if it is one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub script: String,
     /// How far it is.
     pub status: Status,
     /// When it began, UTC.
@@ -323,7 +326,7 @@ impl Executions {
             by: request.by.clone(),
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
-        let source = Box::new(ProbeSource::new(attached, prepared, filtered, entry.cost_ns));
+        let source = Box::new(ProbeSource::new(attached, prepared, filtered, request.filter.pid, entry.cost_ns));
         Ok(place.fill(Execution::spawn(identity, source, length, trail.clone())?))
     }
 
@@ -544,11 +547,16 @@ pub fn summary(execution: &Execution) -> Summary {
         execution_id: execution.identity.id.clone(),
         kind: execution.identity.kind,
         probe: execution.identity.probe.clone(),
+        script: script_name(&execution.identity.options),
         status: execution.status(),
         started: execution.started(),
         seconds: (execution.seconds() * 1000.0).round() / 1000.0,
         planned_seconds: execution.planned_seconds(),
     }
+}
+
+fn script_name(options: &Row) -> String {
+    options.get("script").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// The probe of a name, or the nearest.

@@ -212,7 +212,7 @@ fn a_command_does_not_outlive_a_killed_tracer() {
 
 #[test]
 fn an_interrupt_gives_the_result_so_far() {
-    for (number, text) in [(libc::SIGINT, false), (libc::SIGTERM, true)] {
+    for (number, text) in [(libc::SIGINT, false), (libc::SIGTERM, true), (libc::SIGHUP, true)] {
         let arguments: &[&str] = if text { &["-d", "1000"] } else { &["-d", "1000", "--json"] };
         let (child, programs) = attached(arguments);
         fs::read("/etc/passwd").unwrap();
@@ -268,6 +268,7 @@ fn usage_errors_say_what_would_be_right() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["run", "file_open"], &["there is no probe `file_open`", "did you mean `file_opens`?", "runq_latency"]),
         (&["run", "file_opens", "--faild-only"], &["--failed-only"]),
+        (&["run", "file_opens", "--nosuch"], &["unexpected argument '--nosuch' found\n\nUsage: "]),
         (&["run", "file_opens", "--seconds", "0"], &["more than 0 and at most 86400"]),
         (&["run", "file_opens", "--seconds", "-1"], &["more than 0 and at most 86400"]),
         (&["run", "file_opens", "--seconds", "nan"], &["more than 0 and at most 86400"]),
@@ -421,6 +422,37 @@ fn followed_events_come_once_each_and_while_the_run_goes_on() {
 }
 
 #[test]
+fn followed_events_end_with_what_they_came_to_and_no_empty_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = opens_23_times(folder.path().to_str().unwrap());
+    let prefix = folder.path().to_str().unwrap();
+    let output = output(&["run", "file_opens", "--follow", "--path-prefix", prefix, "--", "sh", "-c", &script]);
+    let text = stdout(&output);
+    assert_eq!(text.matches(prefix).count(), 23 + 1, "each once, and in the title: {text}");
+    assert!(text.contains("\n23 rows, all of them above.\n") && !text.contains("on this page"), "{text}");
+}
+
+#[test]
+fn a_followed_report_that_stays_as_it_is_comes_once() {
+    let text =
+        succeeded(&["run", "syscall_counts", "--follow", "--json", "--seconds", "3.5", "--comm", "nobody_is_this"]);
+    assert!(text.lines().count() <= 2, "at most one while it runs, and the last: {text}");
+}
+
+#[test]
+fn a_program_is_named_relative_to_where_it_is_run() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_function_workload"), folder.path().join("program")).unwrap();
+    let mut command = mcptrace(&["run", "function_latency", "--json", "--function", "main", "--binary"]);
+    let output =
+        command.args(["./program", "--", "./program"]).current_dir(folder.path()).stdin(Stdio::null()).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let found: Envelope = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+    assert_eq!(found.loss.seen, Some(1), "{found:?}");
+}
+
+#[test]
 fn a_followed_report_comes_anew_every_second() {
     let text = succeeded(&["run", "syscall_counts", "--follow", "--json", "--seconds", "2.5"]);
     let calls: Vec<u64> = text
@@ -429,4 +461,76 @@ fn a_followed_report_comes_anew_every_second() {
         .map(|envelope| envelope.loss.seen.unwrap())
         .collect();
     assert!(calls.len() >= 2 && calls.is_sorted() && calls[0] < calls[calls.len() - 1], "{calls:?}");
+}
+
+mod configuration {
+    use super::*;
+
+    /// A file of settings, and the flag that names it.
+    fn config(text: &str) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (folder, path)
+    }
+
+    fn mcptrace(words: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+        let output = Command::new(program()).args(words).envs(variables.iter().copied()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_no_command_runs_with_it() {
+        let (_folder, path) = config("[scripts]\nallow = \"never\"\nprogams = true\n");
+        let said = format!("{path}:3:1: there is no key `scripts.progams`; did you mean `scripts.programs`?");
+        for words in [["config", "check", &path].as_slice(), &["--config", &path], &["serve", "--config", &path]] {
+            let (status, _, stderr) = mcptrace(words, &[]);
+            assert_eq!(status, 2, "{words:?}: {stderr}");
+            assert!(stderr.contains(&said), "{words:?}: {stderr}");
+        }
+        let run = ["run", "syscall_counts", "-d", "0.1"];
+        let (status, _, stderr) = mcptrace(&run, &[("MCPTRACE_CONFIG", &path)]);
+        assert!(status == 2 && stderr.contains(&said), "{stderr}");
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_and_that_before_the_file() {
+        let (_folder, path) = config("[scripts]\nallow = \"never\"\n");
+        let script = ["script", "run", "sleep_requests", "-d", "1", "--config", &path];
+        let (status, _, stderr) = mcptrace(&script, &[]);
+        assert!(status != 0 && stderr.contains("allows no scripts"), "{stderr}");
+        let shown = |variables: &[(&str, &str)]| mcptrace(&["config", "show", "--config", &path], variables).1;
+        assert!(shown(&[]).contains("# (from the file)\nallow = \"never\""), "{}", shown(&[]));
+        let any = [("MCPTRACE_ALLOW_SCRIPTS", "any")];
+        assert!(shown(&any).contains("# (from MCPTRACE_ALLOW_SCRIPTS)\nallow = \"any\""), "{}", shown(&any));
+        let (_, _, stderr) = mcptrace(&[&script[..], &["--allow-scripts", "never"]].concat(), &any);
+        assert!(stderr.contains("allows no scripts"), "{stderr}");
+    }
+
+    #[test]
+    fn doctor_tells_what_is_set() {
+        let (_folder, path) = config("[limits]\nrunning = 3\n");
+        let (_, stdout, _) = mcptrace(&["doctor", "--config", &path], &[]);
+        assert!(stdout.contains(&format!("Configuration: {path}\n  limits.running = 3 (from the file)\n")), "{stdout}");
+        let (_, stdout, _) = mcptrace(&["doctor", "--json", "--config", &path], &[]);
+        let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(told["configuration"]["changes"][0], "limits.running = 3 (from the file)");
+        assert_eq!(told["limits"]["running"], 3, "{}", told["limits"]);
+    }
+
+    #[test]
+    fn commands_at_a_shell_are_recorded_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("audit.jsonl");
+        let (_config, path) = config(&format!("[audit]\nto = \"{}\"\n", log.display()));
+        let (status, _, stderr) = mcptrace(&["run", "syscall_counts", "-d", "0.1", "--config", &path], &[]);
+        assert_eq!(status, 0, "{stderr}");
+        let text = fs::read_to_string(&log).unwrap();
+        let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events.len(), 2, "{text}");
+        assert_eq!((&events[0]["event"], &events[0]["transport"]), (&"start".into(), &"cli".into()));
+        assert_eq!((&events[1]["event"], &events[1]["outcome"]), (&"end".into(), &"completed".into()));
+    }
 }

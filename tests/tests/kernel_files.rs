@@ -211,6 +211,21 @@ fn one_large_read_asks_for_each_page_once_and_for_none_behind_the_end() {
 }
 
 #[test]
+fn hits_by_read_ahead_are_said_to_be_so() {
+    let (mut workload, folder) = (workload!(), Folder::new("ahead"));
+    let path = hex(folder.file("pages"));
+    workload.run(&format!("file_write {path} 997 4096"));
+    let read = format!("file_read {path} 997 4096");
+    let notes = |workload: &mut Workload| {
+        let run = around("page_cache", &json!({"by": "pid"}), &of_pid(workload.pid()), || drop(workload.run(&read)));
+        run.notes.into_iter().filter(|note| note.contains("read-ahead brought in")).count()
+    };
+    assert_eq!(notes(&mut workload), 0, "all in memory");
+    workload.run(&format!("file_forget {path}"));
+    assert_eq!(notes(&mut workload), 1, "none in memory");
+}
+
+#[test]
 fn what_a_write_brings_in_is_no_miss_of_a_read() {
     let (mut workload, folder) = (workload!(), Folder::new("mixed"));
     let path = hex(folder.file("pages"));

@@ -119,6 +119,9 @@ fn privileged_calls_show_their_arguments_and_results() {
             // CLONE_NEWNS and CLONE_FS exclude each other.
             workload.run(&raw(libc::SYS_clone, &0x2_0200.to_string()));
             workload.run("int80 213 2 0");
+            // Steps of tracing and of eBPF, which are not what begins it.
+            workload.run(&raw(libc::SYS_ptrace, "1 999999999"));
+            workload.run(&raw(libc::SYS_bpf, "1 0 0"));
             // Neither changes privilege.
             workload.run("getppid 5");
             workload.run("fork clone 3 1");
@@ -159,7 +162,24 @@ fn privileged_calls_show_their_arguments_and_results() {
             .collect();
         assert_eq!(shown, expected);
         assert!(events(&envelope).iter().all(|row| row["pid"] == pid && row["comm"] == "workload"));
+        assert!(envelope.notes.iter().any(|note| note.contains("options.kind = ptrace or bpf lists all")));
     }
+}
+
+#[test]
+fn one_kind_alone_shows_every_step() {
+    let mut workload = workload!();
+    let envelope = around("privileged_actions", &json!({"kind": "bpf"}), &of_pid(workload.pid()), || {
+        workload.run(&format!("raw {} -1 0 0", libc::SYS_setresuid));
+        workload.run(&format!("raw {} 1 999999999", libc::SYS_ptrace));
+        workload.run(&format!("raw {} 5 0 0", libc::SYS_bpf));
+        (0..7).for_each(|_| drop(workload.run(&format!("raw {} 1 0 0", libc::SYS_bpf))));
+    });
+    assert_no_loss(&envelope);
+    let commands: Vec<_> = events(&envelope).iter().map(|row| row["arguments"]["command"].as_str().unwrap()).collect();
+    assert_eq!((commands.len(), commands[0]), (8, "BPF_PROG_LOAD"));
+    assert!(commands[1..].iter().all(|command| *command == "BPF_MAP_LOOKUP_ELEM"), "{commands:?}");
+    assert_eq!(envelope.notes.iter().filter(|note| note.contains("options.kind")).count(), 0);
 }
 
 #[test]

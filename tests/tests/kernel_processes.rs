@@ -49,6 +49,7 @@ fn every_program_is_seen_once_with_its_parent_and_masked_arguments() {
             assert_eq!((&row["comm"], &row["parent_comm"]), (&json!("true"), &json!("workload")));
             assert_eq!((&row["filename"], &row["uid"]), (&json!("/bin/true"), &json!(0)));
             assert_eq!(row["arguments"], json!(["/bin/true", "--token=<7 bytes>", "<5 bytes>"]));
+            assert_eq!(row["cwd"], std::env::current_dir().unwrap().to_str().unwrap());
             assert!(!row.contains_key("arguments_bytes"), "all of them are there: {row:?}");
         }
         assert!(envelope.notes.iter().any(|note| note.contains("masked")), "{:?}", envelope.notes);
@@ -201,6 +202,9 @@ fn the_victim_of_a_control_groups_limit_is_named_with_its_memory() {
     let anonymous = row["anon_bytes"].as_u64().unwrap();
     assert!(((20 << 20)..=(25 << 20)).contains(&anonymous), "{row:?}");
     assert!(row["virtual_bytes"].as_u64().unwrap() > 64 << 20);
+    assert_eq!((&row["constraint"], &row["group_limit_bytes"]), (&json!("group"), &json!(24 << 20)));
+    let charged = row["group_bytes"].as_u64().unwrap();
+    assert!((anonymous - (1 << 20)..=(24 << 20)).contains(&charged), "{row:?}");
 }
 
 /// Whether a process has ended, though nobody has waited for it.

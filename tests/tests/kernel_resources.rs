@@ -116,7 +116,10 @@ fn interrupts_are_counted_as_proc_does() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let file = hex(directory.path().join("file").to_string_lossy().as_bytes());
     let mut workload = workload!();
-    let read = || (interrupts("/proc/softirqs", false), interrupts("/proc/interrupts", true));
+    let read = || {
+        let lines = |last| interrupts("/proc/interrupts", last);
+        (interrupts("/proc/softirqs", false), lines(true), lines(false))
+    };
     let outer = read();
     let mut inner = None;
     let envelope = around("irq_time", &json!({}), &Filter::default(), || {
@@ -138,6 +141,13 @@ fn interrupts_are_counted_as_proc_does() {
         vectors += u32::from(found > 0);
     }
     assert!(vectors >= 3, "timers, the scheduler and RCU have some");
+    for (name, line) in [("local_timer", "LOC"), ("reschedule", "RES")] {
+        let (least, most) = (end.2[line] - begin.2[line], last.2[line] - outer.2[line]);
+        let found = series(&envelope).iter().find(|one| one.key["kind"] == "vector" && one.key["name"] == name);
+        let found = found.map_or(0, |one| one.count);
+        assert!(found + missed + 4 >= least && found <= most + 2, "{name}: {least} <= {found} <= {most}");
+        assert!(name != "local_timer" || found > 23, "timers have ended 23 sleeps");
+    }
     let hard: Vec<_> = series(&envelope).iter().filter(|one| one.key["kind"] == "hard").collect();
     assert!(!hard.is_empty(), "the disk has interrupted");
     for one in hard {
@@ -242,6 +252,41 @@ fn faults_are_those_that_the_kernel_counts_and_memory_grows() {
     let growth = row["growth_bytes"].as_i64().unwrap();
     let expected = (PAGES * 4096) as i64;
     assert!((growth - expected).abs() < 2 << 20, "{growth} {expected}");
+}
+
+#[test]
+fn what_was_freed_again_shows_as_the_peak() {
+    const PAGES: u64 = 5003;
+    let mut workload = workload!();
+    let envelope = around("page_faults", &json!({}), &of_pid(workload.pid()), || {
+        workload.run("touch 11");
+        workload.run(&format!("touch_and_free {PAGES}"));
+        workload.run("touch 11");
+    });
+    let [row] = rows(&envelope) else { panic!("{envelope:?}") };
+    let [growth, resident, peak] =
+        ["growth_bytes", "resident_bytes", "peak_bytes"].map(|name| row[name].as_i64().unwrap());
+    assert!(growth < 4 << 20, "{row:?}");
+    let freed = peak - resident;
+    assert!((freed - (PAGES * 4096) as i64).abs() < 2 << 20, "{row:?}");
+}
+
+#[test]
+fn each_fault_is_a_sample_of_its_stack() {
+    const PAGES: u64 = 4093;
+    let mut workload = workload!();
+    let pid = workload.pid();
+    let (mut before, mut after) = ((0, 0), (0, 0));
+    let envelope = around("page_faults", &json!({ "stacks": true }), &of_pid(pid), || {
+        before = faults(pid);
+        workload.run(&format!("touch {PAGES}"));
+        after = faults(pid);
+    });
+    assert_no_loss(&envelope);
+    let faults = after.0 + after.1 - before.0 - before.1;
+    let report = serde_json::to_value(&envelope.report).unwrap();
+    assert!(faults >= PAGES);
+    assert_eq!((&report["shape"], &report["total"]), (&json!("stacks"), &json!(faults)), "{report}");
 }
 
 #[test]

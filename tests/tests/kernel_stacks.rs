@@ -218,6 +218,8 @@ fn futex_waits_have_stacks_if_asked_for() {
     assert_no_loss(&envelope);
     assert_eq!(envelope.loss.seen, Some(13));
     assert!(with(&envelope, "wait_for_futex") >= 13 * 3 * MILLISECOND, "{envelope:#?}");
+    let Some(Report::Stacks(stacks)) = &envelope.report else { panic!("{envelope:?}") };
+    assert!(!stacks.folded.contains("_[k]"), "the kernel's part is the same of all waits: {}", stacks.folded);
 }
 
 #[test]

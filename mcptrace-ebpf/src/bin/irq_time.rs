@@ -9,24 +9,28 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Histogram, IRQ_NAME, IrqStats, SOFTIRQS,
+    Counter, Histogram, IRQ_NAME, IRQ_VECTORS, IrqStats, SOFTIRQS,
     kernel::{count_shared, current_passes, duration_passes, load, now, record, record_shared},
 };
 
 #[unsafe(no_mangle)]
 static IRQACTION_NAME: Global<u32> = Global::new(0);
 
-/// When the hardware interrupt of this CPU began, and the soft one.
+/// When the hardware interrupt of this CPU began, the soft one, and the one of the CPU's own.
 #[map]
-static STARTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+static STARTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
 const HARD: u32 = 0;
 const SOFT: u32 = 1;
+const VECTOR: u32 = 2;
 /// Runs of each handler, by the address of its `struct irqaction`: a line may have several.
 #[map]
 static HARDIRQS: HashMap<u64, IrqStats> = HashMap::with_max_entries(512, 0);
 /// Runs of each vector.
 #[map]
 static SOFT_VECTORS: PerCpuArray<Histogram> = PerCpuArray::with_max_entries(SOFTIRQS, 0);
+/// Runs of each vector of the CPU's own, in the order of the programs below.
+#[map]
+static VECTORS: PerCpuArray<Histogram> = PerCpuArray::with_max_entries(IRQ_VECTORS, 0);
 /// A new handler, all zeros: too large for the stack.
 #[map]
 static EMPTY: PerCpuArray<IrqStats> = PerCpuArray::with_max_entries(1, 0);
@@ -59,13 +63,37 @@ fn soft_entry(_ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "softirq_exit")]
 fn soft_exit(ctx: BtfTracePointContext) -> i32 {
     // Prototype: unsigned int vec_nr (include/trace/events/irq.h).
-    let Some(ran) = end(SOFT) else { return 0 };
-    match SOFT_VECTORS.get_ptr_mut(ctx.arg(0)) {
-        // SAFETY: a pointer into this CPU's value of the map, which this program alone writes.
-        Some(histogram) => unsafe { record(histogram, ran) },
-        None => count_shared(Counter::MapFull),
+    if let Some(ran) = end(SOFT) {
+        keep(&SOFT_VECTORS, ctx.arg(0), ran);
     }
     0
+}
+
+// Each has one argument, the vector's number (arch/x86/include/asm/trace/irq_vectors.h): the program knows which it is.
+macro_rules! vectors {
+    ($($index:literal: $begin:ident $entry:literal, $end:ident $exit:literal;)*) => {$(
+        #[btf_tracepoint(function = $entry)]
+        fn $begin(_ctx: BtfTracePointContext) -> i32 {
+            begin(VECTOR);
+            0
+        }
+
+        #[btf_tracepoint(function = $exit)]
+        fn $end(_ctx: BtfTracePointContext) -> i32 {
+            if let Some(ran) = end(VECTOR) {
+                keep(&VECTORS, $index, ran);
+            }
+            0
+        }
+    )*};
+}
+
+vectors! {
+    0: timer_begins "local_timer_entry", timer_ends "local_timer_exit";
+    1: reschedule_begins "reschedule_entry", reschedule_ends "reschedule_exit";
+    2: call_begins "call_function_entry", call_ends "call_function_exit";
+    3: single_call_begins "call_function_single_entry", single_call_ends "call_function_single_exit";
+    4: work_begins "irq_work_entry", work_ends "irq_work_exit";
 }
 
 mcptrace_ebpf::follows_forks!();
@@ -75,6 +103,15 @@ fn begin(kind: u32) {
     if let Some(start) = STARTS.get_ptr_mut(kind) {
         // SAFETY: a pointer into this CPU's value of the map. Interrupts of one kind do not nest.
         unsafe { *start = now() };
+    }
+}
+
+#[inline(always)]
+fn keep(histograms: &PerCpuArray<Histogram>, index: u32, ran: u64) {
+    match histograms.get_ptr_mut(index) {
+        // SAFETY: a pointer into this CPU's value of the map; interrupts of one kind do not nest.
+        Some(histogram) => unsafe { record(histogram, ran) },
+        None => count_shared(Counter::MapFull),
     }
 }
 

@@ -81,8 +81,9 @@ fn cell(ctx: &BtfTracePointContext) -> Option<*mut TrafficCell> {
 
 #[inline(always)]
 fn key(ends: &Endpoints) -> TrafficKey {
-    // A socket without a peer has remote port 0: its own port is the one that says something.
-    let port_is_local = ends.remote_port == 0 || ends.local_port < ends.remote_port;
+    // A socket without a peer has remote port 0: its own port is the one that says something. One that is closed and still holds data has
+    // no port of its own any more.
+    let port_is_local = ends.remote_port == 0 || ends.local_port != 0 && ends.local_port < ends.remote_port;
     TrafficKey {
         remote: ends.remote,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,

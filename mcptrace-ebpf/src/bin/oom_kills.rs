@@ -25,6 +25,22 @@ static TASK_SIGNAL: Global<u32> = Global::new(0);
 static SIGNAL_OOM_ADJ: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MM_TOTAL_VM: Global<u32> = Global::new(0);
+/// Where a `struct css_set` has its memory control group; 0 in kernels without.
+#[unsafe(no_mangle)]
+static CSS_SET_MEMORY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_CSS_SET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static GROUP_MEMORY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MEMORY_USAGE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MEMORY_MAX: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MEMORY_PARENT: Global<u32> = Global::new(0);
+
+/// Control groups above each other that are looked at.
+const GROUPS: u32 = 16;
 
 /// The events.
 #[map]
@@ -45,6 +61,8 @@ fn victim(ctx: BtfTracePointContext) -> i32 {
         pages: [0; 4],
         virtual_pages: 0,
         detailed: 0,
+        group_pages: 0,
+        group_limit: 0,
     };
     if VICTIM_IS_TASK.load() != 0 {
         // SAFETY: a BTF pointer to task_struct.
@@ -81,6 +99,36 @@ unsafe fn describe(kill: &mut OomKill, task: *const u8) {
         kill.pages = pages(mm);
         kill.virtual_pages = field(mm, MM_TOTAL_VM.load());
         kill.detailed = 1;
+        if CSS_SET_MEMORY.load() != 0 {
+            (kill.group_pages, kill.group_limit) = tightest(task);
+        }
+    }
+}
+
+/// Usage and limit of the control group with the least room, of those that the task is in.
+#[inline(always)]
+unsafe fn tightest(task: *const u8) -> (u64, u64) {
+    // SAFETY: the caller passes a task; a failed read gives zeros.
+    unsafe {
+        let css_set: *const u8 = field(task, TASK_CSS_SET.load());
+        // A `struct mem_cgroup` begins with its `struct cgroup_subsys_state` (include/linux/memcontrol.h).
+        let group: *const u8 = field(css_set, CSS_SET_MEMORY.load());
+        let mut counter = group.wrapping_add(GROUP_MEMORY.load() as usize);
+        let mut found = (0, 0);
+        let mut least = i64::MAX;
+        for _ in 0..GROUPS {
+            let (usage, limit): (u64, u64) = (field(counter, MEMORY_USAGE.load()), field(counter, MEMORY_MAX.load()));
+            let room = limit.wrapping_sub(usage) as i64;
+            if room < least {
+                least = room;
+                found = (usage, limit);
+            }
+            counter = field(counter, MEMORY_PARENT.load());
+            if counter.is_null() {
+                break;
+            }
+        }
+        found
     }
 }
 

@@ -20,6 +20,8 @@ static HAS_DROP_REASON: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SKB_LEN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+static SKB_DATA: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 static SKB_PROTOCOL: Global<u32> = Global::new(0);
 
 /// `ETH_P_IP` and `ETH_P_IPV6` (include/uapi/linux/if_ether.h).
@@ -51,9 +53,23 @@ fn dropped(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: a pointer into the map's value; the first argument is a BTF pointer to struct sk_buff.
     unsafe {
         add(&raw mut (*cell).packets, 1);
-        add(&raw mut (*cell).bytes, load::<u32>(skb, SKB_LEN.load()).into());
+        add(&raw mut (*cell).bytes, length(skb, key.protocol != NO_IP_PROTOCOL));
     }
     0
+}
+
+/// The length of a packet. Of IP from its network header on, whatever of it the kernel has taken off by now or not; of others what is left.
+#[inline(always)]
+unsafe fn length(skb: *const u8, is_ip: bool) -> u64 {
+    // SAFETY: the caller passes a BTF pointer to struct sk_buff; the helper checks the addresses.
+    unsafe {
+        let left = load::<u32>(skb, SKB_LEN.load()).into();
+        if !is_ip {
+            return left;
+        }
+        let data: u64 = read_kernel(skb.wrapping_add(SKB_DATA.load() as usize));
+        left.wrapping_add(data.wrapping_sub(network_header(skb) as u64))
+    }
 }
 
 mcptrace_ebpf::follows_forks!();

@@ -12,8 +12,12 @@ use mcptrace_ebpf::{
     Counter, FaultCell, FaultKey,
     kernel::{add, count, current_passes, read_kernel},
     memory::pages,
+    stack::weigh,
 };
 
+/// Whether faults are counted by stack instead.
+#[unsafe(no_mangle)]
+static BY_STACK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_MM: Global<u32> = Global::new(0);
 
@@ -23,23 +27,30 @@ static FAULTS: HashMap<FaultKey, FaultCell> = HashMap::with_max_entries(1, 0);
 
 // The kernel counts a fault when it has been handled, with preemption off, and tells minor from major (mm_account_fault, mm/memory.c).
 #[perf_event]
-fn minor(_: PerfEventContext) -> u32 {
-    fault(|cell| &raw mut cell.minor)
+fn minor(ctx: PerfEventContext) -> u32 {
+    fault(&ctx, |cell| &raw mut cell.minor)
 }
 
 #[perf_event]
-fn major(_: PerfEventContext) -> u32 {
-    fault(|cell| &raw mut cell.major)
+fn major(ctx: PerfEventContext) -> u32 {
+    fault(&ctx, |cell| &raw mut cell.major)
 }
 
+mcptrace_ebpf::sends_stacks!();
 mcptrace_ebpf::follows_forks!();
 
 #[inline(always)]
-fn fault(kind: impl Fn(&mut FaultCell) -> *mut u64) -> u32 {
+fn fault(ctx: &PerfEventContext, kind: impl Fn(&mut FaultCell) -> *mut u64) -> u32 {
     if !current_passes() {
         return 0;
     }
     count(Counter::Seen);
+    if BY_STACK.load() != 0 {
+        if let Err(lost) = capture(ctx).and_then(|key| weigh(&key, 0)) {
+            count(lost);
+        }
+        return 0;
+    }
     let key = FaultKey { pid: (bpf_get_current_pid_tgid() >> 32) as u32, zero: 0 };
     // SAFETY: the helper gives the current task; a failed read gives zeros.
     let [file, anonymous, _, shared] = unsafe {
@@ -54,6 +65,9 @@ fn fault(kind: impl Fn(&mut FaultCell) -> *mut u64) -> u32 {
     // SAFETY: a pointer into the map's value; the last of several threads wins.
     unsafe {
         (*cell).last_pages = resident;
+        if resident > (*cell).most_pages {
+            (*cell).most_pages = resident;
+        }
         add(kind(&mut *cell), 1);
     }
     0
@@ -65,7 +79,7 @@ fn cell(key: &FaultKey, resident: u64) -> Option<*mut FaultCell> {
         return Some(cell);
     }
     let comm = bpf_get_current_comm().unwrap_or_default();
-    let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, comm };
+    let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, most_pages: resident, comm };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
     let _ = FAULTS.insert(key, new, 1);
     FAULTS.get_ptr_mut(key)

@@ -20,6 +20,14 @@ use mcptrace_ebpf::{
 /// Whether only failures are sent.
 #[unsafe(no_mangle)]
 static FAILED_ONLY: Global<u32> = Global::new(0);
+/// Whether the single steps of ptrace and bpf are sent, which a debugger or tracer makes by the thousand.
+#[unsafe(no_mangle)]
+static STEPS: Global<u32> = Global::new(0);
+/// Indexes of the two, native and 32-bit.
+#[unsafe(no_mangle)]
+static PTRACE: Global<[u32; 2]> = Global::new([u32::MAX; 2]);
+#[unsafe(no_mangle)]
+static BPF: Global<[u32; 2]> = Global::new([u32::MAX; 2]);
 /// A bit for each call, by index.
 #[unsafe(no_mangle)]
 static WANTED: Global<[u64; WORDS]> = Global::new([0; WORDS]);
@@ -38,6 +46,12 @@ const WORDS: usize = SYSCALLS as usize / 64;
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
 /// `CLONE_NEWTIME`, which clone cannot take: the bit is in the number of its signal.
 const NEW_TIME: u64 = 0x80;
+
+/// `PTRACE_TRACEME`, `ATTACH` and `SEIZE` (include/uapi/linux/ptrace.h): the requests that begin tracing.
+const PTRACE_BEGINS: [u64; 3] = [0, 16, 0x4206];
+/// Commands of bpf that read or change elements of a map, list, or ask about what one has (`enum bpf_cmd`, include/uapi/linux/bpf.h), as bits:
+/// 1 to 4 and 21, 24 to 27 (elements), 11, 12, 23 and 31 (the next id), 15, 16 and 20 (information).
+const BPF_STEPS: u64 = 0x1e | 1 << 21 | 0xf << 24 | 3 << 11 | 1 << 23 | 1 << 31 | 3 << 15 | 1 << 20;
 
 /// Where each CPU puts a record together: it does not fit on the stack.
 #[map]
@@ -68,6 +82,9 @@ fn exit_wanted(ctx: *mut c_void) -> i32 {
         return 0;
     }
     let [first, second, third] = call_arguments(&ctx, index);
+    if STEPS.load() == 0 && is_step(index, first) {
+        return 0;
+    }
     let clone_flags = clone_flags(index, first);
     if clone_flags == Some(0) {
         return 0;
@@ -111,6 +128,17 @@ fn is_set<T>(global: &Global<T>, table: usize, index: u32) -> bool {
     let word =
         unsafe { ptr::read_volatile(ptr::from_ref(global).cast::<u64>().add(table * WORDS + (index >> 6) as usize)) };
     word >> (index & 63) & 1 != 0
+}
+
+/// Whether the call only goes on with what another one has begun.
+#[inline(always)]
+fn is_step(index: u32, request: u64) -> bool {
+    let is = |pair: [u32; 2]| index == pair[0] || index == pair[1];
+    if is(PTRACE.load()) {
+        return !PTRACE_BEGINS.contains(&request);
+    }
+    // Both arguments are numbers of 32 bits; of larger commands there are none.
+    is(BPF.load()) && request < 64 && BPF_STEPS >> request & 1 != 0
 }
 
 /// The flags that make namespaces, if the call is a clone.

@@ -5,14 +5,15 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user},
     macros::{btf_tracepoint, map},
     maps::{PerCpuArray, PerfEventByteArray, RingBuf},
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, EXEC_ARGUMENTS_MAX, EXEC_PATH_MAX, Exec, Header, Record, WIRE_VERSION,
+    Counter, EXEC_ARGUMENTS_MAX, EXEC_PATH_MAX, Exec, Header, Record, WALK_BYTES, WIRE_VERSION, Walk,
     actor::{current_actor, parent},
+    file::walk_directory,
     kernel::{count, current_passes, load, now, read_kernel, send, task_comm},
 };
 
@@ -38,9 +39,14 @@ static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
 #[repr(C)]
 struct Scratch {
     exec: Exec,
-    /// The path and right behind it the arguments.
-    text: [u8; EXEC_PATH_MAX + EXEC_ARGUMENTS_MAX],
+    /// The path, right behind it the arguments, and behind them the working directory.
+    text: [u8; TEXT + WALK_BYTES],
+    directory: Walk,
 }
+
+/// A power of two above what path and arguments need, as a bound that the verifier can follow.
+const TEXT: usize = 4096;
+const _: () = assert!(EXEC_PATH_MAX + EXEC_ARGUMENTS_MAX <= TEXT);
 
 #[btf_tracepoint(function = "sched_process_exec")]
 fn exec(ctx: BtfTracePointContext) -> i32 {
@@ -56,7 +62,9 @@ fn exec(ctx: BtfTracePointContext) -> i32 {
     let sent = unsafe {
         let filename_len = read_filename(scratch, ctx.arg(2));
         let (arguments_len, arguments_total) = read_arguments(scratch, task, filename_len);
-        let size = size_of::<Exec>() as u32 + filename_len + arguments_len;
+        let directory_len = read_directory(scratch, filename_len + arguments_len);
+        let text_len = (filename_len + arguments_len + directory_len) & (TEXT as u32 - 1);
+        let size = size_of::<Exec>() as u32 + text_len;
         let exec = Exec {
             header: Header { size: size as u16, version: WIRE_VERSION, kind: Exec::KIND },
             filename_len,
@@ -65,6 +73,8 @@ fn exec(ctx: BtfTracePointContext) -> i32 {
             parent_comm: task_comm(parent(task)),
             arguments_len,
             arguments_total,
+            directory_len,
+            directory_flags: (*scratch).directory.flags,
         };
         ptr::write(&raw mut (*scratch).exec, exec);
         send(&ctx, &EVENTS, &EVENTS_PERF, scratch.cast_const().cast(), size)
@@ -102,6 +112,19 @@ unsafe fn read_arguments(scratch: *mut Scratch, task: *const u8, behind: u32) ->
         let target = (&raw mut (*scratch).text).cast::<u8>().add((behind & (EXEC_PATH_MAX as u32 - 1)) as usize);
         let failed = bpf_probe_read_user(target.cast(), wanted, start as *const _) != 0;
         (if failed { 0 } else { wanted }, total)
+    }
+}
+
+/// Finds the working directory and puts its names behind the rest; gives their length.
+#[inline(always)]
+unsafe fn read_directory(scratch: *mut Scratch, behind: u32) -> u32 {
+    // SAFETY: the caller passes the map's value, and the bounds are such that the verifier sees them.
+    unsafe {
+        walk_directory(&raw mut (*scratch).directory);
+        let length = ptr::read_volatile(&raw const (*scratch).directory.len) & (WALK_BYTES as u32 - 1);
+        let target = (&raw mut (*scratch).text).cast::<u8>().add((behind & (TEXT as u32 - 1)) as usize);
+        let names = (&raw const (*scratch).directory.names).cast();
+        if bpf_probe_read_kernel(target.cast(), length, names) == 0 { length } else { 0 }
     }
 }
 

@@ -20,6 +20,10 @@ static SEND_EVENTS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static HAS_RESET_REASON: Global<u32> = Global::new(0);
 
+/// Whether `tcp_retransmit_skb` tells what came of it: from 6.15 on.
+#[unsafe(no_mangle)]
+static HAS_RETRANSMIT_ERROR: Global<u32> = Global::new(0);
+
 /// How often.
 #[map]
 static COUNTS: HashMap<TroubleKey, u64> = HashMap::with_max_entries(8192, 0);
@@ -33,7 +37,10 @@ static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
 /// Prototype: const struct sock *sk, const struct sk_buff *skb, and from 6.15 on int err (include/trace/events/tcp.h, as all here).
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 fn retransmitted(ctx: BtfTracePointContext) -> i32 {
-    of_socket(&ctx, ctx.arg(0), TcpTrouble::Retransmit);
+    // What could not be sent, for want of a route or a device, was not sent again.
+    if HAS_RETRANSMIT_ERROR.load() == 0 || ctx.arg::<i32>(2) == 0 {
+        of_socket(&ctx, ctx.arg(0), TcpTrouble::Retransmit);
+    }
     0
 }
 

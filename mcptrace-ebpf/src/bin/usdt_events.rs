@@ -127,10 +127,9 @@ unsafe fn read_argument(ctx: &ProbeContext, place: *const UsdtPlace, index: usiz
 fn with_texts(told: &mut Told) -> usize {
     clear(&mut told.texts);
     told.usdt.header.size = size_of::<Told>() as u16;
-    let [first, second, third] = TEXTS.load();
+    let [first, second] = TEXTS.load();
     told.texts.lengths[0] = read_text(&told.usdt, first, &mut told.texts.bytes[0]);
     told.texts.lengths[1] = read_text(&told.usdt, second, &mut told.texts.bytes[1]);
-    told.texts.lengths[2] = read_text(&told.usdt, third, &mut told.texts.bytes[2]);
     size_of::<Told>()
 }
 

@@ -119,7 +119,7 @@ const _: () = assert!(size_of::<SlowCall>() == 56);
 pub const USDT_ARGUMENTS: usize = 12;
 
 /// Arguments that are followed to a text, at most.
-pub const USDT_TEXTS: usize = 3;
+pub const USDT_TEXTS: usize = 2;
 
 /// Bytes of such a text, with the zero at its end.
 pub const USDT_TEXT_MAX: usize = 64;
@@ -196,5 +196,5 @@ pub struct UsdtTexts {
     pub bytes: [[u8; USDT_TEXT_MAX]; USDT_TEXTS],
 }
 
-const _: () = assert!(size_of::<UsdtTexts>() == 216);
+const _: () = assert!(size_of::<UsdtTexts>() == 144);
 const _: () = assert!(size_of::<UsdtPlace>() == 32 * USDT_ARGUMENTS);

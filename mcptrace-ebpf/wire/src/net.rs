@@ -180,7 +180,7 @@ pub const NO_IP_PROTOCOL: u16 = u16::MAX;
 pub struct DropCell {
     /// How many.
     pub packets: u64,
-    /// Their lengths, headers included as far as they were still there.
+    /// Their lengths: of IP packets from the network header on, of others what was left.
     pub bytes: u64,
 }
 

@@ -20,7 +20,8 @@ pub struct Actor {
     pub comm: Comm,
 }
 
-/// A program that a process has become, followed by `filename_len` bytes of its path and `arguments_len` of its arguments.
+/// A program that a process has become, followed by `filename_len` bytes of its path, `arguments_len` of its arguments and
+/// `directory_len` of its working directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Exec {
@@ -38,6 +39,10 @@ pub struct Exec {
     pub arguments_len: u32,
     /// Bytes of arguments that there are.
     pub arguments_total: u32,
+    /// Bytes of the names of the working directory that follow, from it up, each with its NUL.
+    pub directory_len: u32,
+    /// `WALK_*` bits of it.
+    pub directory_flags: u32,
 }
 
 // SAFETY: repr(C), a header first, no padding (asserted below), integers and byte arrays only.
@@ -130,6 +135,10 @@ pub struct OomKill {
     pub virtual_pages: u64,
     /// Whether the kernel told more than the process id.
     pub detailed: u64,
+    /// Memory charged to the victim's control group or one above, the one with the least room below its limit, in pages.
+    pub group_pages: u64,
+    /// Its limit, in pages; 0 where none is known.
+    pub group_limit: u64,
 }
 
 // SAFETY: as for `Exec`.
@@ -138,7 +147,7 @@ unsafe impl Record for OomKill {
 }
 
 const _: () = assert!(size_of::<Actor>() == 40);
-const _: () = assert!(size_of::<Exec>() == 80 && core::mem::offset_of!(Exec, time_ns) == TIME_OFFSET);
+const _: () = assert!(size_of::<Exec>() == 88 && core::mem::offset_of!(Exec, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Exit>() == 112 && core::mem::offset_of!(Exit, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Signal>() == 112 && core::mem::offset_of!(Signal, time_ns) == TIME_OFFSET);
-const _: () = assert!(size_of::<OomKill>() == 144 && core::mem::offset_of!(OomKill, time_ns) == TIME_OFFSET);
+const _: () = assert!(size_of::<OomKill>() == 160 && core::mem::offset_of!(OomKill, time_ns) == TIME_OFFSET);

@@ -35,6 +35,8 @@ pub struct IrqStats {
 
 /// Vectors of soft interrupts (`NR_SOFTIRQS`, include/linux/interrupt.h), rounded up.
 pub const SOFTIRQS: u32 = 16;
+/// Vectors of a CPU's own that are told apart: its timer and calls between CPUs.
+pub const IRQ_VECTORS: u32 = 5;
 
 /// What a thread is stalled by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +108,8 @@ pub struct FaultCell {
     pub first_pages: u64,
     /// Pages in memory at its last fault.
     pub last_pages: u64,
+    /// The most pages in memory at any of its faults.
+    pub most_pages: u64,
     /// Command name at the first fault.
     pub comm: Comm,
 }

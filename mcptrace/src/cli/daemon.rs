@@ -29,7 +29,7 @@ const AFTER_HELP: &str = "\
 What is recorded: time on CPUs by process, waits for a CPU, context switches, block requests, TCP connections, network devices,
 processes that begin and end, signals that kill, stalls for memory, interrupts, pressure, locks of the kernel, and system calls for a
 part of the time. Over the budget it first looks at system calls for a shorter time, then leaves out what is dearest, and takes it back
-when there is room. It ends at SIGTERM or SIGINT; nothing stays attached.";
+when there is room. It ends at SIGTERM, SIGINT or SIGHUP; nothing stays attached.";
 
 pub(super) fn define() -> Command {
     Command::new("daemon")

@@ -73,7 +73,7 @@ struct Flags {
     /// Write all stacks as folded text, with probes of stacks
     #[arg(long, value_name = "TXT", global = true)]
     folded: Option<PathBuf>,
-    /// Show events as they come, or the report anew every second; without --seconds until Ctrl-C
+    /// Show events as they come, or the report anew when it changes, once a second; without --seconds until Ctrl-C
     #[arg(short = 'f', long, global = true)]
     follow: bool,
     #[command(flatten)]
@@ -325,14 +325,15 @@ async fn end_of(workload: Option<&mut Workload>) -> Result<std::process::ExitSta
     }
 }
 
-/// Set by the first SIGINT or SIGTERM; the second ends the program, and the kernel then detaches everything.
+/// Set by the first SIGINT, SIGTERM or SIGHUP; the second ends the program, and the kernel then detaches everything.
 pub(super) fn interrupts() -> Result<CancellationToken, Failure> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let token = CancellationToken::new();
     let set = token.clone();
     tokio::spawn(async move {
         loop {
-            select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
             if set.is_cancelled() {
                 std::process::exit(i32::from(failure::INTERRUPTED_TWICE));
             }

@@ -1,4 +1,4 @@
-//! `run --follow`: events as they come, or the report drawn anew every second.
+//! `run --follow`: events as they come, or the report drawn anew every second, on a pipe only if it has changed.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -9,7 +9,7 @@ use super::{Failure, output};
 use crate::{
     execution::{Execution, Page},
     report::{
-        Events,
+        Events, Report,
         text::{Reader, envelope_for, live::Live},
     },
 };
@@ -32,6 +32,8 @@ pub(super) struct Watch {
     /// The place of the next event in the sequence.
     place: u64,
     drawn: Instant,
+    /// What was drawn last.
+    last: Option<Report>,
     /// Lines on the terminal that the next drawing replaces.
     height: usize,
 }
@@ -39,7 +41,7 @@ pub(super) struct Watch {
 impl Watch {
     /// Shows so many rows of a report that is drawn anew.
     pub(super) fn new(json: bool, rows: usize) -> Self {
-        Self { json, rows, live: Live::default(), place: 0, drawn: Instant::now(), height: 0 }
+        Self { json, rows, live: Live::default(), place: 0, drawn: Instant::now(), last: None, height: 0 }
     }
 
     /// Shows what is new; when to look again.
@@ -80,6 +82,11 @@ impl Watch {
 
     fn redraw(&mut self, execution: &Execution) -> Result<(), Failure> {
         let envelope = execution.envelope(&Page { from: 0, limit: self.rows, max_bytes: MOST_BYTES });
+        let is_terminal = io::stdout().is_terminal();
+        if !is_terminal && self.last == envelope.report {
+            return Ok(());
+        }
+        self.last.clone_from(&envelope.report);
         if self.json {
             let line = serde_json::to_string(&envelope).map_err(|error| Failure::failed(error.to_string()))?;
             return print(&[line]);
@@ -87,7 +94,7 @@ impl Watch {
         self.erase()?;
         let text = envelope_for(Reader::Shell, &envelope, MOST_BYTES);
         output::text(&(text.clone() + "\n"))?;
-        if io::stdout().is_terminal() {
+        if is_terminal {
             self.height = text.lines().count() + 1;
         }
         Ok(())

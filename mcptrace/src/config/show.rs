@@ -42,7 +42,7 @@ fn sections(config: &Config, comment: impl Fn(&Key) -> String) -> String {
             let _ = write!(text, "\n[{section}]\n");
             last = section;
         }
-        let _ = write!(text, "{}{name} = {}\n", comment(key), self::text(get(&values, key)));
+        let _ = writeln!(text, "{}{name} = {}", comment(key), self::text(get(&values, key)));
     }
     text
 }

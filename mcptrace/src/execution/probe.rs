@@ -47,6 +47,8 @@ pub struct ProbeSource {
     filtered: bool,
     counts: &'static str,
     cost_ns: f64,
+    /// The only process that is looked at.
+    pid: Option<u32>,
     state: Mutex<State>,
 }
 
@@ -56,6 +58,8 @@ struct State {
     cost: Option<(Cost, u64)>,
     /// What was found in the end; set once.
     last: Option<Last>,
+    /// The process that was looked at had ended before its time was up.
+    process_ended: bool,
 }
 
 #[derive(Clone)]
@@ -76,7 +80,7 @@ impl Last {
 
 impl ProbeSource {
     /// Takes over an attached probe.
-    pub fn new(attached: Attached, prepared: Prepared, filtered: bool, cost_ns: f64) -> Self {
+    pub fn new(attached: Attached, prepared: Prepared, filtered: bool, pid: Option<u32>, cost_ns: f64) -> Self {
         let sends_events = prepared.plan.event_bytes > 0 && !prepared.reader.event_fields().is_empty();
         Self {
             live: Mutex::new(Some(attached)),
@@ -88,6 +92,7 @@ impl ProbeSource {
             filtered,
             counts: prepared.plan.counts,
             cost_ns,
+            pid,
             state: Mutex::new(State::default()),
         }
     }
@@ -238,6 +243,9 @@ impl ProbeSource {
         if counters.get(Counter::Seen) == 0 && self.filtered {
             notes.push("nothing matched the filters while this ran".into());
         }
+        if lock(&self.state).process_ended {
+            notes.push("the process had ended before the time was up: rates and shares are of the whole time".into());
+        }
         if self.sends_events {
             notes.extend(evicted_note(lock(&self.store).evicted(), page));
         }
@@ -247,7 +255,9 @@ impl ProbeSource {
     fn overhead(&self, seen: u64, seconds: f64) -> Overhead {
         let round = |value: f64| (value * 1000.0).round() / 1000.0;
         let measured = lock(&self.state).cost;
-        let Some((cost, seen_in_window)) = measured else {
+        // A window in which nothing happened says nothing of a run in which something did.
+        let told = measured.filter(|(_, seen_in_window)| *seen_in_window > 0 || seen == 0);
+        let Some((cost, seen_in_window)) = told else {
             let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
             return Overhead {
                 ns_per_event: Some(self.cost_ns),
@@ -255,7 +265,9 @@ impl ProbeSource {
                 method: "estimated".into(),
             };
         };
-        let per_event = (seen_in_window > 0).then(|| round(cost.ns / seen_in_window as f64));
+        // Where most runs of a program are not about events that pass, their cost is not the events'.
+        let mostly_events = seen_in_window > 0 && cost.events <= seen_in_window.saturating_mul(2);
+        let per_event = mostly_events.then(|| round(cost.ns / seen_in_window as f64));
         let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
         Overhead { ns_per_event: per_event, cpu_percent: round(percent), method: "measured".into() }
     }
@@ -264,6 +276,9 @@ impl ProbeSource {
 impl Source for ProbeSource {
     fn run(&self, control: &Control) -> Result<(), String> {
         self.collect(control);
+        // Whoever stops it may do so because the process has ended.
+        let ended = |pid: u32| !control.is_stopped() && !std::path::Path::new("/proc").join(pid.to_string()).exists();
+        lock(&self.state).process_ended = self.pid.is_some_and(ended);
         self.finish(control.has_collected().as_secs_f64())
     }
 

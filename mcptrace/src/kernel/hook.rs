@@ -214,12 +214,16 @@ impl From<BinaryError> for FunctionError {
     }
 }
 
-/// The path by which this process reaches a file of another; the name itself where it is looked for in the usual directories.
+/// The path by which this process reaches a file of another: relative ones from where that one works, names among what it has mapped.
+/// Without a process the name itself, which is looked for in the usual directories.
 pub fn locate(file: &str, pid: Option<u32>) -> Result<PathBuf, FunctionError> {
     let Some(pid) = pid else { return Ok(PathBuf::from(file)) };
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     if let Some(path) = file.strip_prefix('/') {
         return Ok(root.join(path));
+    }
+    if file.contains('/') {
+        return Ok(PathBuf::from(format!("/proc/{pid}/cwd")).join(file));
     }
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"));
     let maps =

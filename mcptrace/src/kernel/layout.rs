@@ -67,6 +67,7 @@ const OFFSETS: &[Offset] = &[
     offset("SOCKET_SK", &[("socket", "sk")]),
     offset("SKB_HEAD", &[("sk_buff", "head")]),
     offset("SKB_LEN", &[("sk_buff", "len")]),
+    offset("SKB_DATA", &[("sk_buff", "data")]),
     offset("SKB_PROTOCOL", &[("sk_buff", "protocol")]),
     offset("SKB_NETWORK", &[("sk_buff", "network_header")]),
     offset("SKB_TRANSPORT", &[("sk_buff", "transport_header")]),
@@ -121,6 +122,16 @@ const OFFSETS: &[Offset] = &[
     offset("MM_ARG_START", &[("mm_struct", "arg_start")]),
     offset("MM_ARG_END", &[("mm_struct", "arg_end")]),
     offset("MM_TOTAL_VM", &[("mm_struct", "total_vm")]),
+    offset("TASK_FS", &[("task_struct", "fs")]),
+    offset("FS_DENTRY", &[("fs_struct", "pwd.dentry")]),
+    offset("FS_MOUNT", &[("fs_struct", "pwd.mnt")]),
+    // The same as TASK_CGROUPS, which belongs to the filter.
+    offset("TASK_CSS_SET", &[("task_struct", "cgroups")]),
+    // Only in kernels with memory control groups.
+    offset("GROUP_MEMORY", &[("mem_cgroup", "memory")]),
+    offset("MEMORY_USAGE", &[("page_counter", "usage.counter")]),
+    offset("MEMORY_MAX", &[("page_counter", "max")]),
+    offset("MEMORY_PARENT", &[("page_counter", "parent")]),
     offset("IRQACTION_NAME", &[("irqaction", "name")]),
 ];
 
@@ -144,8 +155,10 @@ impl Layout {
         globals.insert("REQUEST_ARGUMENT", request_argument(btf));
         globals.insert("HAS_TASK_BTF", Ok(u32::from(has_task_btf(btf))));
         globals.insert("HAS_DROP_REASON", Ok(u32::from(has_parameters(btf, "kfree_skb", 3))));
+        globals.insert("HAS_RETRANSMIT_ERROR", Ok(u32::from(has_parameters(btf, "tcp_retransmit_skb", 3))));
         globals.insert("HAS_RESET_REASON", Ok(u32::from(has_parameters(btf, "tcp_send_reset", 3))));
         globals.insert("FOLIO_LARGE", folio_large(btf));
+        globals.insert("CSS_SET_MEMORY", css_set_memory(btf));
         globals.extend(process_globals(btf));
         let enumerators = ENUMS.iter().map(|name| (*name, btf.enumerators(name))).collect();
         Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect(), enumerators }
@@ -203,6 +216,15 @@ fn request_argument(btf: &KernelBtf) -> Result<u32, String> {
     let parameters = btf.tracepoint("block_rq_issue").map_err(|error: BtfError| error.to_string())?;
     let position = parameters.iter().position(|parameter| parameter.type_name.starts_with("struct request *"));
     position.map(|index| index as u32).ok_or_else(|| "block_rq_issue of this kernel has no request".to_owned())
+}
+
+/// Where a `struct css_set` has its memory control group: by the number of the controller, which depends on the configuration.
+fn css_set_memory(btf: &KernelBtf) -> Result<u32, String> {
+    let controllers = btf.enumerators("cgroup_subsys_id");
+    let memory = controllers.iter().find(|(_, name)| *name == "memory_cgrp_id");
+    let (index, _) = memory.ok_or_else(|| "this kernel has no memory control groups".to_owned())?;
+    let first = btf.offset("css_set", "subsys").map_err(|error| error.to_string())?;
+    Ok(first + index * size_of::<u64>() as u32)
 }
 
 /// The flag of a page that is the first of several.

@@ -45,7 +45,7 @@ pub struct NamedStack {
     pub frames: Vec<Arc<str>>,
     /// How many of them are of the kernel: the last ones.
     pub kernel: usize,
-    /// How many have no name.
+    /// How many have neither a name nor a known file.
     pub unknown: usize,
 }
 
@@ -68,7 +68,7 @@ struct State {
     unkept: u64,
     kernel_names: HashMap<u64, Option<Arc<str>>>,
     user_names: HashMap<Place, Arc<str>>,
-    /// Names that stand for none.
+    /// Those of which not even the file is known.
     nameless: HashSet<Place>,
     /// Processes that run another program since they were looked at.
     changed: HashSet<u32>,
@@ -311,7 +311,7 @@ impl State {
     fn name_places(&mut self, places: &[(Place, u64)], names: Option<&HashMap<u64, String>>, otherwise: &str) {
         for (place, offset) in places {
             let name = names.and_then(|names| names.get(offset));
-            if name.is_none() {
+            if name.is_none() && otherwise == UNKNOWN {
                 self.nameless.insert(*place);
             }
             self.user_names.insert(*place, name.map_or(otherwise, String::as_str).into());

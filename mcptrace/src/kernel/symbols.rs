@@ -6,6 +6,7 @@
 //! Only symbol tables are read, not DWARF: that is bounded work, and inlined functions count for the one they are in.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     path::PathBuf,
     sync::{
@@ -129,7 +130,7 @@ fn serve(jobs: &Receiver<Job>) {
 }
 
 fn symbolizer() -> Symbolizer {
-    Symbolizer::builder().enable_code_info(false).enable_inlined_fns(false).enable_demangling(true).build()
+    Symbolizer::builder().enable_code_info(false).enable_inlined_fns(false).enable_demangling(false).build()
 }
 
 fn names(symbolizer: &Symbolizer, job: &Job) -> Names {
@@ -159,6 +160,18 @@ fn of_file(symbolizer: &Symbolizer, path: &PathBuf, offsets: &[u64]) -> HashMap<
     named(symbolizer, &Source::Elf(elf), Input::FileOffset(offsets))
 }
 
+/// A symbol as its language writes it. Only what is mangled: a function of C called `i` is no `int`, which is what a bare `i` means in the
+/// encoding of types of C++.
+fn demangled(symbol: &str) -> Cow<'_, str> {
+    if let Ok(name) = rustc_demangle::try_demangle(symbol) {
+        return format!("{name:#}").into();
+    }
+    if !["_Z", "__Z"].iter().any(|start| symbol.starts_with(start)) {
+        return symbol.into();
+    }
+    cpp_demangle::Symbol::new(symbol).ok().and_then(|name| name.demangle().ok()).map_or(symbol.into(), Into::into)
+}
+
 fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> HashMap<u64, String> {
     let places = input.into_inner();
     let symbols = match symbolizer.symbolize(source, input) {
@@ -169,8 +182,29 @@ fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> 
         }
     };
     let name = |(place, symbol): (&u64, &Symbolized<'_>)| match symbol {
-        Symbolized::Sym(symbol) => Some((*place, untrusted(symbol.name.as_bytes(), LONGEST_NAME))),
+        Symbolized::Sym(symbol) => Some((*place, untrusted(demangled(&symbol.name).as_bytes(), LONGEST_NAME))),
         Symbolized::Unknown(_) => None,
     };
     places.iter().zip(&symbols).filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::demangled;
+
+    #[test]
+    fn only_what_is_mangled_is_demangled() {
+        for (symbol, name) in [
+            ("i", "i"),
+            ("s", "s"),
+            ("re", "re"),
+            ("Pc", "Pc"),
+            ("_Z3addii", "add(int, int)"),
+            ("_ZN4core3fmt5write17h0123456789abcdefE", "core::fmt::write"),
+            ("_RNvC6_123foo3bar", "123foo::bar"),
+            ("_Zbroken", "_Zbroken"),
+        ] {
+            assert_eq!(demangled(symbol), name);
+        }
+    }
 }

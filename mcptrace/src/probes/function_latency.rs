@@ -16,11 +16,13 @@ use crate::{
     },
     report::{Field, Histogram, Report, Row},
     suggest::nearest,
-    text::{comm, matches_glob},
+    text::{self, comm, matches_glob},
 };
 
 /// Functions at once. Each costs two breakpoints, which kernels before 6.6 set and remove one by one.
 const MOST_FUNCTIONS: usize = 100;
+/// Functions that an error names when there are too many.
+const NAMED: usize = 5;
 /// Calls under way at once.
 const MOST_CALLS: u32 = 65_536;
 /// Buffer for slow calls: 16,384 records.
@@ -87,7 +89,7 @@ impl Probe for FunctionLatency {
         let file = functions::open(options.binary(), context)?;
         let chosen = choose(&functions::read(&file)?, options)?;
         let has_cookie = aya::features().bpf_cookie();
-        check_number(chosen.len(), has_cookie)?;
+        check_number(&chosen, has_cookie)?;
         let mut plan = plan_of::<Self>(context);
         let places: Vec<Function> = chosen
             .iter()
@@ -161,8 +163,9 @@ fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<(String, u64)>, 
     if chosen.is_empty() {
         let names: Vec<_> = binary.functions.iter().map(crate::kernel::discovery::binary::Function::name).collect();
         let near = nearest(wanted, names.iter().map(AsRef::as_ref)).map(str::to_owned);
-        let text = crate::text::untrusted(wanted.as_bytes(), 100);
-        let message = format!("options.function: `{file}` has no function `{text}` among its {} symbols", names.len());
+        let wanted = text::untrusted(wanted.as_bytes(), 100);
+        let message =
+            format!("options.function: `{file}` has no function `{wanted}` among its {} symbols", names.len());
         return Err(OptionError { message, did_you_mean: near });
     }
     Ok(chosen)
@@ -172,14 +175,18 @@ fn is_glob(pattern: &str) -> bool {
     pattern.contains(['*', '?'])
 }
 
-fn check_number(chosen: usize, has_cookie: bool) -> Result<(), OptionError> {
+fn check_number(chosen: &[(String, u64)], has_cookie: bool) -> Result<(), OptionError> {
     let most = if has_cookie { MOST_FUNCTIONS } else { 1 };
-    if chosen <= most {
+    if chosen.len() <= most {
         return Ok(());
     }
     let why = if has_cookie { "" } else { ", because this kernel cannot tell several apart (5.15 can)" };
+    let some: Vec<_> = chosen.iter().take(NAMED).map(|(name, _)| text::untrusted(name.as_bytes(), 60)).collect();
     Err(OptionError::new(format!(
-        "options.function matches {chosen} functions; at most {most} can be timed at once{why}"
+        "options.function matches {} functions; at most {most} can be timed at once{why}. Give more of the name, or one name: it matches {} …; \
+         list_probes with filter = binary:FILE:GLOB lists all",
+        chosen.len(),
+        some.join(", "),
     )))
 }
 
@@ -223,8 +230,10 @@ mod tests {
 
     #[test]
     fn old_kernels_time_one_function_at_a_time() {
-        assert!(check_number(100, true).is_ok() && check_number(1, false).is_ok());
-        assert!(check_number(101, true).unwrap_err().message.contains("matches 101 functions; at most 100"));
-        assert!(check_number(2, false).unwrap_err().message.ends_with("(5.15 can)"));
+        let chosen: Vec<_> = (0..101).map(|index| (format!("f{index}"), index)).collect();
+        assert!(check_number(&chosen[..100], true).is_ok() && check_number(&chosen[..1], false).is_ok());
+        let text = check_number(&chosen, true).unwrap_err().message;
+        assert!(text.contains("matches 101 functions; at most 100") && text.contains("f0, f1, f2, f3, f4 …"), "{text}");
+        assert!(check_number(&chosen[..2], false).unwrap_err().message.contains("(5.15 can)"));
     }
 }

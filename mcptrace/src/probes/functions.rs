@@ -1,6 +1,6 @@
 //! What probes of functions in user space share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Context, OptionError, syscall_counts::words};
 use crate::kernel::{
@@ -29,7 +29,10 @@ pub(super) fn scope(context: &Context<'_>) -> Option<u32> {
 /// Opens the file of `options.binary`: with a process, as that process sees it.
 pub(super) fn open(file: &str, context: &Context<'_>) -> Result<BinaryFile, OptionError> {
     let wrong = |error: &dyn std::fmt::Display| OptionError::new(format!("options.binary: {error}"));
-    let path = locate(file, context.filter.pid).map_err(|error| wrong(&error))?;
+    let path = locate(file, context.filter.pid).or_else(|error| {
+        // A process that is followed may yet run another program, which has this library: it is looked for as without a process.
+        context.filter.follow.map(|_| PathBuf::from(file)).ok_or_else(|| wrong(&error))
+    })?;
     binary::open(&path.to_string_lossy()).map_err(|error| wrong(&error))
 }
 

@@ -8,7 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe, plan_of,
+    Context, Found, OptionError, Probe,
+    options::Side,
+    plan_of,
     stacks::{self, MOST_STACKS, Unit},
     syscall_counts::{syscall_globals, words},
 };
@@ -34,7 +36,7 @@ pub struct FutexWaits {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Whole stacks by time instead of a table
+    /// Whole stacks instead of a table
     pub stacks: bool,
 }
 
@@ -46,7 +48,7 @@ impl Probe for FutexWaits {
         variables, semaphores, joins and idle thread pools all end up here. A mutex that is free needs no call and is not seen. timed_out: \
         ended by its own time, usually a timer; not_needed: the value had changed before the wait began, a sign of contention. Waits that \
         are longer than the tracing are not in the report, and those that began before are dropped as start_missing. options.stacks shows \
-        where they wait, by frame pointers.";
+        where in the program they wait, by frame pointers.";
     const NEXT: &'static [&'static str] = &[
         "where in the program: futex_waits with filter.pid and options.stacks",
         "who lets them go on: wakeup_chains with filter.pid",
@@ -68,6 +70,8 @@ impl Probe for FutexWaits {
         plan.globals.push(("BY_STACK", u32::from(options.stacks).to_ne_bytes().to_vec()));
         if options.stacks {
             stacks::prepare(&mut plan);
+            // In the kernel all of them are in the same few functions of futex.
+            plan.globals.push(Side::User.global());
         } else {
             plan.map_entries.push(("FUTEXES", MOST_STACKS));
         }

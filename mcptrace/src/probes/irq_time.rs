@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_wire::{Histogram as Kept, IrqStats};
+use mcptrace_wire::{Histogram as Kept, IRQ_VECTORS, IrqStats};
 
 use super::{Context, Found, NoOptions, OptionError, Probe, plan_of, put};
 use crate::{
@@ -24,14 +24,19 @@ pub struct IrqTime;
 const SOFTIRQS: [&str; 10] =
     ["HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"];
 
+/// Vectors of a CPU's own, in the order of the kernel side, by their tracepoints' names.
+const VECTORS: [&str; IRQ_VECTORS as usize] =
+    ["local_timer", "reschedule", "call_function", "call_function_single", "irq_work"];
+
 impl Probe for IrqTime {
     const NAME: &'static str = "irq_time";
     const SUMMARY: &'static str = "How much time do hardware and soft interrupts take, and which?";
     const CATEGORY: &'static str = "cpu";
     const DETAILS: &'static str = "A histogram for each handler of a hardware interrupt (kind hard: the name in /proc/interrupts, and its irq) and \
-        for each vector of soft interrupts (kind soft: NET_RX, TIMER, BLOCK, RCU, SCHED...). total_ns is the time of all, cpu_percent the same \
-        of one CPU. A hardware interrupt that comes during a soft one is in the time of both. Filters look at the thread that was \
-        interrupted: whose time it took. Not seen: interrupts without a handler of a driver (the local timer's, those between CPUs).";
+        for each vector of soft interrupts (kind soft: NET_RX, TIMER, BLOCK, RCU, SCHED...); on x86 also for a CPU's own (kind vector: \
+        local_timer, and reschedule, call_function and call_function_single by which CPUs call each other, irq_work). total_ns is the time \
+        of all, cpu_percent the same of one CPU. A hardware interrupt that comes during a soft one is in the time of both. Filters look at \
+        the thread that was interrupted: whose time it took. Not seen: NMIs, and on other architectures a CPU's own.";
     const NEXT: &'static [&'static str] = &[
         "NET_RX high: net_traffic, packet_drops",
         "BLOCK or a disk's interrupt: block_latency",
@@ -44,6 +49,16 @@ impl Probe for IrqTime {
         Attach::tracepoint("hard_exit", "irq_handler_exit"),
         Attach::tracepoint("soft_entry", "softirq_entry"),
         Attach::tracepoint("soft_exit", "softirq_exit"),
+        Attach::tracepoint("timer_begins", "local_timer_entry").optional(),
+        Attach::tracepoint("timer_ends", "local_timer_exit").optional(),
+        Attach::tracepoint("reschedule_begins", "reschedule_entry").optional(),
+        Attach::tracepoint("reschedule_ends", "reschedule_exit").optional(),
+        Attach::tracepoint("call_begins", "call_function_entry").optional(),
+        Attach::tracepoint("call_ends", "call_function_exit").optional(),
+        Attach::tracepoint("single_call_begins", "call_function_single_entry").optional(),
+        Attach::tracepoint("single_call_ends", "call_function_single_exit").optional(),
+        Attach::tracepoint("work_begins", "irq_work_entry").optional(),
+        Attach::tracepoint("work_ends", "irq_work_exit").optional(),
     ];
     const NEEDS: &'static [&'static str] = &["IRQACTION_NAME"];
     const COUNTS: &'static str = "soft_exit";
@@ -55,7 +70,8 @@ impl Probe for IrqTime {
     }
 
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError> {
-        Ok(found(&maps.hash("HARDIRQS")?, &maps.per_cpu("SOFT_VECTORS")?, seconds))
+        let soft = [("soft", maps.per_cpu("SOFT_VECTORS")?), ("vector", maps.per_cpu("VECTORS")?)];
+        Ok(found(&maps.hash("HARDIRQS")?, &soft, seconds))
     }
 
     fn fields() -> Vec<Field> {
@@ -63,10 +79,11 @@ impl Probe for IrqTime {
     }
 }
 
-fn found(hard: &BTreeMap<u64, IrqStats>, soft: &[Vec<Kept>], seconds: f64) -> Found {
+fn found(hard: &BTreeMap<u64, IrqStats>, vectors: &[(&str, Vec<Vec<Kept>>)], seconds: f64) -> Found {
     let hard = hard.values().map(|irq| (key("hard", comm(&irq.name), Some(irq.irq)), std::slice::from_ref(&irq.time)));
-    let soft = soft.iter().enumerate().map(|(vector, cpus)| (key("soft", vector_name(vector), None), cpus.as_slice()));
-    let all = hard.chain(soft).map(|(key, kept)| (key, sum(kept))).filter(|(_, sum)| sum.count() > 0);
+    let vectors = vectors.iter().flat_map(|(kind, all)| all.iter().enumerate().map(|one| (*kind, one)));
+    let vectors = vectors.map(|(kind, (vector, cpus))| (key(kind, vector_name(kind, vector), None), cpus.as_slice()));
+    let all = hard.chain(vectors).map(|(key, kept)| (key, sum(kept))).filter(|(_, sum)| sum.count() > 0);
     let mut series: Vec<(u64, Series)> = all.map(|(key, sum)| series(key, &sum, seconds)).collect();
     series.sort_by_key(|(total_ns, _)| std::cmp::Reverse(*total_ns));
     let series: Vec<Series> = series.into_iter().map(|(_, series)| series).collect();
@@ -92,8 +109,9 @@ fn key(kind: &str, name: String, irq: Option<u64>) -> Row {
     row
 }
 
-fn vector_name(vector: usize) -> String {
-    SOFTIRQS.get(vector).map_or_else(|| format!("softirq_{vector}"), |name| (*name).to_owned())
+fn vector_name(kind: &str, vector: usize) -> String {
+    let names: &[&str] = if kind == "soft" { &SOFTIRQS } else { &VECTORS };
+    names.get(vector).map_or_else(|| format!("{kind}_{vector}"), |name| (*name).to_owned())
 }
 
 fn sum(all: &[Kept]) -> Distribution {
@@ -131,14 +149,19 @@ mod tests {
         let hard = BTreeMap::from([(0xffff, IrqStats { time: kept(9, 2, 18), irq: 42, name })]);
         let mut soft = vec![vec![Kept::EMPTY; 2]; 16];
         soft[3] = vec![kept(10, 3, 30), kept(12, 4, 48)];
-        let found = found(&hard, &soft, 1.0);
+        let timers = vec![vec![kept(3, 5, 15)]; 1];
+        let found = found(&hard, &[("soft", soft), ("vector", timers)], 1.0);
         let Some(Report::Histogram(histogram)) = found.report else { panic!() };
-        assert_eq!((found.delivered, histogram.series.len()), (9, 2));
+        assert_eq!((found.delivered, histogram.series.len()), (14, 3));
         assert_eq!(serde_json::json!(histogram.series[0].key), serde_json::json!({"kind": "soft", "name": "NET_RX"}));
         assert_eq!(histogram.series[0].also["total_ns"], 78);
         assert_eq!(
             serde_json::json!(histogram.series[1].key),
             serde_json::json!({"kind": "hard", "name": "nvm", "irq": 42})
+        );
+        assert_eq!(
+            serde_json::json!(histogram.series[2].key),
+            serde_json::json!({"kind": "vector", "name": "local_timer"})
         );
     }
 }

@@ -31,7 +31,7 @@ pub struct KernelLocks {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Whole stacks by time instead of a table
+    /// Whole stacks instead of a table
     pub stacks: bool,
 }
 

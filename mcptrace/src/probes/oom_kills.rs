@@ -33,8 +33,10 @@ impl Probe for OomKills {
     const DETAILS: &'static str = "One event for each victim that the kernel marks: by the machine's shortage or by the limit of a memory control \
         group. The memory is what the victim had then: anonymous, of files, shared, in swap; virtual_bytes is its address space. \
         score_adjustment is its oom_score_adj, which made it a likelier (up to 1000) or less likely victim. trigger_* is the thread that \
-        wanted memory and got none: trigger and victim in one container or unit point to that group's limit. Older kernels tell the victim's \
-        pid only; there filters look at the trigger.";
+        wanted memory and got none. group_bytes and group_limit_bytes are of the victim's control group or of one above it, the one with \
+        the least room. constraint is concluded from them, since the kernel says it in its log only: group where less than 4 MB of room \
+        were left, machine otherwise (or a cpuset or memory policy). Older kernels tell the victim's pid only; there filters look at the \
+        trigger.";
     const NEXT: &'static [&'static str] = &[
         "who grows: page_faults; who stalls before it comes to this: memory_reclaim",
         "a limit of a control group: memory.events and memory.max (memory.limit_in_bytes) of the victim's group",
@@ -82,7 +84,8 @@ impl Probe for OomKills {
         let mut fields = plain(&["time"]);
         fields.extend(plain(&actor::FIELDS));
         fields.extend(MEMORY.map(|(name, _)| Field::new(name, "bytes")));
-        fields.push(Field::new("virtual_bytes", "bytes"));
+        fields.extend(["virtual_bytes", "group_bytes", "group_limit_bytes"].map(|name| Field::new(name, "bytes")));
+        fields.extend(plain(&["constraint"]));
         fields.extend(plain(&["score_adjustment", "trigger_pid", "trigger_comm", "trigger_container", "trigger_unit"]));
         fields
     }
@@ -117,7 +120,24 @@ fn insert_victim(row: &mut Row, kill: &OomKill) {
         put(row, name, bytes(kill.pages[place]));
     }
     put(row, "virtual_bytes", bytes(kill.virtual_pages));
+    if kill.group_limit != 0 {
+        insert_group(row, kill, page);
+    }
     put(row, "score_adjustment", kill.score_adjustment);
+}
+
+/// Room below the limit of a control group, in bytes, that counts as none: charges come in batches and huge pages.
+const NO_ROOM: u64 = 4 << 20;
+
+fn insert_group(row: &mut Row, kill: &OomKill, page: u64) {
+    // `PAGE_COUNTER_MAX` is the longest address space in pages (include/linux/page_counter.h).
+    let is_limited = kill.group_limit < i64::MAX as u64 / page;
+    let room = kill.group_limit.saturating_sub(kill.group_pages).saturating_mul(page);
+    put(row, "constraint", if is_limited && room < NO_ROOM { "group" } else { "machine" });
+    if is_limited {
+        put(row, "group_bytes", kill.group_pages.saturating_mul(page));
+        put(row, "group_limit_bytes", kill.group_limit.saturating_mul(page));
+    }
 }
 
 fn insert_trigger(row: &mut Row, kill: &OomKill) {

@@ -37,7 +37,7 @@ impl Probe for PacketDrops {
     const DETAILS: &'static str = "Rows by reason, place in the kernel (its function) and protocol. reason is the kernel's own name \
         without SKB_DROP_REASON_ (5.17 and later, ever more precise since): NO_SOCKET is a port where nobody listens, NETFILTER_DROP a firewall \
         rule, SOCKET_RCVBUFF a program that does not read fast enough, TCP_* and IP_* what the protocol does not want. NOT_SPECIFIED has only its \
-        place. Some drops are ordinary: TCP_OLD_DATA, OTHERHOST, TCP_OFOMERGE, a raw socket's filter. bytes are what was left of the packets. \
+        place. Some drops are ordinary: TCP_OLD_DATA, OTHERHOST, TCP_OFOMERGE, a raw socket's filter. bytes are of IP packets with their headers, wherever they were dropped; of others what was left of them. \
         ip_protocol is the first header after IPv6's. Not seen: what hardware, drivers' own rings and XDP drop. Filters on threads look at the \
         thread that was running at that moment, which is the sender on loopback, and anybody when packets come from outside.";
     const NEXT: &'static [&'static str] = &[
@@ -48,7 +48,7 @@ impl Probe for PacketDrops {
     const EXAMPLE: &'static str = r#"{"probe":"packet_drops","seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/packet_drops.o");
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("dropped", "kfree_skb")];
-    const NEEDS: &'static [&'static str] = &["SKB_HEAD", "SKB_LEN", "SKB_PROTOCOL", "SKB_NETWORK"];
+    const NEEDS: &'static [&'static str] = &["SKB_HEAD", "SKB_DATA", "SKB_LEN", "SKB_PROTOCOL", "SKB_NETWORK"];
     const COUNTS: &'static str = "dropped";
     const COST_NS: f64 = 350.0;
     const HAS_DURATION: bool = false;

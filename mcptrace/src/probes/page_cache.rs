@@ -108,6 +108,8 @@ impl PageCache {
         let mut groups: Vec<_> = self.grouped(cells).into_iter().collect();
         groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.read + cell.added + cell.dirtied + cell.faulted));
         let delivered = groups.iter().map(|(_, cell)| cell.events).sum();
+        let mut notes = self.notes();
+        notes.extend(groups.iter().filter(|_| self.looks_up).max_by_key(|(_, cell)| ahead(cell)).and_then(note_ahead));
         let rows: Vec<Row> = groups.iter().map(|(key, cell)| self.row(key, cell)).collect();
         let key: &[&str] = match self.by {
             By::Pid => &["pid", "comm"],
@@ -121,7 +123,7 @@ impl PageCache {
             rows,
             others: None,
         };
-        Found { report: Some(Report::Table(table)), delivered, notes: self.notes() }
+        Found { report: Some(Report::Table(table)), delivered, notes }
     }
 
     fn notes(self) -> Vec<String> {
@@ -180,6 +182,27 @@ impl PageCache {
     }
 }
 
+/// Pages that came from the disk before a read asked for them: what was added, but for what reads waited for and what was written.
+fn ahead(cell: &CacheCell) -> u64 {
+    cell.added.saturating_sub(cell.read_missed + cell.fault_missed + cell.dirtied).min(cell.read)
+}
+
+/// Says that hits are no proof of data in memory, where read-ahead made more than a tenth of them.
+fn note_ahead(((pid, name), cell): &(Key, CacheCell)) -> Option<String> {
+    let pages = ahead(cell);
+    if pages * 10 < cell.read || pages == 0 {
+        return None;
+    }
+    let who = name
+        .as_ref()
+        .map_or_else(|| "all processes".to_owned(), |name| format!("{name} {pid}").trim_end_matches(" 0").to_owned());
+    Some(format!(
+        "hit_percent says how seldom reads waited, not that the data was in memory: of {who}, read-ahead brought in some {pages} of the {} pages \
+         read just before they were asked for",
+        cell.read
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +232,16 @@ mod tests {
         assert_eq!((all.len(), &all[0]["hit_percent"], &all[0]["read_pages"]), (1, &75.0.into(), &400.into()));
         assert!(notes.is_empty());
         assert_eq!((rows(By::Pid, true).0.len(), rows(By::Comm, true).0.len()), (2, 1));
+    }
+
+    #[test]
+    fn hits_that_read_ahead_made_are_said_to_be_so() {
+        let note = |cell: CacheCell| note_ahead(&((3, Some("cat".into())), cell));
+        let cold = CacheCell { read: 1000, read_missed: 32, added: 1007, dirtied: 0, fault_missed: 0, ..CELL };
+        let text = note(cold).unwrap();
+        assert!(text.contains("of cat 3, read-ahead brought in some 975 of the 1000 pages"), "{text}");
+        assert_eq!(note(CacheCell { added: 32, ..cold }), None, "all that came in was waited for");
+        assert_eq!(note(CacheCell { dirtied: 975, ..cold }), None, "what came in was written");
     }
 
     #[test]

@@ -5,11 +5,18 @@ use std::collections::BTreeMap;
 use aya::maps::MapError;
 use mcptrace_wire::{FaultCell, FaultKey};
 
-use super::{Context, Found, NoOptions, OptionError, Probe, plan_of, put};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Context, Found, OptionError, Probe, plan_of, put,
+    stacks::{self, Unit},
+};
 use crate::{
     kernel::{
         attached::{Maps, Plan},
         hook::Attach,
+        stacks::Stacks,
     },
     report::{Field, Report, Row, Table},
     text::comm,
@@ -19,8 +26,19 @@ use crate::{
 const MOST_PROCESSES: u32 = 16_384;
 
 /// The probe.
-#[derive(Clone, Copy, Debug)]
-pub struct PageFaults;
+#[derive(Debug)]
+pub struct PageFaults {
+    stacks: Stacks,
+    by_stack: bool,
+}
+
+/// Options of the probe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Whole stacks instead of a table
+    pub stacks: bool,
+}
 
 impl Probe for PageFaults {
     const NAME: &'static str = "page_faults";
@@ -29,11 +47,12 @@ impl Probe for PageFaults {
     const DETAILS: &'static str = "A row for each process that faulted, as the kernel itself counts (perf's minor-faults and major-faults). minor: \
         the page was new, or in memory already. major: the thread waited for a disk. Faults of the kernel on behalf of a process (a copy to \
         its buffer) count for it. resident_bytes is its memory at its last fault, growth_bytes the change since its first one here: what it \
-        frees after its last fault is not seen, nor growth by huge pages beyond the fault that made them. A count that several CPUs keep may \
-        be off by some hundred KB.";
+        frees after its last fault is not seen, so peak_bytes, the most at any fault, is of one that grew and shrank; nor is growth by huge pages beyond the fault that made them. A count that several CPUs keep may \
+        be off by some hundred KB. options.stacks shows instead where in the program they happen, a sample for each fault, by frame \
+        pointers: where memory is first touched is where it grows.";
     const NEXT: &'static [&'static str] = &[
         "major faults: block_latency for the disk, page_cache for what is missed",
-        "growth: heap_growth with filter.pid for the stacks that allocate",
+        "growth: options.stacks with filter.pid for the stacks that touch new memory, heap_growth for those that allocate it",
         "the machine runs short: memory_reclaim, oom_kills",
     ];
     const EXAMPLE: &'static str = r#"{"probe":"page_faults","seconds":10}"#;
@@ -43,15 +62,23 @@ impl Probe for PageFaults {
     const COUNTS: &'static str = "minor";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 600.0;
-    type Options = NoOptions;
+    type Options = Options;
 
-    fn plan(_options: &NoOptions, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
+    fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
-        plan.map_entries.push(("FAULTS", MOST_PROCESSES));
-        Ok((Self, plan))
+        plan.globals.push(("BY_STACK", u32::from(options.stacks).to_ne_bytes().to_vec()));
+        if options.stacks {
+            stacks::prepare(&mut plan);
+        } else {
+            plan.map_entries.push(("FAULTS", MOST_PROCESSES));
+        }
+        Ok((Self { stacks: Stacks::new(context.filter.pid), by_stack: options.stacks }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
+        if self.by_stack {
+            return Ok(stacks::found(&maps.hash("STACKS")?, self.stacks.named(), Unit::Samples));
+        }
         let cells: BTreeMap<FaultKey, FaultCell> = maps.hash("FAULTS")?;
         let delivered = cells.values().map(|cell| cell.minor + cell.major).sum();
         Ok(Found { report: Some(Report::Table(table(&cells))), delivered, notes: Vec::new() })
@@ -64,7 +91,16 @@ impl Probe for PageFaults {
             Field::new("major", "faults"),
             Field::new("growth_bytes", "bytes"),
             Field::new("resident_bytes", "bytes"),
+            Field::new("peak_bytes", "bytes"),
         ]
+    }
+
+    fn take(&self, record: &[u8]) -> bool {
+        self.stacks.take(record)
+    }
+
+    fn bytes(&self) -> usize {
+        self.stacks.bytes()
     }
 }
 
@@ -87,6 +123,7 @@ fn row(key: FaultKey, cell: &FaultCell) -> Row {
     put(&mut row, "major", cell.major);
     put(&mut row, "growth_bytes", growth * page);
     put(&mut row, "resident_bytes", (cell.last_pages as i64).max(0) * page);
+    put(&mut row, "peak_bytes", (cell.most_pages as i64).max(0) * page);
     row
 }
 
@@ -96,9 +133,10 @@ mod tests {
 
     #[test]
     fn memory_may_shrink() {
-        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, comm: [0; 16] };
+        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, most_pages: 12, comm: [0; 16] };
         let row = row(FaultKey { pid: 3, zero: 0 }, &cell);
         let page = rustix::param::page_size() as i64;
         assert_eq!((&row["faults"], &row["growth_bytes"]), (&7.into(), &(-3 * page).into()));
+        assert_eq!((&row["resident_bytes"], &row["peak_bytes"]), (&(7 * page).into(), &(12 * page).into()));
     }
 }

@@ -49,62 +49,98 @@ enum As {
 }
 use As::{Flags, Number, One, Signal, Signed, Text};
 
+/// What an action is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Kind {
+    /// Users, groups and capabilities.
+    Identity,
+    /// Mounts, roots and swap.
+    Mount,
+    /// Other processes, with every step.
+    Ptrace,
+    /// Kernel modules.
+    Module,
+    /// eBPF, with every step.
+    Bpf,
+    /// Namespaces.
+    Namespace,
+    /// Clock, ports, reboot.
+    Machine,
+}
+
+impl Kind {
+    /// As it stands in events.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Mount => "mount",
+            Self::Ptrace => "ptrace",
+            Self::Module => "module",
+            Self::Bpf => "bpf",
+            Self::Namespace => "namespace",
+            Self::Machine => "machine",
+        }
+    }
+}
+
 /// A call that is reported: what it does, and its arguments by name, in order; an empty name is left out.
 struct Action {
     syscall: &'static str,
-    kind: &'static str,
+    kind: Kind,
     arguments: &'static [(&'static str, As)],
 }
 
-const fn action(syscall: &'static str, kind: &'static str, arguments: &'static [(&'static str, As)]) -> Action {
+const fn action(syscall: &'static str, kind: Kind, arguments: &'static [(&'static str, As)]) -> Action {
     Action { syscall, kind, arguments }
 }
 
 /// Every call that is reported, with its arguments as the manual has them.
 const ACTIONS: &[Action] = &[
-    action("setuid", "identity", &[("uid", Signed)]),
-    action("setgid", "identity", &[("gid", Signed)]),
-    action("setreuid", "identity", &[("ruid", Signed), ("euid", Signed)]),
-    action("setregid", "identity", &[("rgid", Signed), ("egid", Signed)]),
-    action("setresuid", "identity", &[("ruid", Signed), ("euid", Signed), ("suid", Signed)]),
-    action("setresgid", "identity", &[("rgid", Signed), ("egid", Signed), ("sgid", Signed)]),
-    action("setfsuid", "identity", &[("fsuid", Signed)]),
-    action("setfsgid", "identity", &[("fsgid", Signed)]),
-    action("setgroups", "identity", &[("groups", Number)]),
-    action("capset", "identity", &[]),
-    action("mount", "mount", &[("source", Text), ("target", Text), ("type", Text), ("flags", Flags(MOUNT))]),
-    action("umount2", "mount", &[("target", Text), ("flags", Number)]),
-    action("pivot_root", "mount", &[("new_root", Text), ("put_old", Text)]),
-    action("chroot", "mount", &[("path", Text)]),
-    action("move_mount", "mount", &[("", Number), ("from", Text), ("", Number), ("to", Text)]),
-    action("fsopen", "mount", &[("type", Text)]),
-    action("fsmount", "mount", &[("fd", Signed)]),
-    action("open_tree", "mount", &[("", Number), ("path", Text)]),
-    action("mount_setattr", "mount", &[("", Number), ("path", Text)]),
-    action("swapon", "mount", &[("path", Text)]),
-    action("swapoff", "mount", &[("path", Text)]),
-    action("ptrace", "ptrace", &[("request", One(PTRACE)), ("pid", Signed)]),
-    action("process_vm_readv", "ptrace", &[("pid", Signed)]),
-    action("process_vm_writev", "ptrace", &[("pid", Signed)]),
-    action("pidfd_getfd", "ptrace", &[("pidfd", Signed), ("fd", Signed)]),
-    action("init_module", "module", &[("", Number), ("bytes", Number), ("parameters", Text)]),
-    action("finit_module", "module", &[("fd", Signed), ("parameters", Text), ("flags", Number)]),
-    action("delete_module", "module", &[("name", Text), ("flags", Number)]),
-    action("kexec_load", "module", &[]),
-    action("kexec_file_load", "module", &[("kernel_fd", Signed)]),
-    action("bpf", "bpf", &[("command", One(BPF))]),
-    action("unshare", "namespace", &[("flags", Flags(CLONE))]),
-    action("setns", "namespace", &[("fd", Signed), ("type", Flags(CLONE))]),
-    action("clone", "namespace", &[]),
-    action("clone3", "namespace", &[]),
-    action("iopl", "machine", &[("level", Number)]),
-    action("ioperm", "machine", &[("from", Number), ("ports", Number), ("on", Number)]),
-    action("reboot", "machine", &[("", Number), ("", Number), ("command", Number)]),
-    action("settimeofday", "machine", &[]),
-    action("clock_settime", "machine", &[("clock", Signed)]),
-    action("sethostname", "machine", &[]),
-    action("acct", "machine", &[("path", Text)]),
-    action("pidfd_send_signal", "ptrace", &[("pidfd", Signed), ("signal", Signal)]),
+    action("setuid", Kind::Identity, &[("uid", Signed)]),
+    action("setgid", Kind::Identity, &[("gid", Signed)]),
+    action("setreuid", Kind::Identity, &[("ruid", Signed), ("euid", Signed)]),
+    action("setregid", Kind::Identity, &[("rgid", Signed), ("egid", Signed)]),
+    action("setresuid", Kind::Identity, &[("ruid", Signed), ("euid", Signed), ("suid", Signed)]),
+    action("setresgid", Kind::Identity, &[("rgid", Signed), ("egid", Signed), ("sgid", Signed)]),
+    action("setfsuid", Kind::Identity, &[("fsuid", Signed)]),
+    action("setfsgid", Kind::Identity, &[("fsgid", Signed)]),
+    action("setgroups", Kind::Identity, &[("groups", Number)]),
+    action("capset", Kind::Identity, &[]),
+    action("mount", Kind::Mount, &[("source", Text), ("target", Text), ("type", Text), ("flags", Flags(MOUNT))]),
+    action("umount2", Kind::Mount, &[("target", Text), ("flags", Number)]),
+    action("pivot_root", Kind::Mount, &[("new_root", Text), ("put_old", Text)]),
+    action("chroot", Kind::Mount, &[("path", Text)]),
+    action("move_mount", Kind::Mount, &[("", Number), ("from", Text), ("", Number), ("to", Text)]),
+    action("fsopen", Kind::Mount, &[("type", Text)]),
+    action("fsmount", Kind::Mount, &[("fd", Signed)]),
+    action("open_tree", Kind::Mount, &[("", Number), ("path", Text)]),
+    action("mount_setattr", Kind::Mount, &[("", Number), ("path", Text)]),
+    action("swapon", Kind::Mount, &[("path", Text)]),
+    action("swapoff", Kind::Mount, &[("path", Text)]),
+    action("ptrace", Kind::Ptrace, &[("request", One(PTRACE)), ("pid", Signed)]),
+    action("process_vm_readv", Kind::Ptrace, &[("pid", Signed)]),
+    action("process_vm_writev", Kind::Ptrace, &[("pid", Signed)]),
+    action("pidfd_getfd", Kind::Ptrace, &[("pidfd", Signed), ("fd", Signed)]),
+    action("init_module", Kind::Module, &[("", Number), ("bytes", Number), ("parameters", Text)]),
+    action("finit_module", Kind::Module, &[("fd", Signed), ("parameters", Text), ("flags", Number)]),
+    action("delete_module", Kind::Module, &[("name", Text), ("flags", Number)]),
+    action("kexec_load", Kind::Module, &[]),
+    action("kexec_file_load", Kind::Module, &[("kernel_fd", Signed)]),
+    action("bpf", Kind::Bpf, &[("command", One(BPF))]),
+    action("unshare", Kind::Namespace, &[("flags", Flags(CLONE))]),
+    action("setns", Kind::Namespace, &[("fd", Signed), ("type", Flags(CLONE))]),
+    action("clone", Kind::Namespace, &[]),
+    action("clone3", Kind::Namespace, &[]),
+    action("iopl", Kind::Machine, &[("level", Number)]),
+    action("ioperm", Kind::Machine, &[("from", Number), ("ports", Number), ("on", Number)]),
+    action("reboot", Kind::Machine, &[("", Number), ("", Number), ("command", Number)]),
+    action("settimeofday", Kind::Machine, &[]),
+    action("clock_settime", Kind::Machine, &[("clock", Signed)]),
+    action("sethostname", Kind::Machine, &[]),
+    action("acct", Kind::Machine, &[("path", Text)]),
+    action("pidfd_send_signal", Kind::Ptrace, &[("pidfd", Signed), ("signal", Signal)]),
 ];
 
 /// `MS_*` (include/uapi/linux/mount.h).
@@ -209,7 +245,9 @@ const BPF: &[(u64, &str)] = &[
 
 /// The probe.
 #[derive(Clone, Copy, Debug)]
-pub struct PrivilegedActions;
+pub struct PrivilegedActions {
+    has_steps: bool,
+}
 
 /// Options of the probe.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -217,6 +255,10 @@ pub struct PrivilegedActions;
 pub struct Options {
     /// Only what failed
     pub failed_only: bool,
+    /// Only this kind
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Kind")]
+    pub kind: Option<Kind>,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Transport")]
@@ -228,9 +270,10 @@ impl Probe for PrivilegedActions {
     const SUMMARY: &'static str = "Who changes identity, mounts, traces, loads modules or eBPF, or enters namespaces?";
     const CATEGORY: &'static str = "security";
     const DETAILS: &'static str = "One event for each such system call when it returns, whether it succeeded or not. kind: identity (setuid and \
-        kin, capset), mount (also chroot, pivot_root, swap), ptrace (also reading another process's memory and descriptors), module, bpf \
-        (each command, so a tracer that reads its maps shows many: this server's own included), namespace (unshare, setns, a clone that makes \
-        one), machine (clock, ports, reboot). uid is that after the call. Strings are what the caller passed, at most 127 bytes, read at \
+        kin, capset), mount (also chroot, pivot_root, swap), ptrace (also reading another process's memory and descriptors), module, bpf, \
+        namespace (unshare, setns, a clone that makes one), machine (clock, ports, reboot). Of ptrace only the requests that attach, and of bpf \
+        no reading of maps and lists, which debuggers and tracers do by the thousand: options.kind = ptrace or bpf shows every call, this \
+        server's own included. uid is that after the call. Strings are what the caller passed, at most 127 bytes, read at \
         return. A 32-bit call has its prefix. Not seen: privilege gained by executing a set-uid program (process_exec shows it run), and \
         what io_uring does.";
     const NEXT: &'static [&'static str] = &[
@@ -255,16 +298,22 @@ impl Probe for PrivilegedActions {
         plan.globals.push(("FAILED_ONLY", u32::from(options.failed_only).to_ne_bytes().to_vec()));
         plan.globals.push(("CLONE", words(&syscall_pair("clone"))));
         plan.globals.push(("CLONE3", words(&syscall_pair("clone3"))));
-        plan.globals.push(("WANTED", bits(|_| true)));
+        let wanted = |action: &Action| options.kind.is_none_or(|kind| action.kind == kind);
+        plan.globals.push(("WANTED", bits(wanted)));
+        plan.globals.push(("STEPS", u32::from(options.kind.is_some()).to_ne_bytes().to_vec()));
+        plan.globals.push(("PTRACE", words(&syscall_pair("ptrace"))));
+        plan.globals.push(("BPF", words(&syscall_pair("bpf"))));
         let strings = (0..4).flat_map(|place| bits(|action| has_text(action, place)));
         plan.globals.push(("STRINGS", strings.collect()));
         plan.event_bytes = EVENT_BYTES;
         plan.transport = Transport::resolve(options.transport, context.transport);
-        Ok((Self, plan))
+        Ok((Self { has_steps: options.kind.is_some() }, plan))
     }
 
     fn report(&self, _maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        Ok(Found::default())
+        let note = "of ptrace and bpf, calls that begin something are listed, not each step after it; options.kind = ptrace or bpf lists all";
+        let notes = (!self.has_steps).then(|| note.to_owned()).into_iter().collect();
+        Ok(Found { notes, ..Found::default() })
     }
 
     fn fields() -> Vec<Field> {
@@ -287,7 +336,7 @@ impl Probe for PrivilegedActions {
         let action = action_of(&syscall)?;
         let mut row = Row::new();
         put(&mut row, "time", clock.utc(call.time_ns));
-        put(&mut row, "kind", action.kind);
+        put(&mut row, "kind", action.kind.as_str());
         put(&mut row, "arguments", arguments(action, &call));
         put(&mut row, "syscall", syscall);
         if (-4095..0).contains(&call.result) {

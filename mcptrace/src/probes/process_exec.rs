@@ -4,7 +4,8 @@ use aya::maps::MapError;
 use mcptrace_wire::{EXEC_PATH_MAX, Exec};
 
 use super::{
-    Context, Found, OptionError, Probe, actor, options::EventOptions, options::Transport, parse, plain, plan_of, put,
+    Context, Found, OptionError, Probe, actor, options::EventOptions, options::Transport, parse, paths, plain, plan_of,
+    put,
 };
 use crate::{
     clock::Clock,
@@ -17,7 +18,7 @@ use crate::{
     text::{comm, untrusted},
 };
 
-/// Buffer for events: 10,000 of 400 bytes.
+/// Buffer for events: 9,000 of 450 bytes.
 const EVENT_BYTES: u32 = 4 << 20;
 
 /// The probe.
@@ -28,8 +29,8 @@ impl Probe for ProcessExec {
     const NAME: &'static str = "process_exec";
     const SUMMARY: &'static str = "Which programs are started, by whom, and with what arguments?";
     const CATEGORY: &'static str = "processes";
-    const DETAILS: &'static str = "One event for each successful exec. filename is what was passed to exec (relative to the working \
-        directory, which is not shown; for a script the script, not its interpreter). arguments are read from the new program's stack, at \
+    const DETAILS: &'static str = "One event for each successful exec. filename is what was passed to exec (relative to \
+        cwd, the working directory, as far up as mounts go; for a script the script, not its interpreter). arguments are read from the new program's stack, at \
         most 2,047 bytes; arguments_bytes says how long they are where some are missing. They are masked: the program's own name and names \
         of options are shown, of everything else the length, until the operator sets MCPTRACE_REVEAL=arguments. comm is the new name. \
         Not seen: an exec that fails (syscall_errors), and a fork without an exec.";
@@ -41,8 +42,25 @@ impl Probe for ProcessExec {
     const EXAMPLE: &'static str = r#"{"probe":"process_exec","seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/process_exec.o");
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("exec", "sched_process_exec")];
-    const NEEDS: &'static [&'static str] =
-        &["TASK_COMM", "TASK_TGID", "TASK_REAL_PARENT", "TASK_MM", "MM_ARG_START", "MM_ARG_END", "BPRM_FILENAME"];
+    const NEEDS: &'static [&'static str] = &[
+        "TASK_COMM",
+        "TASK_TGID",
+        "TASK_REAL_PARENT",
+        "TASK_MM",
+        "MM_ARG_START",
+        "MM_ARG_END",
+        "BPRM_FILENAME",
+        "TASK_FS",
+        "FS_DENTRY",
+        "FS_MOUNT",
+        "DENTRY_PARENT",
+        "DENTRY_NAME",
+        "DENTRY_HASHED",
+        "VFSMOUNT_ROOT",
+        "MOUNT_VFSMOUNT",
+        "MOUNT_PARENT",
+        "MOUNT_POINT",
+    ];
     const COUNTS: &'static str = "exec";
     const COST_NS: f64 = 2500.0;
     const HAS_DURATION: bool = false;
@@ -67,7 +85,7 @@ impl Probe for ProcessExec {
     fn event_fields() -> Vec<Field> {
         let mut fields = plain(&["time"]);
         fields.extend(plain(&actor::FIELDS));
-        fields.extend(plain(&["parent_comm", "filename", "arguments"]));
+        fields.extend(plain(&["parent_comm", "filename", "cwd", "arguments"]));
         fields.push(Field::new("arguments_bytes", "bytes"));
         fields
     }
@@ -77,12 +95,15 @@ impl Probe for ProcessExec {
     }
 
     fn row(record: &[u8], clock: &Clock) -> Option<Row> {
-        let (exec, filename, arguments) = parse_exec(record)?;
+        let (exec, [filename, arguments, directory]) = parse_exec(record)?;
         let mut row = Row::new();
         put(&mut row, "time", clock.utc(exec.time_ns));
         actor::insert(&mut row, &exec.actor);
         put(&mut row, "parent_comm", comm(&exec.parent_comm));
         put(&mut row, "filename", untrusted(filename, EXEC_PATH_MAX));
+        if let Some((path, _)) = paths::of_names(directory, exec.directory_flags) {
+            put(&mut row, "cwd", path);
+        }
         put(&mut row, "arguments", words(arguments, Secret::Arguments.is_revealed()));
         if arguments.len() < exec.arguments_total as usize {
             put(&mut row, "arguments_bytes", exec.arguments_total);
@@ -91,12 +112,12 @@ impl Probe for ProcessExec {
     }
 }
 
-/// A record, its path and its arguments, if both are as long as the record says.
-fn parse_exec(record: &[u8]) -> Option<(Exec, &[u8], &[u8])> {
+/// A record, its path, its arguments and its working directory, if they are as long as the record says.
+fn parse_exec(record: &[u8]) -> Option<(Exec, [&[u8]; 3])> {
     let (exec, text) = parse::<Exec>(record)?;
-    let filename = exec.filename_len as usize;
-    let whole = text.len() == filename + exec.arguments_len as usize;
-    whole.then(|| (exec, &text[..filename], &text[filename..]))
+    let (filename, text) = text.split_at_checked(exec.filename_len as usize)?;
+    let (arguments, directory) = text.split_at_checked(exec.arguments_len as usize)?;
+    (directory.len() == exec.directory_len as usize).then_some((exec, [filename, arguments, directory]))
 }
 
 /// The arguments one by one; masked but for the first unless revealed.

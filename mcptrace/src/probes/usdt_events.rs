@@ -58,7 +58,7 @@ pub struct Options {
     pub binary: Option<String>,
     /// USDT probes, PROVIDER:NAME or a glob; without, all
     pub usdt: String,
-    /// Arguments that point to text, from 0: "0,1"; at most 3
+    /// Arguments that point to text, from 0: "0,1"; at most 2
     pub texts: String,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,7 +210,7 @@ fn put_texts(arguments: &mut [Value], told: &UsdtTexts, texts: &[usize], reveale
 fn texts(option: &str) -> Result<Vec<usize>, OptionError> {
     let wrong = || {
         let text = untrusted(option.as_bytes(), 100);
-        OptionError::new(format!("options.texts: `{text}` is not up to 3 numbers from 0 to 11, separated by commas"))
+        OptionError::new(format!("options.texts: `{text}` is not up to 2 numbers from 0 to 11, separated by commas"))
     };
     let index = |word: &str| word.trim().parse().ok().filter(|index| *index < USDT_ARGUMENTS).ok_or_else(wrong);
     let indexes: Vec<usize> =
@@ -303,7 +303,7 @@ mod tests {
     fn texts_take_the_place_of_pointers_and_are_masked() {
         let mut bytes = [[0; USDT_TEXT_MAX]; USDT_TEXTS];
         bytes[0][..7].copy_from_slice(b"hunter2");
-        let told = UsdtTexts { lengths: [8, 0, 0], bytes };
+        let told = UsdtTexts { lengths: [8, 0], bytes };
         let shown = |revealed: bool| {
             let mut arguments = [Value::from(1), Value::from(0xffff_u64), Value::from(7)];
             put_texts(&mut arguments, &told, &[1, 2], revealed);
@@ -316,9 +316,9 @@ mod tests {
     #[test]
     fn positions_of_texts_are_few_and_small() {
         assert_eq!((texts("").unwrap(), texts("0, 11").unwrap()), (vec![], vec![0, 11]));
-        assert_eq!(texts_global(&[3]), [3, 12, 12]);
-        for wrong in ["12", "x", "-1", "0,1,2,3", "1;2"] {
-            assert!(texts(wrong).unwrap_err().message.contains("up to 3 numbers"), "{wrong}");
+        assert_eq!(texts_global(&[3]), [3, 12]);
+        for wrong in ["12", "x", "-1", "0,1,2", "1;2"] {
+            assert!(texts(wrong).unwrap_err().message.contains("up to 2 numbers"), "{wrong}");
         }
     }
 }

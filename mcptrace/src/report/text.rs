@@ -50,7 +50,7 @@ pub fn envelope(envelope: &Envelope, most_bytes: usize) -> String {
 /// The text of a result for one of its readers, of at most so many bytes.
 pub fn envelope_for(reader: Reader, envelope: &Envelope, most_bytes: usize) -> String {
     let head = head(reader, envelope);
-    let mut body = body(envelope);
+    let mut body = body(reader, envelope);
     let whole: usize = body.iter().map(|line| line.text.len() + 1).sum();
     let mut cut = Cut::default();
     let mut foot = foot(reader, envelope, &cut);
@@ -112,23 +112,26 @@ fn in_force(envelope: &Envelope) -> Vec<String> {
 }
 
 /// The sections of the report, a blank line before each.
-fn body(envelope: &Envelope) -> Vec<Line> {
+fn body(reader: Reader, envelope: &Envelope) -> Vec<Line> {
     let mut sections: Vec<Vec<Line>> = Vec::new();
     sections.extend(filled(envelope.report.as_ref()).map(shapes::lines));
     sections.extend(filled(envelope.events.as_ref()).map(|events| shapes::section("events", events)));
     sections.extend(envelope.reports.iter().map(|one| shapes::section(&plain(&one.name, 64), &one.report)));
     if sections.is_empty() {
-        sections.push(vec![Line::of(nothing(envelope))]);
+        sections.push(vec![Line::of(nothing(reader, envelope))]);
     }
     sections.into_iter().flat_map(|lines| std::iter::once(Line::of("")).chain(lines)).collect()
 }
 
 /// What is said where there are no rows: what was watched, and what that does and does not mean.
-fn nothing(envelope: &Envelope) -> String {
+fn nothing(reader: Reader, envelope: &Envelope) -> String {
     let total = envelope.report.as_ref().and_then(total).unwrap_or(0);
     let seen = envelope.loss.seen.unwrap_or(0);
     if envelope.status == Status::Failed {
         return format!("No result: it failed after {}.", seconds(envelope.window.seconds));
+    }
+    if total > 0 && reader == Reader::Shell {
+        return format!("{} rows, all of them above.", count(total));
     }
     if total > 0 {
         return format!("No rows on this page: the report has {}, all of them before it.", count(total));

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::probes::PROBES;
 
 /// How many probes of an option are named; `describe_probe` and the error for a wrong option name all.
-const NAMED: usize = 5;
+const NAMED: usize = 4;
 
 /// The options of all probes as one flat object: each once, with the probes that take it.
 pub(super) fn options(_: &mut schemars::SchemaGenerator) -> Schema {

@@ -103,7 +103,8 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "spawn" => return times(1).flat_map(|_| spawn(&words[2..])).collect(),
         "raise" => times(1).for_each(|_| kill_self(number(2))),
         "raise_blocked" => raise_blocked(number(1), number(2)),
-        "touch" => touch(number(1)),
+        "touch" => _ = touch(number(1)),
+        "touch_and_free" => touch_and_free(number(1)),
         "raw" => return vec![raw_words(&words[1..])],
         "hop" => hop(number(1)),
         "map_file" => map_file(path(words[1]), number(2)),
@@ -340,7 +341,7 @@ fn raise_blocked(times: i64, signal: i64) {
 }
 
 /// Writes to so many pages of new memory, one after the other, and keeps them.
-fn touch(pages: i64) {
+fn touch(pages: i64) -> (*mut libc::c_void, usize) {
     const PAGE: usize = 4096;
     let length = pages as usize * PAGE;
     // SAFETY: a new mapping, long enough; without huge pages, so that each page is a fault.
@@ -350,7 +351,14 @@ fn touch(pages: i64) {
         assert_ne!(memory.cast(), libc::MAP_FAILED);
         libc::madvise(memory.cast(), length, libc::MADV_NOHUGEPAGE);
         (0..pages as usize).for_each(|page| memory.add(page * PAGE).write_volatile(1));
+        (memory.cast(), length)
     }
+}
+
+fn touch_and_free(pages: i64) {
+    let (memory, length) = touch(pages);
+    // SAFETY: a whole mapping that nothing points to.
+    assert_eq!(unsafe { libc::munmap(memory, length) }, 0);
 }
 
 #[inline(always)]

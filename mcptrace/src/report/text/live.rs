@@ -19,7 +19,7 @@ impl Live {
     pub fn lines(&mut self, events: &Events) -> Vec<String> {
         let mut lines = Vec::new();
         if self.columns.is_empty() && !events.rows.is_empty() {
-            self.columns = events.fields.iter().map(|field| shapes::event_column(field, &events.rows)).collect();
+            self.columns = events.fields.iter().map(|field| shapes::event_column(field, events)).collect();
             self.widths = vec![0; self.columns.len()];
             lines.push(self.columns.iter().map(|column| column.head.clone()).collect());
         }
@@ -49,6 +49,14 @@ mod tests {
     fn events(rows: serde_json::Value) -> Events {
         let fields = vec![Field::new("comm", ""), Field::new("latency_ns", "ns"), Field::new("errno", "")];
         Events { fields, rows: serde_json::from_value(rows).unwrap(), ..Events::default() }
+    }
+
+    #[test]
+    fn no_two_columns_have_one_head() {
+        let fields = vec![Field::new("arguments", ""), Field::new("arguments_bytes", "bytes")];
+        let rows = serde_json::from_value(json!([{"arguments": "ls", "arguments_bytes": 7}])).unwrap();
+        let lines = Live::default().lines(&Events { fields, rows, ..Events::default() });
+        assert_eq!(lines[0], "arguments  arguments_bytes");
     }
 
     #[test]

@@ -57,7 +57,8 @@ fn rows(lines: Vec<String>, rows: usize) -> Vec<Line> {
 
 fn table_lines(table: &Table) -> Vec<String> {
     let keys = table.key.iter().map(|key| key_column(key, &table.rows));
-    let columns: Vec<_> = keys.chain(table.columns.iter().map(|field| Column::right(head(field)))).collect();
+    let values = table.columns.iter().map(|field| Column::right(head(field, &table.columns)));
+    let columns: Vec<_> = keys.chain(values).collect();
     let cells = |row: &Row| {
         let keys = table.key.iter().map(|key| cell(row.get(key)));
         let values = table.columns.iter().map(|field| quantity_of(row, field));
@@ -73,11 +74,17 @@ fn key_column(key: &str, rows: &[Row]) -> Column {
     Column { head: key.to_owned(), right: numbers }
 }
 
-/// The name of a column, with the unit where the values do not show it and it is not a mere noun.
-fn head(field: &Field) -> String {
+/// The name of a column: without the unit where the values show it and no other column is called so, with it where they do not and
+/// it is not a mere noun.
+fn head(field: &Field, all: &[Field]) -> String {
+    let without = |unit: &str| {
+        let short = field.name.trim_end_matches(unit);
+        let is_taken = all.iter().any(|other| other.name == short);
+        if is_taken { field.name.clone() } else { short.to_owned() }
+    };
     match field.unit.as_str() {
-        "ns" => field.name.trim_end_matches("_ns").to_owned(),
-        "bytes" => field.name.trim_end_matches("_bytes").to_owned(),
+        "ns" => without("_ns"),
+        "bytes" => without("_bytes"),
         unit if unit.contains(['/', '%']) => format!("{} ({unit})", field.name),
         _ => field.name.clone(),
     }
@@ -190,14 +197,14 @@ fn bar(value: u64, most: u64) -> String {
 fn event_lines(events: &Events) -> Vec<String> {
     let used = |field: &&Field| events.rows.iter().any(|row| row.contains_key(&field.name));
     let fields: Vec<_> = events.fields.iter().filter(used).collect();
-    let columns: Vec<_> = fields.iter().map(|field| event_column(field, &events.rows)).collect();
+    let columns: Vec<_> = fields.iter().map(|field| event_column(field, events)).collect();
     let cells = |row: &Row| fields.iter().map(|field| event_cell(row, field)).collect::<Vec<_>>();
     aligned(&columns, &events.rows.iter().map(cells).collect::<Vec<_>>())
 }
 
-pub(super) fn event_column(field: &Field, rows: &[Row]) -> Column {
-    let numbers = rows.iter().filter_map(|row| row.get(&field.name)).all(Value::is_number);
-    let head = if field.name == "time" { "time (UTC)".to_owned() } else { head(field) };
+pub(super) fn event_column(field: &Field, events: &Events) -> Column {
+    let numbers = events.rows.iter().filter_map(|row| row.get(&field.name)).all(Value::is_number);
+    let head = if field.name == "time" { "time (UTC)".to_owned() } else { head(field, &events.fields) };
     Column { head, right: numbers }
 }
 
@@ -222,7 +229,7 @@ fn stack_lines(stacks: &Stacks) -> Vec<String> {
     let frames: Vec<_> =
         frames.map(|frame| vec![percent(frame.self_weight), percent(frame.total), frame.frame.clone()]).collect();
     let unknown = decimal(stacks.unknown_percent);
-    let mut lines = vec![format!("{} {}, {unknown} % of frames without a name", count(stacks.total), stacks.unit)];
+    let mut lines = vec![format!("{} {}, {unknown} % of frames unknown", count(stacks.total), stacks.unit)];
     lines.extend(aligned(&columns, &frames));
     lines.push(String::new());
     lines.extend(stacks.stacks.iter().take(MOST_FRAMES).map(|stack| {

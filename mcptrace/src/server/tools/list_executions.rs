@@ -59,7 +59,11 @@ fn text(listed: &Listed) -> String {
 }
 
 fn line(one: &Summary) -> String {
-    let what = if one.probe.is_empty() { "script" } else { &one.probe };
+    let what = match (one.probe.as_str(), one.script.as_str()) {
+        ("", "") => "script".to_owned(),
+        ("", script) => format!("script {script}"),
+        (probe, _) => probe.to_owned(),
+    };
     let Summary { execution_id, status, started, seconds, planned_seconds, .. } = one;
     format!("{execution_id}  {:9}  {what}  {seconds:.1} of {planned_seconds} s  started {started}", status.as_str())
 }
