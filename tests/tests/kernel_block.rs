@@ -104,11 +104,20 @@ fn direct_writes_and_reads_of_a_process_are_there_to_the_byte() {
     assert_eq!(envelope.loss.delivered, Some(97 + 89), "a request counts once");
 }
 
+/// The kernel does not run every program for every request: now and then it leaves out a few in a row, the same ones for each program
+/// that is attached, while perf's handler of the tracepoint counts them, and counts no miss (6.18; docs/decisions.md). So the least is
+/// asked of one run in three, and the most of all.
 #[test]
 fn without_a_filter_the_counts_are_those_of_the_disk() {
     let mut workload = workload!();
     let file = OnDisk::new("block_all");
     workload.run(&format!("write_direct {} 97 4096", file.hex()));
+    let short: Vec<String> = (0..3).map_while(|_| beside_the_disk(&mut workload, &file).err()).collect();
+    assert!(short.len() < 3, "{short:#?}");
+}
+
+/// What the disk counted at least is there; else what is. More than the disk counted fails at once.
+fn beside_the_disk(workload: &mut workload::Workload, file: &OnDisk) -> Result<(), String> {
     let (outer, mut inner) = (file.device.stat(), Vec::new());
     let envelope = around("block_latency", &json!({}), &Filter::default(), || {
         inner.push(file.device.stat());
@@ -118,23 +127,20 @@ fn without_a_filter_the_counts_are_those_of_the_disk() {
     });
     let after = file.device.stat();
     let count = |operation| find(&envelope, &file.device, operation, "service").map_or(0, |one| one.count);
-    // Others use the disk too: at least what happened while the probe was attached for sure, at most what happened around it. What was
+    let (writes, reads, dropped) = (count("write"), count("read"), envelope.loss.dropped_total());
+    let written = find(&envelope, &file.device, "write", "service").map_or(0, bytes);
+    // Others use the disk too: at most what happened around it, at least what happened while the probe was attached for sure. What was
     // under way when it began counts as dropped. The disk's statistics count a flush that a journal asks for as a write of nothing
     // (block/blk-mq.c, blk_account_io_done); here it is a flush.
-    let within = |counted: u64, least: u64, most: u64| {
-        assert!(least <= counted && counted <= most, "{least} {counted} {most}: {envelope:#?}");
-    };
-    let dropped = envelope.loss.dropped_total();
-    assert!(count("write") <= after.writes - outer.writes, "{envelope:#?}");
-    let with_flushes = count("write") + count("flush") + dropped;
-    assert!(
-        with_flushes >= inner[1].writes - inner[0].writes,
-        "{with_flushes} {outer:?} {inner:?} {after:?}: {envelope:#?}"
-    );
-    within(count("read") + dropped, inner[1].reads - inner[0].reads, after.reads - outer.reads + dropped);
-    assert!(count("write") >= 997 && count("read") >= 97);
-    let written = find(&envelope, &file.device, "write", "service").map_or(0, bytes);
-    within(written, 997 * 4096, after.written_bytes - outer.written_bytes);
+    assert!(writes <= after.writes - outer.writes, "{envelope:#?}");
+    assert!(reads <= after.reads - outer.reads, "{envelope:#?}");
+    assert!(written <= after.written_bytes - outer.written_bytes, "{envelope:#?}");
+    let enough = writes >= 997
+        && reads >= 97
+        && written >= 997 * 4096
+        && writes + count("flush") + dropped >= inner[1].writes - inner[0].writes
+        && reads + dropped >= inner[1].reads - inner[0].reads;
+    if enough { Ok(()) } else { Err(format!("{outer:?} {inner:?} {after:?}: {envelope:#?}")) }
 }
 
 #[test]

@@ -40,10 +40,14 @@ const NO_USER_SYMBOLS: &str = "BPFTRACE_NO_USER_SYMBOLS";
 pub(crate) const MAP_KEYS: u64 = 4096;
 const MAP_KEYS_NAMES: [&str; 2] = ["BPFTRACE_MAP_KEYS_MAX", "BPFTRACE_MAX_MAP_KEYS"];
 
-/// One read; pipes hold 64 KB.
+/// One read.
 const CHUNK: usize = 64 * 1024;
+/// How much a pipe is to hold; a pipe has 64 KB unless asked, and 1 MB is what anybody may ask for (pipe(7)).
+const PIPE_BYTES: usize = 1 << 20;
 /// So many reads of a stream at once, then the clock and the stop are looked at again.
 const READS: usize = 8;
+/// How often a full pipe is emptied before a signal, at most: the writer may be faster.
+const EMPTYING: usize = 8;
 /// How long output is still read after the child has ended. A grandchild may hold the pipe open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How often the end of the child is looked for when it writes nothing.
@@ -147,6 +151,18 @@ impl Process {
         }
     }
 
+    /// Takes what is in the pipes, then sends a signal. A bpftrace that sits in a write to a full pipe when it is signalled takes the
+    /// interrupted write for an error of its output, and writes nothing more: its maps would be lost.
+    pub(crate) fn empty_and_signal(&mut self, signal: Signal, sink: &mut dyn FnMut(Stream, &[u8])) -> io::Result<()> {
+        for _ in 0..EMPTYING {
+            if !self.has_more() {
+                break;
+            }
+            self.pump(Duration::ZERO, sink);
+        }
+        self.signal(signal)
+    }
+
     /// Sends a signal to the whole group. It fails when the child is not ours to signal, as under sudo.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         if self.status.is_some() {
@@ -230,6 +246,8 @@ fn leash(parent: Pid) -> io::Result<()> {
 
 fn nonblocking(pipe: OwnedFd) -> io::Result<File> {
     rustix::io::ioctl_fionbio(&pipe, true)?;
+    // Refused where the user's pipes hold too much already; a small one does, less well.
+    let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE_BYTES);
     Ok(pipe.into())
 }
 

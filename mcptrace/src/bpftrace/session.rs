@@ -121,7 +121,7 @@ impl Session {
         for (signal, grace) in [(Signal::INT, self.limits.grace), (Signal::TERM, self.limits.grace / 3)] {
             if !ended {
                 // Under sudo the signal fails, and what helps is the script's own `interval`: wait all the same.
-                let _ = self.process.signal(signal);
+                let _ = self.process.empty_and_signal(signal, &mut sink);
                 ended = self.process.pump_until(Instant::now() + grace, &|| false, &mut sink);
             }
         }
@@ -234,9 +234,13 @@ impl State {
     /// Once it is asked to end, bpftrace 0.17 drops what is still in its perf buffers (`src/bpftrace.cpp`,
     /// `perf_event_printer`), and counts it nowhere.
     fn discarded(&self, outcome: Outcome) -> Option<String> {
+        let maps = if self.program.contains('@') && self.collector.reports().is_empty() {
+            "it printed no maps: whatever they held is lost"
+        } else {
+            "maps are complete"
+        };
         (outcome.signalled && self.collector.had_events()).then(|| {
-            "bpftrace drops, uncounted, printed events that it has not read yet when it is ended; maps are complete"
-                .into()
+            format!("bpftrace drops, uncounted, printed events that it has not read yet when it is ended; {maps}")
         })
     }
 }
