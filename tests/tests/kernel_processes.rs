@@ -66,7 +66,7 @@ fn ancestors(row: &Row) -> Vec<u32> {
 /// This process and those above it, six at most, as /proc tells.
 fn above_this_process() -> Vec<u32> {
     let parent = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
         Some(line.trim().parse().unwrap()).filter(|parent| *parent != 0)
     };
