@@ -3,7 +3,7 @@
 //!
 //! What it prints (`--nocapture`) are the rows of docs/kernels.md.
 
-use std::process::Command;
+use std::{iter::once, process::Command};
 
 use mcptrace::{
     executions::Refusal,
@@ -154,9 +154,10 @@ fn row(entry: &Entry, outcomes: &[Outcome]) -> String {
     let name = entry.name;
     match why {
         Some(why) => format!("| `{name}` | {} of {taken} ways: {why} |", ran.len()),
-        None => {
-            format!("| `{name}` | {taken} ways{} |", ran[0].iter().map(|lack| format!("; {lack}")).collect::<String>())
-        }
+        None => format!(
+            "| {} |",
+            once(format!("`{name}` | {taken} ways")).chain(ran[0].clone()).collect::<Vec<_>>().join("; ")
+        ),
     }
 }
 
