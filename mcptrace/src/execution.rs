@@ -14,8 +14,9 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
+    audit::Trail,
     clock,
-    principal::Caller,
+    principal::{Caller, Principal},
     report::{
         Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, flamegraph, view,
     },
@@ -183,6 +184,7 @@ pub struct Execution {
     source: Box<dyn Source>,
     outcome: Mutex<Option<Outcome>>,
     ended: watch::Sender<bool>,
+    trail: Trail,
 }
 
 #[derive(Clone, Debug)]
@@ -194,12 +196,17 @@ struct Outcome {
 }
 
 impl Execution {
-    /// Runs a source on a thread of its own.
+    /// Runs a source on a thread of its own; its end is recorded.
     ///
     /// # Errors
     ///
     /// If the system has no more threads.
-    pub fn spawn(identity: Identity, source: Box<dyn Source>, length: Duration) -> std::io::Result<Arc<Self>> {
+    pub fn spawn(
+        identity: Identity,
+        source: Box<dyn Source>,
+        length: Duration,
+        trail: Trail,
+    ) -> std::io::Result<Arc<Self>> {
         let execution = Arc::new(Self {
             identity,
             started_at: SystemTime::now(),
@@ -207,6 +214,7 @@ impl Execution {
             source,
             outcome: Mutex::new(None),
             ended: watch::Sender::new(false),
+            trail,
         });
         let runner = Arc::clone(&execution);
         std::thread::Builder::new().name("mcptrace-run".into()).spawn(move || runner.run())?;
@@ -243,6 +251,14 @@ impl Execution {
     /// Asks it to end; does not wait.
     pub fn stop(&self) {
         self.control.stop();
+    }
+
+    /// The same, with a record of who asked and why. Only the first one is told.
+    pub fn stop_for(&self, by: &Principal, reason: &str) {
+        if self.status() == Status::Running && !self.control.is_stopped() {
+            self.trail.stopped(by, reason);
+        }
+        self.stop();
     }
 
     /// Waits for its end.
@@ -360,7 +376,18 @@ impl Execution {
         };
         let seconds = self.control.has_collected().as_secs_f64();
         *self.outcome() = Some(Outcome { status, error: result.err(), at: SystemTime::now(), seconds });
+        self.record_end();
         self.ended.send_replace(true);
+    }
+
+    fn record_end(&self) {
+        let Some(Outcome { status, error, seconds, .. }) = self.outcome().clone().filter(|_| !self.trail.is_off())
+        else {
+            return;
+        };
+        let nothing = Page { from: 0, limit: 0, max_bytes: 0 };
+        let cost = catch_unwind(AssertUnwindSafe(|| self.source.snapshot(seconds, &nothing).overhead)).ok().flatten();
+        self.trail.ended(status.as_str(), error.as_deref(), seconds, cost.as_ref());
     }
 
     fn outcome(&self) -> MutexGuard<'_, Option<Outcome>> {

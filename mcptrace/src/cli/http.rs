@@ -1,17 +1,22 @@
-//! How a server is reached over HTTP, as arguments of the commands that serve.
+//! How a server is reached over HTTP, as arguments of the command that serves.
 
-use std::{io::Write as _, net::SocketAddr, path::PathBuf};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{Failure, serve::chain};
 use crate::{
-    executions::Limits,
-    server::http::{self, DEFAULT_ADDRESS, Options, StartError, TOKEN_VARIABLE},
+    config::{Config, Http},
+    executions::Executions,
+    server::http::{self, Options, StartError, TOKEN_VARIABLE},
 };
 
-/// `--http` and what goes with it.
-pub(super) fn arguments() -> [Arg; 8] {
+/// `--http` and what goes with it, and the budget of executions.
+pub(super) fn arguments() -> [Arg; 9] {
     let beside = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value).requires("http");
     let file = |name| beside(name, "FILE").value_parser(value_parser!(PathBuf));
     [
@@ -19,16 +24,14 @@ pub(super) fn arguments() -> [Arg; 8] {
             .long("http")
             .value_name("ADDRESS")
             .num_args(0..=1)
-            .default_missing_value(DEFAULT_ADDRESS)
             .value_parser(value_parser!(SocketAddr))
-            .help(format!("Serve over HTTP at /mcp; without a value at {DEFAULT_ADDRESS}")),
+            .help("Serve over HTTP at /mcp [default: http.address, 127.0.0.1:7811]"),
         file("http-tokens").help(format!(
-            "Tokens that let clients in, `NAME SECRET [EXPIRY]` a line [otherwise the one of {TOKEN_VARIABLE}]"
+            "Tokens that let clients in, `NAME SECRET [EXPIRY]` a line [default: http.tokens, or the token in {TOKEN_VARIABLE}]"
         )),
         file("tls-cert").requires("tls-key").help("Certificate with its chain, PEM; needed beyond loopback"),
         file("tls-key").requires("tls-cert").help("Its private key, PEM"),
-        beside("http-url", "URL")
-            .help("This server's own URL as clients write it: its name, and the audience of tokens"),
+        beside("http-url", "URL").help("This server's own URL as clients write it: its name, and the audience of tokens"),
         beside("http-origin", "ORIGIN")
             .action(ArgAction::Append)
             .help("A web page's origin that may call, such as https://app.example; may be repeated"),
@@ -36,39 +39,73 @@ pub(super) fn arguments() -> [Arg; 8] {
             .requires("http-jwks")
             .help("An identity provider whose tokens (JWT) let clients in; clients are told of it (RFC 9728)"),
         file("http-jwks").requires("http-issuer").help("The provider's public keys, a JSON Web Key Set"),
+        Arg::new("execution-budget")
+            .long("execution-budget")
+            .value_name("PERCENT")
+            .value_parser(percent)
+            .help("What an execution may cost, in percent of one CPU, before it is detached; 0 for no bound [default: limits.execution_percent]"),
     ]
 }
 
-/// What they say; `None` without `--http`.
-pub(super) fn of(matches: &ArgMatches) -> Result<Option<Options>, Failure> {
-    let Some(address) = matches.get_one::<SocketAddr>("http").copied() else { return Ok(None) };
-    let file = |name| matches.get_one::<PathBuf>(name).cloned();
-    let text = |name| matches.get_one::<String>(name).cloned();
-    let token = match std::env::var(TOKEN_VARIABLE) {
-        Ok(token) => Some(token),
-        Err(std::env::VarError::NotPresent) => None,
-        Err(_) => return Err(Failure::usage(format!("{TOKEN_VARIABLE} is no text"))),
-    };
-    Ok(Some(Options {
-        address,
-        tokens: file("http-tokens"),
-        token,
-        tls: file("tls-cert").zip(file("tls-key")),
-        url: text("http-url"),
-        origins: matches.get_many("http-origin").into_iter().flatten().cloned().collect(),
-        issuer: text("http-issuer").zip(file("http-jwks")),
-    }))
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse::<f64>().ok().filter(|percent| (0.0..=100_000.0).contains(percent));
+    percent.ok_or_else(|| "a number of percent, 0 or more".to_owned())
+}
+
+/// Whether it is to serve over HTTP.
+pub(super) fn is_asked_for(matches: &ArgMatches) -> bool {
+    matches.value_source("http").is_some()
+}
+
+/// The configuration with what they say.
+pub(super) fn of(matches: &ArgMatches, mut config: Config) -> Config {
+    let http = &mut config.http;
+    take(&mut http.address, matches, "http");
+    take(&mut http.tokens, matches, "http-tokens");
+    take(&mut http.certificate, matches, "tls-cert");
+    take(&mut http.key, matches, "tls-key");
+    take(&mut http.url, matches, "http-url");
+    take(&mut http.issuer, matches, "http-issuer");
+    take(&mut http.jwks, matches, "http-jwks");
+    http.origins.extend(matches.get_many("http-origin").into_iter().flatten().cloned());
+    config.with_budget(matches.get_one("execution-budget").copied())
+}
+
+fn take<T: Clone + Send + Sync + 'static>(setting: &mut T, matches: &ArgMatches, name: &str) {
+    if let Some(given) = matches.get_one::<T>(name) {
+        setting.clone_from(given);
+    }
 }
 
 /// Serves until a signal asks for the end.
-pub(super) fn run(limits: Limits, options: &Options) -> Result<(), Failure> {
+pub(super) fn run(executions: Executions, settings: Http) -> Result<(), Failure> {
+    let options = options(settings)?;
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     let ready = |address: SocketAddr| {
         // Whoever read it may have gone.
         let _ = writeln!(std::io::stderr(), "mcptrace: serving MCP at {scheme}://{address}/mcp");
     };
-    http::run(limits, options, ready).map_err(|error| match error {
+    http::run(executions, &options, ready).map_err(|error| match error {
         StartError::Settings(why) => Failure::usage(why),
         other => Failure::failed(chain(&other)),
+    })
+}
+
+fn options(settings: Http) -> Result<Options, Failure> {
+    let Http { address, tokens, certificate, key, url, origins, issuer, jwks } = settings;
+    let given = |path: &Path| !path.as_os_str().is_empty();
+    let token = match std::env::var(TOKEN_VARIABLE) {
+        Ok(token) => Some(token),
+        Err(std::env::VarError::NotPresent) => None,
+        Err(_) => return Err(Failure::usage(format!("{TOKEN_VARIABLE} is no text"))),
+    };
+    Ok(Options {
+        address,
+        tokens: given(&tokens).then_some(tokens),
+        token,
+        tls: given(&certificate).then_some((certificate, key)),
+        url: (!url.is_empty()).then_some(url),
+        origins,
+        issuer: (!issuer.is_empty()).then_some((issuer, jwks)),
     })
 }

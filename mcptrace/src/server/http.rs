@@ -43,13 +43,10 @@ use self::{
     watched::Watched,
 };
 use super::{Hub, ServeError, message, stdio::cancel_on_signal};
-use crate::{
-    executions::{Executions, Limits},
-    text::untrusted,
-};
+use crate::{executions::Executions, text::untrusted};
 
 /// Where it listens if nobody says otherwise.
-pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7811";
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7811);
 /// The variable that holds the token where there is no file of tokens.
 pub const TOKEN_VARIABLE: &str = "MCPTRACE_HTTP_TOKEN";
 /// Where MCP is spoken.
@@ -66,7 +63,7 @@ const THREADS: usize = 2;
 const ENVIRONMENT: &str = "env";
 
 /// How the operator wants it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where it listens.
     pub address: SocketAddr,
@@ -150,9 +147,9 @@ impl Service {
 /// # Errors
 ///
 /// If it is not safe to start with these options, or not possible.
-pub fn run(limits: Limits, options: &Options, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+pub fn run(executions: Executions, options: &Options, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
     let end = CancellationToken::new();
-    let executions = Arc::new(Executions::new(limits));
+    let executions = Arc::new(executions);
     let service = Service::new(options, Hub::new(Arc::clone(&executions)), end.clone())?;
     let runtime =
         Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(ServeError::Start)?;
