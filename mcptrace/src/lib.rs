@@ -13,6 +13,8 @@ pub mod distribution;
 pub mod errno;
 pub mod execution;
 pub mod executions;
+#[cfg(test)]
+mod fuzz;
 pub mod kernel;
 pub mod principal;
 pub mod probes;

@@ -407,6 +407,24 @@ mod tests {
     }
 
     #[test]
+    fn no_output_is_a_panic_and_what_is_kept_of_it_is_bounded() {
+        let corpus: &[&[u8]] = &[
+            b"{\"type\": \"attached_probes\", \"data\": {\"probes\": 2}}\n\n{\"type\": \"map\", \"data\": {\"@a\": {\"x,1\": 3}}}\n",
+            b"{\"type\": \"hist\", \"data\": {\"@h\": {\"k\": [{\"min\": 2, \"max\": 3, \"count\": 5}, {\"max\": -1, \"count\": 1}]}}}\n",
+            b"{\"type\": \"stats\", \"data\": {\"@s\": {\"count\": 1, \"average\": 2, \"total\": 3}}}\n",
+            b"{\"type\": \"printf\", \"data\": \"a\\u001b[31m\\n\"}\n{\"type\": \"lost_events\", \"data\": {\"events\": 7}}\n",
+            b"{\"type\": \"helper_error\", \"data\": {\"msg\": \"E\", \"helper\": \"map_update_elem\", \"retcode\": -7, \"line\": 1, \"col\": 2}}\n",
+        ];
+        let limits = Limits { lines: 50, bytes: 4096, record_bytes: 2048, map_bytes: 4096, ..Limits::default() };
+        for output in crate::fuzz::inputs(corpus, 10_000) {
+            let collector = collect(limits, &output);
+            let bytes: usize = collector.lines().iter().map(String::len).sum();
+            assert!(collector.lines().len() <= 50 && bytes <= 64 << 10, "{bytes}");
+            assert!(collector.reports().len() < 200);
+        }
+    }
+
+    #[test]
     fn chunks_may_end_anywhere() {
         let output = include_bytes!("../../../tests/fixtures/bpftrace/types.jsonl");
         let whole = collect(Limits::default(), output);

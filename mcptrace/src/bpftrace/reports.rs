@@ -212,9 +212,9 @@ fn relative_error(buckets: &[Bucket]) -> f64 {
     closed.map(|(low, high)| (high - 1 - low) as f64 / low.max(1) as f64).fold(0.0, f64::max)
 }
 
-/// A bucket of values that a report can hold, as `[low, high)`: closed on both sides and not negative.
+/// A bucket of values that a report can hold, as `[low, high)`: closed on both sides, not negative and not the wrong way round.
 fn bounds(bucket: &Bucket) -> Option<(u64, u64)> {
-    let (min, max) = (bucket.min?, bucket.max?);
+    let (min, max) = (bucket.min?, bucket.max.filter(|max| *max >= bucket.min.unwrap_or_default())?);
     Some((u64::try_from(min).ok()?, u64::try_from(max).ok()?.saturating_add(1)))
 }
 
@@ -222,7 +222,7 @@ fn bounds(bucket: &Bucket) -> Option<(u64, u64)> {
 /// Values below zero or below the first bucket count as `below_range` and those above the last as `above_range`: they
 /// are part of `count` and of the percentiles, where their place is the nearest bound.
 fn distribution(buckets: &[Bucket]) -> Series {
-    let count = buckets.iter().map(|bucket| bucket.count).sum();
+    let count = total(buckets.iter().map(|bucket| bucket.count));
     let inside: Vec<(u64, u64, u64)> = buckets
         .iter()
         .filter(|bucket| bucket.count > 0)
@@ -230,7 +230,8 @@ fn distribution(buckets: &[Bucket]) -> Series {
         .collect();
     let above = buckets.iter().find(|bucket| bucket.max.is_none() && bucket.count > 0);
     let above_count = above.map_or(0, |bucket| bucket.count);
-    let below_count = count - above_count - inside.iter().map(|(_, _, count)| count).sum::<u64>();
+    let inside_count = total(inside.iter().map(|(_, _, count)| *count));
+    let below_count = count.saturating_sub(above_count).saturating_sub(inside_count);
     let top = above.and_then(|bucket| u64::try_from(bucket.min?).ok());
     let bottom = if below_count > 0 { Some(0) } else { inside.first().map(|bucket| bucket.0).or(top) };
     let steps = Steps { below: below_count, inside: &inside, top: top.unwrap_or(0) };
@@ -256,12 +257,17 @@ fn distribution(buckets: &[Bucket]) -> Series {
     }
 }
 
+/// A sum that ends at the largest number.
+fn total(counts: impl Iterator<Item = u64>) -> u64 {
+    counts.fold(0, u64::saturating_add)
+}
+
 /// The middle of each bucket, weighted; without the values outside all buckets.
 fn mean(inside: &[(u64, u64, u64)]) -> f64 {
-    let count: u64 = inside.iter().map(|bucket| bucket.2).sum();
-    let total: f64 =
+    let count = total(inside.iter().map(|bucket| bucket.2));
+    let sum: f64 =
         inside.iter().map(|(low, high, count)| f64::midpoint(*low as f64, (*high - 1) as f64) * *count as f64).sum();
-    if count == 0 { 0.0 } else { total / count as f64 }
+    if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
 struct Steps<'a> {
@@ -278,7 +284,7 @@ impl Steps<'_> {
             return 0;
         }
         for (_, high, count) in self.inside {
-            seen += count;
+            seen = seen.saturating_add(*count);
             if rank <= seen {
                 return high - 1;
             }

@@ -174,6 +174,26 @@ mod tests {
     }
 
     #[test]
+    fn no_line_is_a_panic_and_no_refusal_is_long() {
+        let corpus: &[&[u8]] = &[
+            br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"run_probe","arguments":{"probe":"file_opens"},"_meta":{"progressToken":7}}}"#,
+            br#"[{"jsonrpc":"2.0","id":"a","method":"ping"},{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}]"#,
+            br#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}"#,
+            br#"{"jsonrpc":"2.0","id":3,"error":{"code":-1,"message":"x"}}"#,
+        ];
+        let mut parsed = 0;
+        for line in crate::fuzz::inputs(corpus, 20_000) {
+            for message in parse_line(&line) {
+                match message {
+                    Ok(_) => parsed += 1,
+                    Err(malformed) => assert!(malformed.message.len() < 2000, "{}", malformed.message),
+                }
+            }
+        }
+        assert!(parsed > 100, "most inputs are nonsense, but not all: {parsed}");
+    }
+
+    #[test]
     fn only_a_request_that_rmcp_takes_opens_a_conversation() {
         let opened = |line: &str| {
             let message = parse_line(line.as_bytes()).remove(0).unwrap().unwrap();

@@ -402,3 +402,50 @@ fn mutations_of_scripts_are_read_without_harm() {
     assert!(refused > 1000, "{refused}");
     assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
 }
+
+/// What is admitted is what a program without what is always refused looks like, whatever the text.
+#[test]
+fn no_text_is_a_panic_and_none_smuggles_a_refused_call() {
+    let corpus: &[&[u8]] = &[
+        b"tracepoint:syscalls:sys_enter_openat /pid == 7/ { @[comm, str(args->filename)] = count(); }",
+        b"BEGIN { printf(\"%d\", 1); /* system(\"ls\") */ } // cat(\"/etc/shadow\")\nEND { clear(@); }",
+        b"kprobe:vfs_*, kretprobe:vfs_read { if (arg0 > 1) { @h = hist(arg2); } else { delete(@h); } }",
+        b"config = { max_map_keys=10 } interval:s:1 { $x = (uint64)1; unroll(3) { $x++; } system(\"id\"); signal(9); }",
+        b"#include <x.h>\nstruct a { int b; }; uprobe:/bin/sh:main { override(1); }",
+    ];
+    let policy = Policy { level: Level::Policy, programs: false };
+    for bytes in crate::fuzz::inputs(corpus, 20_000) {
+        let text = String::from_utf8_lossy(&bytes);
+        if policy.admit(&text).is_ok() {
+            let bare = without_comments_and_strings(&text);
+            for call in ["system(", "signal(", "override(", "#include", "uprobe:"] {
+                assert!(!bare.contains(call), "{call} in {text:?}");
+            }
+        }
+    }
+}
+
+/// The text outside of comments and strings, as simply as that can be told.
+fn without_comments_and_strings(text: &str) -> String {
+    let (mut rest, mut bare) = (text, String::new());
+    while let Some(letter) = rest.chars().next() {
+        let skipped = if rest.starts_with("/*") {
+            rest.find("*/").map_or(rest.len(), |end| end + 2)
+        } else if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if letter == '"' {
+            let mut escaped = false;
+            let end = rest[1..].find(|letter| {
+                let ends = letter == '"' && !escaped;
+                escaped = letter == '\\' && !escaped;
+                ends
+            });
+            end.map_or(rest.len(), |end| end + 2)
+        } else {
+            bare.push(letter);
+            letter.len_utf8()
+        };
+        rest = &rest[skipped..];
+    }
+    bare
+}

@@ -48,6 +48,18 @@ mod tests {
         print fmt: \"dfd: 0x%08lx; field:x\", ((unsigned long)(REC->dfd))\n";
 
     #[test]
+    fn no_text_is_a_panic() {
+        let corpus: &[&[u8]] = &[
+            b"name: sched_switch\nID: 316\nformat:\n\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\n\tfield:char prev_comm[16];\toffset:8;\tsize:16;\tsigned:0;\n\nprint fmt: \"prev_comm=%s\", REC->prev_comm\n",
+            b"\tfield:__data_loc char[] filename;\toffset:8;\tsize:4;\tsigned:1;\n",
+        ];
+        for bytes in crate::fuzz::inputs(corpus, 20_000) {
+            let (arguments, _) = parse(&String::from_utf8_lossy(&bytes));
+            assert!(arguments.len() <= bytes.len());
+        }
+    }
+
+    #[test]
     fn fields_have_type_place_and_sign() {
         let (fields, print) = parse(FORMAT);
         assert_eq!(fields.len(), 2);
