@@ -269,13 +269,13 @@ async fn a_line_without_end_is_refused_at_a_megabyte() {
 #[tokio::test]
 async fn one_user_cannot_take_all_connections() {
     let daemon = Daemon::start_with("connections = 4\nconnections_each = 2").await;
-    let (_first, _second) = (daemon.client(ALICE).await, daemon.client(ALICE).await);
+    let (first, _second) = (daemon.client(ALICE).await, daemon.client(ALICE).await);
     let mut third = daemon.client_of(ALICE);
     let told = third.client.next().await;
     assert!(told["error"]["message"].as_str().unwrap().contains("too many connections"), "{told}");
     daemon.client(BOB).await;
     daemon.root().await;
-    drop(_first);
+    drop(first);
     let begun = Instant::now();
     loop {
         let mut again = daemon.client_of(ALICE);
