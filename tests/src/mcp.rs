@@ -209,6 +209,11 @@ impl ServerProcess {
         Self::of(command)
     }
 
+    /// Starts it by a command, and says nothing yet.
+    pub fn silent(command: Command) -> Self {
+        Self::of(command)
+    }
+
     /// Starts it by a command whose last words it is, and begins a conversation.
     pub async fn start_by(command: Command) -> Self {
         let mut process = Self::of(command);
@@ -230,7 +235,7 @@ impl ServerProcess {
 
     /// Ids of the eBPF programs that it holds, now.
     pub fn bpf_programs(&self) -> Vec<u32> {
-        programs_of(self.pid())
+        programs_held(self.pid())
     }
 
     /// Waits until it has attached something.
@@ -251,8 +256,9 @@ impl ServerProcess {
 }
 
 /// Ids of the eBPF programs that a process holds, now.
-pub fn programs_of(pid: u32) -> Vec<u32> {
-    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
+pub fn programs_held(pid: u32) -> Vec<u32> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let files = std::fs::read_dir(folder).unwrap().flatten();
     let infos = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
     let mut ids: Vec<u32> = infos.filter_map(|info| field(&info, "prog_id:")).collect();
     ids.sort_unstable();
@@ -263,7 +269,7 @@ pub fn programs_of(pid: u32) -> Vec<u32> {
 /// Waits until a process has attached something.
 pub async fn attached_by(pid: u32) -> Vec<u32> {
     for _ in 0..600 {
-        let programs = programs_of(pid);
+        let programs = programs_held(pid);
         if !programs.is_empty() {
             return programs;
         }

@@ -10,7 +10,7 @@ use std::{
 
 use mcptrace_tests::{
     http::{ALICE, Ask, BOB, HttpServer, LATE, Session, exchange, read_all, refused, stateless, text, write_private},
-    mcp::{Answer, attached_by, left_over, programs_of},
+    mcp::{Answer, attached_by, left_over, programs_held},
 };
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use ring::{
@@ -311,7 +311,7 @@ mod gone {
 
     async fn until_detached(server: &HttpServer, most: Duration) {
         let begun = Instant::now();
-        while !programs_of(server.pid()).is_empty() {
+        while !programs_held(server.pid()).is_empty() {
             assert!(begun.elapsed() < most, "still attached after {most:?}");
             sleep(Duration::from_millis(50)).await;
         }

@@ -1,29 +1,52 @@
 //! `mcptrace serve`: the MCP server, on stdio or over HTTP.
 
+use std::io::Write as _;
+
 use clap::{ArgMatches, Command};
 
-use super::{Failure, config, http, policy};
-use crate::{audit::Audit, executions::Executions, server::stdio};
+use super::{Failure, config, http, policy, pump};
+use crate::{
+    audit::Audit,
+    executions::Executions,
+    kernel::{loader, privilege},
+    server::stdio,
+};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
         .about("Serve MCP on stdin and stdout (what `mcptrace` without a command does), or over HTTP")
         .args(policy::arguments())
         .args(http::arguments())
-        .after_help(
-            "On stdio an MCP client starts it. It ends when stdin closes; nothing stays attached. Over HTTP it ends at SIGTERM or \
-             SIGINT. Logs go to stderr.",
-        )
+        .after_help("On stdio an MCP client starts it. It ends when stdin closes; nothing stays attached. Without the privilege to trace it \
+             passes everything on to `mcptrace daemon`, if that runs and lets this user connect. Over HTTP it ends at SIGTERM or SIGINT. Logs \
+             go to stderr.")
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let config = http::of(matches, policy::of(matches, config::load(matches)?.config));
+    let settings = http::of(matches, policy::of(matches, config::load(matches)?.config));
     let over_http = http::is_asked_for(matches);
-    let executions = Executions::audited(config.served_limits(), Audit::new(&config.audit(over_http)));
+    let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
-        return http::run(executions, config.http);
+        return http::run(executions, settings.http);
+    }
+    if loader::lack_of_privilege().is_some() {
+        match pump::connect(&settings.socket.path) {
+            Ok(daemon) => return pump::run(daemon),
+            Err(why) => say(&why),
+        }
     }
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
+}
+
+/// Both ways to go on, for whoever reads the log of the client; answers to calls say them too.
+fn say(why: &str) {
+    let process = privilege::process();
+    let grant = process.grant(&process.missing_for_native());
+    let _ = writeln!(
+        std::io::stderr(),
+        "mcptrace: cannot trace: {why}, and this process lacks the privilege. Either start the daemon as root (`mcptrace daemon`, \
+         or its systemd unit) and let this user connect, or: {grant}"
+    );
 }
 
 /// An error with its causes.
