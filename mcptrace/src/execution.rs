@@ -1,5 +1,6 @@
 //! One running trace, whatever runs it: a probe or a script. It has a deadline, can be stopped, and ends with nothing attached.
 
+pub mod kept;
 pub mod probe;
 pub mod script;
 
@@ -193,12 +194,17 @@ struct Outcome {
 }
 
 impl Execution {
-    /// Runs a source on a thread of its own.
+    /// Runs a source on a thread of its own. `then` is called there when it has ended, before anybody is told.
     ///
     /// # Errors
     ///
     /// If the system has no more threads.
-    pub fn spawn(identity: Identity, source: Box<dyn Source>, length: Duration) -> std::io::Result<Arc<Self>> {
+    pub fn spawn(
+        identity: Identity,
+        source: Box<dyn Source>,
+        length: Duration,
+        then: impl FnOnce(&Self) + Send + 'static,
+    ) -> std::io::Result<Arc<Self>> {
         let execution = Arc::new(Self {
             identity,
             started_at: SystemTime::now(),
@@ -208,7 +214,7 @@ impl Execution {
             ended: watch::Sender::new(false),
         });
         let runner = Arc::clone(&execution);
-        std::thread::Builder::new().name("mcptrace-run".into()).spawn(move || runner.run())?;
+        std::thread::Builder::new().name("mcptrace-run".into()).spawn(move || runner.run(then))?;
         Ok(execution)
     }
 
@@ -345,7 +351,7 @@ impl Execution {
         }
     }
 
-    fn run(&self) {
+    fn run(&self, then: impl FnOnce(&Self)) {
         // A bug in one probe must not take the server down, nor leave its programs attached.
         let result = catch_unwind(AssertUnwindSafe(|| self.source.run(&self.control)));
         let result = result.unwrap_or_else(|panic| {
@@ -359,6 +365,9 @@ impl Execution {
         };
         let seconds = self.control.has_collected().as_secs_f64();
         *self.outcome() = Some(Outcome { status, error: result.err(), at: SystemTime::now(), seconds });
+        if catch_unwind(AssertUnwindSafe(|| then(self))).is_err() {
+            tracing::error!(id = self.identity.id, "what follows the end of an execution has failed");
+        }
         self.ended.send_replace(true);
     }
 

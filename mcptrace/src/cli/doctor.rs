@@ -3,7 +3,11 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Failure, output};
-use crate::kernel::support::{self, Options};
+use crate::{
+    executions::Limits,
+    kernel::support::{self, Options},
+    recorder::place,
+};
 
 /// A person reads it all; this only keeps a broken system from flooding the terminal.
 const MOST_BYTES: usize = 64 << 10;
@@ -16,7 +20,8 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let info = support::info(&Options::default());
+    let limits = Limits { history: Some(place::folder(None)), ..Limits::default() };
+    let info = support::info(&Options { limits, ..Options::default() });
     if matches.get_flag("json") {
         output::json(&info)?;
     } else {

@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 
 use super::{Failure, policy};
-use crate::{executions::Limits, server::stdio};
+use crate::{executions::Limits, recorder::place, server::stdio};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
@@ -13,7 +13,7 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let limits = Limits { scripts: policy::of(matches), ..Limits::default() };
+    let limits = Limits { scripts: policy::of(matches), history: Some(place::folder(None)), ..Limits::default() };
     stdio::run(limits).map_err(|error| Failure::failed(chain(&error)))
 }
 
