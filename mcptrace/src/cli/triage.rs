@@ -9,9 +9,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser};
 use tokio::{runtime, select, time::sleep};
 
 use super::{Failure, output, progress::draw, run::interrupts};
-use crate::triage::{
-    self, Focus,
-    gather::{Gathering, SECONDS},
+use crate::{
+    recorder::place,
+    triage::{
+        self, Focus,
+        gather::{Gathering, SECONDS},
+        lately,
+    },
 };
 
 pub(super) fn define() -> Command {
@@ -47,7 +51,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let gathering = Gathering::start(focus, seconds);
     runtime.block_on(wait(&gathering, seconds))?;
     let (evidence, window) = gathering.finish();
-    let triage = triage::judge(&evidence, window);
+    let triage = triage::judge(&evidence, window, lately::look(&place::folder(None)));
     if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
 }
 

@@ -1,6 +1,6 @@
 //! `triage`: what is wrong with this machine.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use crate::{
         error::ToolError,
         schema,
     },
-    triage::{self, Focus, Triage, gather::Gathering},
+    triage::{self, Focus, Triage, gather::Gathering, lately},
 };
 
 pub(super) const ROW: Row = Row {
@@ -49,7 +49,7 @@ async fn run(mut call: Call) -> Outcome {
     let place = call.place_for_triage()?;
     let gathering = call.looking(move |_| Gathering::start(focus, seconds)).await?;
     let waited = call.pause(Duration::from_secs_f64(seconds)).await;
-    let triage = call.settled(move |_| finish(gathering)).await?;
+    let triage = call.settled(move |executions| finish(gathering, executions.limits().history.as_deref())).await?;
     drop(place);
     if waited == Waited::Cancelled {
         return Err(ToolError::cancelled());
@@ -57,7 +57,7 @@ async fn run(mut call: Call) -> Outcome {
     Reply::with_text(triage::text(&triage), &triage)
 }
 
-fn finish(gathering: Gathering) -> Triage {
+fn finish(gathering: Gathering, history: Option<&Path>) -> Triage {
     let (evidence, window) = gathering.finish();
-    triage::judge(&evidence, window)
+    triage::judge(&evidence, window, history.map(lately::look).unwrap_or_default())
 }
