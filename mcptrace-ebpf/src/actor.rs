@@ -64,8 +64,13 @@ pub unsafe fn parent(task: *const u8) -> *const u8 {
     unsafe { read_kernel(task.wrapping_add(TASK_REAL_PARENT.load() as usize)) }
 }
 
+/// The process that a task is a thread of.
+///
+/// # Safety
+///
+/// `task` points to a `struct task_struct`.
 #[inline(always)]
-unsafe fn tgid(task: *const u8) -> u32 {
+pub unsafe fn tgid(task: *const u8) -> u32 {
     // SAFETY: the callers pass tasks.
     unsafe { read_kernel(task.wrapping_add(TASK_TGID.load() as usize)) }
 }

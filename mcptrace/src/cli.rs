@@ -1,5 +1,6 @@
 //! The commands for people. Each is a file of its own and a row in [`VERBS`].
 
+mod config;
 mod daemon;
 mod describe;
 mod doctor;
@@ -46,6 +47,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: triage::define, run: triage::run },
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: daemon::define, run: daemon::run },
+    Verb { define: config::define, run: config::run },
     Verb { define: gate::define, run: gate::run },
 ];
 
@@ -69,20 +71,21 @@ MCPTRACE_LOG sets what is logged to stderr: error, warn (as it is), info, debug.
 
 /// Runs the program with its arguments, the first of which is its name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = match command().try_get_matches_from(arguments) {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let parse = |arguments: &[OsString]| command().try_get_matches_from(arguments);
+    let mut matches = parse(&arguments);
+    if matches.as_ref().is_ok_and(|matches| matches.subcommand().is_none()) {
+        // Defaults and the environment are those of the command.
+        arguments.push("serve".into());
+        matches = parse(&arguments);
+    }
+    let matches = match matches {
         Ok(matches) => matches,
         Err(error) => return usage(without_tip(error)),
     };
-    let (name, matches) = match matches.subcommand() {
-        Some((name, matches)) => (name, matches.clone()),
-        // Defaults and the environment are those of the command.
-        None => match serve::define().try_get_matches_from(["serve"]) {
-            Ok(matches) => ("serve", matches),
-            Err(error) => return usage(error),
-        },
-    };
+    let Some((name, matches)) = matches.subcommand() else { return ExitCode::SUCCESS };
     let verb = VERBS.iter().find(|verb| (verb.define)().get_name() == name);
-    match verb.map_or(Ok(()), |verb| (verb.run)(&matches)) {
+    match verb.map_or(Ok(()), |verb| (verb.run)(matches)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.tell(),
     }
@@ -94,6 +97,7 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
         .after_help(AFTER_HELP)
+        .arg(config::flag())
         .subcommands(VERBS.iter().map(|verb| (verb.define)()))
 }
 

@@ -14,8 +14,9 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
+    audit::Trail,
     clock,
-    principal::Caller,
+    principal::{Caller, Principal},
     report::{
         Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, flamegraph, view,
     },
@@ -183,6 +184,7 @@ pub struct Execution {
     source: Box<dyn Source>,
     outcome: Mutex<Option<Outcome>>,
     ended: watch::Sender<bool>,
+    trail: Trail,
 }
 
 #[derive(Clone, Debug)]
@@ -194,7 +196,7 @@ struct Outcome {
 }
 
 impl Execution {
-    /// Runs a source on a thread of its own. `then` is called there when it has ended, before anybody is told.
+    /// Runs a source on a thread of its own; its end is recorded. `then` is called there, before anybody is told of the end.
     ///
     /// # Errors
     ///
@@ -203,6 +205,7 @@ impl Execution {
         identity: Identity,
         source: Box<dyn Source>,
         length: Duration,
+        trail: Trail,
         then: impl FnOnce(&Self) + Send + 'static,
     ) -> std::io::Result<Arc<Self>> {
         let execution = Arc::new(Self {
@@ -212,6 +215,7 @@ impl Execution {
             source,
             outcome: Mutex::new(None),
             ended: watch::Sender::new(false),
+            trail,
         });
         let runner = Arc::clone(&execution);
         std::thread::Builder::new().name("mcptrace-run".into()).spawn(move || runner.run(then))?;
@@ -248,6 +252,14 @@ impl Execution {
     /// Asks it to end; does not wait.
     pub fn stop(&self) {
         self.control.stop();
+    }
+
+    /// The same, with a record of who asked and why. Only the first one is told.
+    pub fn stop_for(&self, by: &Principal, reason: &str) {
+        if self.status() == Status::Running && !self.control.is_stopped() {
+            self.trail.stopped(by, reason);
+        }
+        self.stop();
     }
 
     /// Waits for its end.
@@ -368,7 +380,18 @@ impl Execution {
         if catch_unwind(AssertUnwindSafe(|| then(self))).is_err() {
             tracing::error!(id = self.identity.id, "what follows the end of an execution has failed");
         }
+        self.record_end();
         self.ended.send_replace(true);
+    }
+
+    fn record_end(&self) {
+        let Some(Outcome { status, error, seconds, .. }) = self.outcome().clone().filter(|_| !self.trail.is_off())
+        else {
+            return;
+        };
+        let nothing = Page { from: 0, limit: 0, max_bytes: 0 };
+        let cost = catch_unwind(AssertUnwindSafe(|| self.source.snapshot(seconds, &nothing).overhead)).ok().flatten();
+        self.trail.ended(status.as_str(), error.as_deref(), seconds, cost.as_ref());
     }
 
     fn outcome(&self) -> MutexGuard<'_, Option<Outcome>> {

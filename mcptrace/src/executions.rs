@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
+    audit::{self, Audit, AuditError, Trail},
     bpftrace::{Bpftrace, Category, ScriptError, policy::Policy},
     execution::{Execution, Identity, probe::ProbeSource, script::ScriptSource},
     kernel::{
@@ -160,6 +161,9 @@ pub enum Refusal {
     /// The script does not do, or bpftrace does not.
     #[error(transparent)]
     Script(#[from] ScriptError),
+    /// It cannot be recorded.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// No thread for it.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -196,6 +200,7 @@ impl Refusal {
             Self::Unsupported { .. } | Self::Load(LoadError::Btf(_)) => "unsupported",
             Self::Load(LoadError::Permission { .. }) => "permission",
             Self::Script(error) => script_category(error.category),
+            Self::Audit(_) => "audit",
             Self::Load(_) | Self::Thread(_) => "internal",
             Self::UnknownId(_) => "unknown_execution",
             Self::Expired(_) => "expired_execution",
@@ -230,6 +235,7 @@ pub struct Summary {
 #[derive(Default)]
 pub struct Executions {
     limits: Limits,
+    audit: Arc<Audit>,
     all: Mutex<All>,
 }
 
@@ -247,13 +253,25 @@ struct All {
     connections: u64,
 }
 
+/// Why executions of a connection are stopped.
+const LEFT: &str = "its client has left";
 /// Ids of expired executions that are remembered.
 const REMEMBERED: usize = 1024;
 
 impl Executions {
-    /// No executions yet.
+    /// No executions yet, and no record of those to come.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, all: Mutex::default() }
+        Self::audited(limits, Arc::default())
+    }
+
+    /// No executions yet. Those to come are recorded.
+    pub fn audited(limits: Limits, audit: Arc<Audit>) -> Self {
+        Self { limits, audit, all: Mutex::default() }
+    }
+
+    /// Where it is recorded what is started.
+    pub fn audit(&self) -> &Arc<Audit> {
+        &self.audit
     }
 
     /// The bounds in force.
@@ -263,6 +281,33 @@ impl Executions {
 
     /// Starts a native probe; returns when it is attached.
     pub fn start_probe(&self, request: &ProbeRequest) -> Result<Arc<Execution>, Refusal> {
+        let what = audit::probe(&request.probe, &request.options, &row(&request.filter));
+        self.recorded(&request.by, what, |trail| self.attach(request, trail))
+    }
+
+    /// Checks a script against the policy, compiles it and starts it; returns when bpftrace has been started, which attaches a moment later.
+    pub fn start_script(&self, request: &ScriptRequest) -> Result<Arc<Execution>, Refusal> {
+        let what = audit::script(&request.options, &request.program);
+        self.recorded(&request.by, what, |trail| self.spawn(request, trail))
+    }
+
+    /// Refusals are recorded here, starts where nothing has been done yet and nothing more is checked that needs no doing.
+    fn recorded<T>(
+        &self,
+        by: &Caller,
+        what: Value,
+        start: impl FnOnce(&Trail) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let trail = self.trail(&by.principal, what);
+        start(&trail).inspect_err(|refusal| trail.refused(refusal.category(), &refusal.to_string()))
+    }
+
+    /// The records of what is about to be started.
+    pub fn trail(&self, by: &Principal, what: Value) -> Trail {
+        self.audit.trail(by, &new_id(), what)
+    }
+
+    fn attach(&self, request: &ProbeRequest, trail: &Trail) -> Result<Arc<Execution>, Refusal> {
         let entry = find(&request.probe)?;
         check_options(entry, &request.options)?;
         let length = self.length(request.seconds)?;
@@ -271,6 +316,7 @@ impl Executions {
         }
         let filter = request.filter.resolve()?;
         let place = self.take_place(&request.by.principal.who)?;
+        trail.starts(request.seconds)?;
         let kernel = Kernel::get()?;
         supported(entry, kernel)?;
         let transport = if has_ring_buffers() { Transport::Ring } else { Transport::Perf };
@@ -278,7 +324,7 @@ impl Executions {
         let prepared = (entry.prepare)(&request.options, &context)?;
         let attached = Attached::new(kernel, &prepared.plan)?;
         let identity = Identity {
-            id: new_id(),
+            id: trail.id().to_owned(),
             kind: Kind::Probe,
             probe: entry.name.to_owned(),
             filter: row(&request.filter),
@@ -287,21 +333,21 @@ impl Executions {
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
         let source = Box::new(ProbeSource::new(attached, prepared, filtered, request.filter.pid, entry.cost_ns));
-        Ok(place.fill(Execution::spawn(identity, source, length, self.keeps())?))
+        Ok(place.fill(Execution::spawn(identity, source, length, trail.clone(), self.keeps())?))
     }
 
-    /// Checks a script against the policy, compiles it and starts it; returns when bpftrace has been started, which attaches a moment later.
-    pub fn start_script(&self, request: &ScriptRequest) -> Result<Arc<Execution>, Refusal> {
+    fn spawn(&self, request: &ScriptRequest, trail: &Trail) -> Result<Arc<Execution>, Refusal> {
         let length = self.length(request.seconds)?;
         self.limits.scripts.admit(&request.program)?;
         let place = self.take_place(&request.by.principal.who)?;
+        trail.starts(request.seconds)?;
         let bpftrace = Bpftrace::find(None)?.boxed();
         as_root()?;
         self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
         bpftrace.compile(&request.program)?;
         attachable(&request.program)?;
         let identity = Identity {
-            id: new_id(),
+            id: trail.id().to_owned(),
             kind: Kind::Script,
             probe: String::new(),
             filter: Row::new(),
@@ -309,7 +355,7 @@ impl Executions {
             by: request.by.clone(),
         };
         let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
-        Ok(place.fill(Execution::spawn(identity, source, length, self.keeps())?))
+        Ok(place.fill(Execution::spawn(identity, source, length, trail.clone(), self.keeps())?))
     }
 
     /// The execution of an id. One that the principal may not see is as unknown as one that never was.
@@ -357,7 +403,7 @@ impl Executions {
     pub fn stop_all(&self) {
         let all: Vec<_> = self.all().by_id.values().cloned().collect();
         for execution in &all {
-            execution.stop();
+            execution.stop_for(&Principal::cli(), "the process ends");
         }
         for execution in &all {
             execution.wait(Duration::from_secs(10));
@@ -466,7 +512,7 @@ impl Drop for Connection {
         let mut all = self.executions.all();
         all.open.remove(&self.id);
         let own = all.by_id.values().filter(|one| one.identity.by.connection == Some(self.id));
-        own.for_each(|execution| execution.stop());
+        own.for_each(|execution| execution.stop_for(&execution.identity.by.principal, LEFT));
     }
 }
 
@@ -486,7 +532,7 @@ impl Place<'_> {
         self.who.take().iter().for_each(|who| all.leave_place(who));
         // Its client has left while it was starting.
         if execution.identity.by.connection.is_some_and(|connection| !all.open.contains(&connection)) {
-            execution.stop();
+            execution.stop_for(&execution.identity.by.principal, LEFT);
         }
         expire(&mut all, &self.executions.limits);
         drop(all);

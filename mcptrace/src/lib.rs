@@ -3,10 +3,12 @@
 //! `docs/architecture.md` has the map and the invariants. In short: [`probes`] say what to trace, [`kernel`] loads and attaches it,
 //! [`distribution`] and [`report`] shape what was found.
 
+pub mod audit;
 pub mod bpftrace;
 pub mod capabilities;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod distribution;
 pub mod errno;
 pub mod execution;

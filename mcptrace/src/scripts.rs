@@ -22,8 +22,8 @@ const FILES: &[(&str, &str)] = library! {
     "fd_growth" "io_uring_requests"
     "memory_mappings" "address_space_lock" "page_allocations" "kernel_allocations" "slab_growth" "kswapd_activity" "huge_page_collapse"
     "dirty_throttling" "writeback_reasons" "journal_commits" "disk_access_pattern" "block_errors"
-    "tcp_round_trip" "accept_queue" "socket_overflows" "napi_budget" "packet_sizes" "unix_connections" "socket_kinds" "neighbour_changes"
-    "route_failures"
+    "tcp_round_trip" "accept_queue" "socket_overflows" "napi_budget" "packet_sizes" "unix_connections" "socket_kinds" "datagram_peers"
+    "neighbour_changes" "route_failures"
     "permission_changes" "writable_code" "memory_file_use" "cgroup_changes" "clock_changes"
 };
 

@@ -18,6 +18,14 @@ pub enum Secret {
     Texts,
 }
 
+/// What the operator reveals: the first answer holds for the life of the process.
+static WORDS: OnceLock<String> = OnceLock::new();
+
+/// Sets what is shown, as the configuration says. Has no effect once something was shown or masked.
+pub fn reveal(words: &str) {
+    let _ = WORDS.set(words.to_owned());
+}
+
 /// The environment variable that reveals: words separated by commas, or `all`.
 pub const REVEAL: &str = "MCPTRACE_REVEAL";
 
@@ -33,7 +41,6 @@ impl Secret {
 
     /// Whether the operator wants it shown.
     pub fn is_revealed(self) -> bool {
-        static WORDS: OnceLock<String> = OnceLock::new();
         reveals(WORDS.get_or_init(|| std::env::var(REVEAL).unwrap_or_default()), self.word())
     }
 

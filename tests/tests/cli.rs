@@ -462,3 +462,75 @@ fn a_followed_report_comes_anew_every_second() {
         .collect();
     assert!(calls.len() >= 2 && calls.is_sorted() && calls[0] < calls[calls.len() - 1], "{calls:?}");
 }
+
+mod configuration {
+    use super::*;
+
+    /// A file of settings, and the flag that names it.
+    fn config(text: &str) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (folder, path)
+    }
+
+    fn mcptrace(words: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+        let output = Command::new(program()).args(words).envs(variables.iter().copied()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_no_command_runs_with_it() {
+        let (_folder, path) = config("[scripts]\nallow = \"never\"\nprogams = true\n");
+        let said = format!("{path}:3:1: there is no key `scripts.progams`; did you mean `scripts.programs`?");
+        for words in [["config", "check", &path].as_slice(), &["--config", &path], &["serve", "--config", &path]] {
+            let (status, _, stderr) = mcptrace(words, &[]);
+            assert_eq!(status, 2, "{words:?}: {stderr}");
+            assert!(stderr.contains(&said), "{words:?}: {stderr}");
+        }
+        let run = ["run", "syscall_counts", "-d", "0.1"];
+        let (status, _, stderr) = mcptrace(&run, &[("MCPTRACE_CONFIG", &path)]);
+        assert!(status == 2 && stderr.contains(&said), "{stderr}");
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_and_that_before_the_file() {
+        let (_folder, path) = config("[scripts]\nallow = \"never\"\n");
+        let script = ["script", "run", "sleep_requests", "-d", "1", "--config", &path];
+        let (status, _, stderr) = mcptrace(&script, &[]);
+        assert!(status != 0 && stderr.contains("allows no scripts"), "{stderr}");
+        let shown = |variables: &[(&str, &str)]| mcptrace(&["config", "show", "--config", &path], variables).1;
+        assert!(shown(&[]).contains("# (from the file)\nallow = \"never\""), "{}", shown(&[]));
+        let any = [("MCPTRACE_ALLOW_SCRIPTS", "any")];
+        assert!(shown(&any).contains("# (from MCPTRACE_ALLOW_SCRIPTS)\nallow = \"any\""), "{}", shown(&any));
+        let (_, _, stderr) = mcptrace(&[&script[..], &["--allow-scripts", "never"]].concat(), &any);
+        assert!(stderr.contains("allows no scripts"), "{stderr}");
+    }
+
+    #[test]
+    fn doctor_tells_what_is_set() {
+        let (_folder, path) = config("[limits]\nrunning = 3\n");
+        let (_, stdout, _) = mcptrace(&["doctor", "--config", &path], &[]);
+        assert!(stdout.contains(&format!("Configuration: {path}\n  limits.running = 3 (from the file)\n")), "{stdout}");
+        let (_, stdout, _) = mcptrace(&["doctor", "--json", "--config", &path], &[]);
+        let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(told["configuration"]["changes"][0], "limits.running = 3 (from the file)");
+        assert_eq!(told["limits"]["running"], 3, "{}", told["limits"]);
+    }
+
+    #[test]
+    fn commands_at_a_shell_are_recorded_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("audit.jsonl");
+        let (_config, path) = config(&format!("[audit]\nto = \"{}\"\n", log.display()));
+        let (status, _, stderr) = mcptrace(&["run", "syscall_counts", "-d", "0.1", "--config", &path], &[]);
+        assert_eq!(status, 0, "{stderr}");
+        let text = fs::read_to_string(&log).unwrap();
+        let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events.len(), 2, "{text}");
+        assert_eq!((&events[0]["event"], &events[0]["transport"]), (&"start".into(), &"cli".into()));
+        assert_eq!((&events[1]["event"], &events[1]["outcome"]), (&"end".into(), &"completed".into()));
+    }
+}

@@ -50,10 +50,27 @@ fn every_program_is_seen_once_with_its_parent_and_masked_arguments() {
             assert_eq!((&row["filename"], &row["uid"]), (&json!("/bin/true"), &json!(0)));
             assert_eq!(row["arguments"], json!(["/bin/true", "--token=<7 bytes>", "<5 bytes>"]));
             assert_eq!(row["cwd"], std::env::current_dir().unwrap().to_str().unwrap());
+            assert_eq!(ancestors(row), above_this_process());
             assert!(!row.contains_key("arguments_bytes"), "all of them are there: {row:?}");
         }
         assert!(envelope.notes.iter().any(|note| note.contains("masked")), "{:?}", envelope.notes);
     }
+}
+
+/// The processes above the parent of an exec.
+fn ancestors(row: &Row) -> Vec<u32> {
+    let all = row["ancestors"].as_array().unwrap().iter().map(|one| one.as_str().unwrap());
+    all.map(|one| one.split_once(' ').unwrap().0.parse().unwrap()).collect()
+}
+
+/// This process and those above it, six at most, as /proc tells.
+fn above_this_process() -> Vec<u32> {
+    let parent = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+        Some(line.trim().parse().unwrap()).filter(|parent| *parent != 0)
+    };
+    std::iter::successors(Some(std::process::id()), parent).take(6).collect()
 }
 
 #[test]

@@ -94,6 +94,10 @@ const EXPECTED: &[(&str, &[Expect])] = &[
         &[Exactly("@connects", &["/nonexistent/mcptrace.sock"], 7), Exactly("@failed", &["script_work", "2"], 7)],
     ),
     ("socket_kinds", &[Lines(", 1, 2]: 5", 1), Exactly("@listening", &["script_work", "17"], 1)]),
+    (
+        "datagram_peers",
+        &[Exactly("@sends", &["script_work", "127.0.0.1"], 19), Exactly("@bytes", &["script_work", "::1"], 1300)],
+    ),
     ("neighbour_changes", &[Attaches]),
     ("route_failures", &[AtLeast("@looked_up", 1)]),
     ("permission_changes", &[Lines(" chmod 640 /", 5), Lines(" chmod 600 fd:", 2), Lines(" chown 0:0 /", 3)]),

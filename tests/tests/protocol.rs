@@ -1145,3 +1145,80 @@ mod principals {
         other.tool("triage", json!({ "seconds": 1, "focus": "disk" })).await.success();
     }
 }
+
+mod audit {
+    use mcptrace::audit::{Audit, Destination, Settings};
+
+    use super::*;
+
+    /// Executions that are recorded, and where.
+    fn audited(folder: &std::path::Path) -> (Arc<Executions>, std::path::PathBuf) {
+        let path = folder.join("audit.jsonl");
+        let audit = Audit::new(&Settings { to: Destination::File(path.clone()), ..Settings::default() });
+        (Arc::new(Executions::audited(Limits::default(), audit)), path)
+    }
+
+    fn lines(path: &std::path::Path) -> Vec<Value> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn told(lines: &[Value], fields: [&str; 2]) -> Vec<[String; 2]> {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        lines.iter().map(|line| fields.map(|field| text(&line[field]))).collect()
+    }
+
+    #[tokio::test]
+    async fn starts_stops_ends_and_refusals_are_recorded_with_who_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (executions, path) = audited(folder.path());
+        let mut client = Client::connect_as(&executions, Principal::user(70_001));
+        client.initialize("2025-11-25").await;
+        let background = json!({ "probe": "syscall_counts", "seconds": 300, "background": true });
+        let id = client.tool("run_probe", background.clone()).await.success()["execution_id"].clone();
+        client.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.5 })).await.success();
+        let refused = client.tool("exec_program", json!({ "program": "BEGIN { system(\"id\"); }" })).await;
+        assert!(refused.is_error);
+        client.tool("run_probe", background).await.success();
+        client.close().await;
+        let all = loop {
+            let all = lines(&path);
+            if all.len() == 9 {
+                break all;
+            }
+            assert!(all.len() < 9, "{all:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let expected = [
+            ["start", "null"],
+            ["stop", "null"],
+            ["end", "stopped"],
+            ["start", "null"],
+            ["end", "completed"],
+            ["refused", "policy"],
+            ["start", "null"],
+            ["stop", "null"],
+            ["end", "stopped"],
+        ];
+        assert_eq!(told(&all, ["event", "outcome"]), expected.map(|row| row.map(str::to_owned)));
+        assert!(all.iter().all(|line| line["principal"] == "uid:70001" && line["transport"] == "unix"), "{all:?}");
+        assert_eq!((&all[0]["execution_id"], &all[2]["execution_id"]), (&id, &id));
+        assert_eq!(all[4]["cost"]["method"], "measured", "{}", all[4]);
+        assert_eq!(all[5]["what"]["text"], "BEGIN { system(\"id\"); }");
+        assert_eq!(all[7]["reason"], "its client has left");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_recorded_is_not_started() {
+        let (executions, _) = audited(std::path::Path::new("/proc/nowhere"));
+        let mut client = Client::in_process(&executions).await;
+        let triage = ("triage", json!({ "seconds": 1 }));
+        let script = ("exec_program", json!({ "program": "BEGIN { exit(); }" }));
+        for (tool, arguments) in [("run_probe", json!({ "probe": "syscall_counts" })), script, triage] {
+            let refused = client.tool(tool, arguments).await;
+            assert_eq!(refused.structured["category"], "audit", "{tool}: {}", refused.text);
+        }
+        assert_eq!(client.tool("list_executions", json!({})).await.success()["executions"], json!([]));
+    }
+}

@@ -11,8 +11,9 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, EXEC_ARGUMENTS_MAX, EXEC_PATH_MAX, Exec, Header, Record, WALK_BYTES, WIRE_VERSION, Walk,
-    actor::{current_actor, parent},
+    Ancestor, COMM_LEN, Counter, EXEC_ANCESTORS, EXEC_ARGUMENTS_MAX, EXEC_PATH_MAX, Exec, Header, Record, WALK_BYTES,
+    WIRE_VERSION, Walk,
+    actor::{current_actor, parent, tgid},
     file::walk_directory,
     kernel::{count, current_passes, load, now, read_kernel, send, task_comm},
 };
@@ -75,8 +76,10 @@ fn exec(ctx: BtfTracePointContext) -> i32 {
             arguments_total,
             directory_len,
             directory_flags: (*scratch).directory.flags,
+            ancestors: [Ancestor { pid: 0, comm: [0; COMM_LEN] }; EXEC_ANCESTORS],
         };
         ptr::write(&raw mut (*scratch).exec, exec);
+        write_ancestors((&raw mut (*scratch).exec.ancestors).cast(), parent(parent(task)));
         send(&ctx, &EVENTS, &EVENTS_PERF, scratch.cast_const().cast(), size)
     };
     if !sent {
@@ -112,6 +115,18 @@ unsafe fn read_arguments(scratch: *mut Scratch, task: *const u8, behind: u32) ->
         let target = (&raw mut (*scratch).text).cast::<u8>().add((behind & (EXEC_PATH_MAX as u32 - 1)) as usize);
         let failed = bpf_probe_read_user(target.cast(), wanted, start as *const _) != 0;
         (if failed { 0 } else { wanted }, total)
+    }
+}
+
+/// Writes a task and those above it. Above the first process is the idle task, number 0, its own parent.
+#[inline(always)]
+unsafe fn write_ancestors(ancestors: *mut Ancestor, mut task: *const u8) {
+    for place in 0..EXEC_ANCESTORS {
+        // SAFETY: the caller passes room for so many; a failed read gives zeros.
+        unsafe {
+            ptr::write(ancestors.add(place), Ancestor { pid: tgid(task), comm: task_comm(task) });
+            task = parent(task);
+        }
     }
 }
 

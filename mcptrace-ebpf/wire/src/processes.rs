@@ -43,7 +43,22 @@ pub struct Exec {
     pub directory_len: u32,
     /// `WALK_*` bits of it.
     pub directory_flags: u32,
+    /// The parent of its parent and so on, up to the first process; then zeros.
+    pub ancestors: [Ancestor; EXEC_ANCESTORS],
 }
+
+/// A process above another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ancestor {
+    /// Process (thread group) in the initial pid namespace; 0 is none.
+    pub pid: u32,
+    /// Command name of its thread that made the one below.
+    pub comm: Comm,
+}
+
+/// How many processes above its parent an [`Exec`] names.
+pub const EXEC_ANCESTORS: usize = 6;
 
 // SAFETY: repr(C), a header first, no padding (asserted below), integers and byte arrays only.
 unsafe impl Record for Exec {
@@ -147,7 +162,8 @@ unsafe impl Record for OomKill {
 }
 
 const _: () = assert!(size_of::<Actor>() == 40);
-const _: () = assert!(size_of::<Exec>() == 88 && core::mem::offset_of!(Exec, time_ns) == TIME_OFFSET);
+const _: () =
+    assert!(size_of::<Exec>() == 88 + EXEC_ANCESTORS * 20 && core::mem::offset_of!(Exec, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Exit>() == 112 && core::mem::offset_of!(Exit, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Signal>() == 112 && core::mem::offset_of!(Signal, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<OomKill>() == 160 && core::mem::offset_of!(OomKill, time_ns) == TIME_OFFSET);

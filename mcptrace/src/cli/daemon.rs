@@ -8,13 +8,16 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use tokio::{runtime, select, time::sleep};
 
-use super::{Failure, run::interrupts};
-use crate::recorder::{
-    place,
-    run::{Options, Recorder},
-    sink::{History, Print, Sink},
-    status::{self, GroupStatus, Status},
-    store::Limits,
+use super::{Failure, config, run::interrupts};
+use crate::{
+    config::Config,
+    recorder::{
+        place,
+        run::{Options, Recorder},
+        sink::{History, Print, Sink},
+        status::{self, GroupStatus, Status},
+        store::Limits,
+    },
 };
 
 /// How soon after the start it says what recording costs: after the first measurement.
@@ -43,16 +46,12 @@ pub(super) fn define() -> Command {
                 .long("size-cap")
                 .value_name("MB")
                 .value_parser(value_parser!(u64).range(16..=1_000_000))
-                .default_value("190")
-                .help("How large the history may get; the oldest goes first"),
+                .help("How large the history may get; the oldest goes first [default: recorder.size_mb, 190]"),
         )
         .arg(
-            Arg::new("budget")
-                .long("budget")
-                .value_name("PERCENT")
-                .value_parser(budget)
-                .default_value("1")
-                .help("What recording may cost, in percent of the time of all CPUs"),
+            Arg::new("budget").long("budget").value_name("PERCENT").value_parser(budget).help(
+                "What recording may cost, in percent of the time of all CPUs [default: recorder.budget_percent, 1]",
+            ),
         )
         .arg(Arg::new("no-syscalls").long("no-syscalls").action(ArgAction::SetTrue).help("Never look at system calls"))
         .arg(
@@ -72,28 +71,34 @@ pub(super) fn define() -> Command {
         .after_help(AFTER_HELP)
 }
 
-/// A percentage as a share.
+/// A percentage.
 fn budget(text: &str) -> Result<f64, String> {
     let percent: f64 = text.parse().map_err(|_| "a number of percent, for example 0.5".to_owned())?;
-    if (0.05..=50.0).contains(&percent) { Ok(percent / 100.0) } else { Err("0.05 to 50 percent".to_owned()) }
+    if (0.05..=50.0).contains(&percent) { Ok(percent) } else { Err("0.05 to 50 percent".to_owned()) }
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let budget = matches.get_one("budget").copied().unwrap_or(0.01);
-    let options = Options { budget, syscalls: !matches.get_flag("no-syscalls") };
+    let config = configured(matches)?;
+    let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
     let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
-    let sink = sink(matches, &folder)?;
+    let sink = sink(matches, &folder, config.recorder.size_mb)?;
     let folder = (!matches.get_flag("print")).then_some(folder);
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(record(options, sink, folder.as_deref(), seconds))
 }
 
-fn sink(matches: &ArgMatches, folder: &Path) -> Result<Box<dyn Sink>, Failure> {
+fn configured(matches: &ArgMatches) -> Result<Config, Failure> {
+    let config = config::load(matches)?.config;
+    let size = matches.get_one::<u64>("size-cap").copied();
+    let budget = matches.get_one::<f64>("budget").copied();
+    Ok(config.with_recorder(size, budget, matches.get_flag("no-syscalls")))
+}
+
+fn sink(matches: &ArgMatches, folder: &Path, megabytes: u64) -> Result<Box<dyn Sink>, Failure> {
     if matches.get_flag("print") {
         return Ok(Box::new(Print));
     }
-    let megabytes = matches.get_one::<u64>("size-cap").copied().unwrap_or(190);
     let limits = Limits { bytes: megabytes << 20, ..Limits::default() };
     let history = History::open(place::file(folder), limits);
     Ok(Box::new(history.map_err(|error| Failure::failed(error.to_string()))?))
@@ -190,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_budget_is_a_sensible_percentage() {
-        assert_eq!(budget("0.5"), Ok(0.005));
+        assert_eq!(budget("0.5"), Ok(0.5));
         for wrong in ["0", "51", "-1", "nan", "one"] {
             assert!(budget(wrong).is_err(), "{wrong}");
         }

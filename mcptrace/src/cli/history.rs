@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{Failure, output};
+use super::{Failure, config, output};
 use crate::recorder::{
     history::{self, DEFAULT_TOP, MOST_TOP, Query, text},
     place,
@@ -60,6 +60,7 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    config::load(matches)?;
     let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
     let answer = history::ask(&folder, &query(matches))?;
     if matches.get_flag("json") {

@@ -12,14 +12,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Failure, failure, options, output, probe_help,
+    Failure, config, failure, options, output, probe_help,
     progress::Progress,
     watch::Watch,
     workload::{self, Workload},
 };
 use crate::{
+    audit::Audit,
     execution::{Execution, Page},
-    executions::{self, Executions, Limits, ProbeRequest},
+    executions::{self, Executions, ProbeRequest},
     kernel::filter::Filter,
     principal::Principal,
     probes::{Entry, PROBES},
@@ -130,8 +131,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let flags = Flags::from_arg_matches(matches).map_err(|error| Failure::usage(error.to_string()))?;
     let words: Vec<OsString> = matches.get_many("command").into_iter().flatten().cloned().collect();
     let request = request(entry, matches, &flags, !words.is_empty())?;
+    let config = config::load(matches)?.config;
+    let executions = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let envelope = runtime.block_on(trace(request, &words, &flags))?;
+    let envelope = runtime.block_on(trace(executions, request, &words, &flags))?;
     show(&envelope, flags.json)
 }
 
@@ -195,7 +198,12 @@ fn filter(flags: &FilterFlags) -> Filter {
 }
 
 /// Runs the probe, and the command if there is one, to the end.
-async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> Result<Envelope, Failure> {
+async fn trace(
+    executions: Executions,
+    mut request: ProbeRequest,
+    words: &[OsString],
+    flags: &Flags,
+) -> Result<Envelope, Failure> {
     let interrupted = interrupts()?;
     let mut workload = if words.is_empty() { None } else { Some(Workload::start(words)?) };
     if let Some(workload) = &workload {
@@ -203,7 +211,7 @@ async fn trace(mut request: ProbeRequest, words: &[OsString], flags: &Flags) -> 
         request.filter.descendants = true;
     }
     // Kept to the end: whoever lets go of the executions stops them.
-    let executions = Arc::new(Executions::new(Limits::default()));
+    let executions = Arc::new(executions);
     let starter = Arc::clone(&executions);
     let execution = blocking(move || starter.start_probe(&request)).await??;
     let mut view = View::new(flags, workload.is_some());

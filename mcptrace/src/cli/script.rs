@@ -6,13 +6,14 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use super::{
-    Failure, output, policy,
+    Failure, config, output, policy,
     progress::Progress,
     run::{View, blocking, follow, interrupts, length, page, show},
 };
 use crate::{
+    audit::Audit,
     bpftrace::tools,
-    executions::{Executions, Limits, ScriptRequest},
+    executions::{Executions, ScriptRequest},
     kernel::discovery::{self, Access},
     principal::Principal,
     report::Row,
@@ -122,12 +123,12 @@ fn trace(matches: &ArgMatches) -> Result<(), Failure> {
         seconds: matches.get_one::<f64>("seconds").copied().unwrap_or(5.0),
         by: Principal::cli().into(),
     };
-    let scripts = policy::of(matches);
+    let config = policy::of(matches, config::load(matches)?.config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let envelope = runtime.block_on(async {
         let interrupted = interrupts()?;
         // Kept to the end: whoever lets go of the executions stops them.
-        let executions = Arc::new(Executions::new(Limits { scripts, ..Limits::default() }));
+        let executions = Arc::new(Executions::audited(config.limits(), Audit::new(&config.audit(false))));
         let starter = Arc::clone(&executions);
         let execution = blocking(move || starter.start_script(&request)).await??;
         follow(&execution, None, &interrupted, &mut View::Progress(Progress::new(true))).await?;

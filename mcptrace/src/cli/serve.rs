@@ -2,8 +2,8 @@
 
 use clap::{ArgMatches, Command};
 
-use super::{Failure, policy};
-use crate::{executions::Limits, recorder::place, server::stdio};
+use super::{Failure, config, policy};
+use crate::{audit::Audit, executions::Executions, server::stdio};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
@@ -13,8 +13,9 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let limits = Limits { scripts: policy::of(matches), history: Some(place::folder(None)), ..Limits::default() };
-    stdio::run(limits).map_err(|error| Failure::failed(chain(&error)))
+    let config = policy::of(matches, config::load(matches)?.config);
+    let executions = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
+    stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

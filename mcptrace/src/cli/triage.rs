@@ -6,10 +6,14 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser};
+use serde_json::json;
 use tokio::{runtime, select, time::sleep};
 
-use super::{Failure, output, progress::draw, run::interrupts};
+use super::{Failure, config, output, progress::draw, run::interrupts};
 use crate::{
+    audit::Audit,
+    executions::{Executions, Refusal},
+    principal::Principal,
     recorder::place,
     triage::{
         self, Focus,
@@ -47,11 +51,16 @@ pub(super) fn define() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let seconds = matches.get_one::<f64>("seconds").copied().unwrap_or(10.0);
     let focus = matches.get_one::<Focus>("focus").copied();
+    let config = config::load(matches)?.config;
+    let records = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
+    let trail = records.trail(&Principal::cli(), json!({ "tool": "triage", "focus": focus }));
+    trail.starts(seconds).map_err(Refusal::from)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let gathering = Gathering::start(focus, seconds);
     runtime.block_on(wait(&gathering, seconds))?;
     let (evidence, window) = gathering.finish();
     let triage = triage::judge(&evidence, window, lately::look(&place::folder(None)));
+    trail.ended("completed", None, triage.window.seconds, None);
     if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{Control, Execution, Identity, Outcome, Page, Snapshot, Source};
 use crate::{
+    audit::Trail,
     clock,
     principal::Caller,
     report::{Envelope, Events, Loss, Report},
@@ -53,6 +54,7 @@ impl Execution {
             source: Box::new(KeptSource { envelope, folded: OnceLock::new() }),
             outcome: Mutex::new(Some(outcome)),
             ended: watch::Sender::new(true),
+            trail: Trail::default(),
         })
     }
 }

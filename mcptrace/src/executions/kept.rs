@@ -52,6 +52,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        audit::Trail,
         execution::{Control, Identity, Page, Snapshot, Source},
         executions::{Executions, Limits, Refusal},
         recorder::{place, store},
@@ -109,9 +110,13 @@ mod tests {
             by,
         };
         let folder = folder.to_owned();
-        let execution = Execution::spawn(identity, Box::new(Numbers(events)), Duration::from_secs(1), move |one| {
-            keep(&folder, one)
-        });
+        let execution = Execution::spawn(
+            identity,
+            Box::new(Numbers(events)),
+            Duration::from_secs(1),
+            Trail::default(),
+            move |one| keep(&folder, one),
+        );
         assert!(execution.unwrap().wait(Duration::from_secs(20)));
     }
 

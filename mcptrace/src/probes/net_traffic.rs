@@ -54,6 +54,7 @@ impl Probe for NetTraffic {
         unix sockets, kernel-internal users, splice and zero-copy out of a TCP socket, calls that fail. Needs 6.4.";
     const NEXT: &'static [&'static str] = &[
         "a peer that should not be there: tcp_connections with filter.pid, to see when it connects",
+        "to whom a socket without a peer sends: the script datagram_peers",
         "less than expected: tcp_retransmits, packet_drops",
         "many calls for few bytes: syscall_latency with filter.pid",
     ];
@@ -97,7 +98,10 @@ fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> Found {
         key.insert(0, "pid".to_owned());
     }
     let table = Table { key, columns: NetTraffic::fields(), rows_total: rows.len() as u64, rows, others: None };
-    Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
+    let is_nameless = |key: &TrafficKey| key.remote == [0; 4];
+    let note = "a UDP socket that is not connected shows no peer (0.0.0.0 or ::): the script datagram_peers tells to whom it sends";
+    let notes = cells.keys().any(is_nameless).then(|| note.to_owned()).into_iter().collect();
+    Found { report: Some(Report::Table(table)), delivered, notes }
 }
 
 fn grouped(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> BTreeMap<Key, TrafficCell> {
@@ -156,6 +160,10 @@ mod tests {
         let by_comm = table(By::Comm);
         assert_eq!((by_comm.rows.len(), &by_comm.rows[0]["received_bytes"]), (1, &40.into()));
         assert_eq!((&by_comm.rows[0]["peer"], &by_comm.rows[0]["port_of"]), (&"10.0.0.1".into(), &"peer".into()));
+        let nameless =
+            TrafficKey { remote: [0; 4], pid: 7, port: 53, family: 2, protocol: 17, port_is_local: 1, zero: 0 };
+        let with_nameless = BTreeMap::from([(nameless, TrafficCell::default())]);
+        assert_eq!((found(&cells(), By::Pid).notes.len(), found(&with_nameless, By::Pid).notes.len()), (0, 1));
         assert_eq!((table(By::Pid).rows.len(), table(By::Total).rows.len()), (2, 2));
         assert_eq!((by_comm.rows[0].get("pid"), &by_comm.key[0]), (None, &"comm".to_owned()));
     }

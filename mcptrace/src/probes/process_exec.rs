@@ -32,7 +32,8 @@ impl Probe for ProcessExec {
     const DETAILS: &'static str = "One event for each successful exec. filename is what was passed to exec (relative to \
         cwd, the working directory, as far up as mounts go; for a script the script, not its interpreter). arguments are read from the new program's stack, at \
         most 2,047 bytes; arguments_bytes says how long they are where some are missing. They are masked: the program's own name and names \
-        of options are shown, of everything else the length, until the operator sets MCPTRACE_REVEAL=arguments. comm is the new name. \
+        of options are shown, of everything else the length, until the operator sets MCPTRACE_REVEAL=arguments. comm is the new name; ancestors \
+        are those above the parent, nearest first, up to six. \
         Not seen: an exec that fails (syscall_errors), and a fork without an exec.";
     const NEXT: &'static [&'static str] = &[
         "many short programs from one parent: process_exit shows how long each lives",
@@ -85,7 +86,7 @@ impl Probe for ProcessExec {
     fn event_fields() -> Vec<Field> {
         let mut fields = plain(&["time"]);
         fields.extend(plain(&actor::FIELDS));
-        fields.extend(plain(&["parent_comm", "filename", "cwd", "arguments"]));
+        fields.extend(plain(&["parent_comm", "ancestors", "filename", "cwd", "arguments"]));
         fields.push(Field::new("arguments_bytes", "bytes"));
         fields
     }
@@ -100,6 +101,7 @@ impl Probe for ProcessExec {
         put(&mut row, "time", clock.utc(exec.time_ns));
         actor::insert(&mut row, &exec.actor);
         put(&mut row, "parent_comm", comm(&exec.parent_comm));
+        put(&mut row, "ancestors", ancestors(&exec));
         put(&mut row, "filename", untrusted(filename, EXEC_PATH_MAX));
         if let Some((path, _)) = paths::of_names(directory, exec.directory_flags) {
             put(&mut row, "cwd", path);
@@ -118,6 +120,12 @@ fn parse_exec(record: &[u8]) -> Option<(Exec, [&[u8]; 3])> {
     let (filename, text) = text.split_at_checked(exec.filename_len as usize)?;
     let (arguments, directory) = text.split_at_checked(exec.arguments_len as usize)?;
     (directory.len() == exec.directory_len as usize).then_some((exec, [filename, arguments, directory]))
+}
+
+/// Who is above the parent, nearest first: number and name of each.
+fn ancestors(exec: &Exec) -> Vec<String> {
+    let known = exec.ancestors.iter().take_while(|one| one.pid != 0);
+    known.map(|one| format!("{} {}", one.pid, comm(&one.comm))).collect()
 }
 
 /// The arguments one by one; masked but for the first unless revealed.

@@ -1,6 +1,9 @@
 //! Where the recorder keeps its files: one answer for who writes and who reads.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 /// The folder if nothing else is said.
 pub const DEFAULT: &str = "/var/lib/mcptrace";
@@ -8,9 +11,17 @@ pub const DEFAULT: &str = "/var/lib/mcptrace";
 /// The variable that names the folder.
 pub const VARIABLE: &str = "MCPTRACE_STATE";
 
-/// The folder: as given (`--state`), or `MCPTRACE_STATE`, or systemd's `STATE_DIRECTORY`, or [`DEFAULT`].
+/// What the configuration says.
+static CONFIGURED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Sets the folder, as the configuration says.
+pub fn set_folder(folder: &Path) {
+    let _ = CONFIGURED.set(folder.to_owned());
+}
+
+/// The folder: as given (`--state`), or configured (`MCPTRACE_STATE`, `recorder.state`), or systemd's `STATE_DIRECTORY`, or [`DEFAULT`].
 pub fn folder(given: Option<&Path>) -> PathBuf {
-    choose(given, |name| std::env::var_os(name).map(PathBuf::from))
+    choose(given.or(CONFIGURED.get().map(PathBuf::as_path)), |name| std::env::var_os(name).map(PathBuf::from))
 }
 
 /// The history in a folder.

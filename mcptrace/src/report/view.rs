@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Envelope, Histogram, Report, Row, Series, Table};
+use super::{Envelope, Field, Histogram, Report, Row, Series, Table};
 
 /// Rows `offset..offset + limit` of a report. Tables and histograms sum the rest in `others` on their first page.
 /// Gives the page and how many rows are left after it.
@@ -71,12 +71,27 @@ fn sum(table: &Table, rows: &[Row]) -> Row {
     let mut others = table.others.clone().unwrap_or_default();
     for column in &table.columns {
         let values = rows.iter().filter_map(|row| row.get(&column.name)).chain(others.get(&column.name));
-        let values: Vec<&Value> = values.collect();
-        let total: Option<u64> = values.iter().map(|value| value.as_u64()).sum();
-        let total = total.map_or_else(|| rounded(values.iter().filter_map(|value| value.as_f64()).sum()), Value::from);
-        others.insert(column.name.clone(), total);
+        if let Some(merged) = merged_values(column, &values.collect::<Vec<_>>()) {
+            others.insert(column.name.clone(), merged);
+        }
     }
     others
+}
+
+/// One value for several: amounts add up, of extremes the most counts. There is none for what is no amount: ids and texts, which have no
+/// unit, and means, percentiles and ratios.
+fn merged_values(column: &Field, values: &[&Value]) -> Option<Value> {
+    let name = column.name.as_str();
+    let is_ratio = ["mean", "p50", "p90", "p99"].iter().any(|start| name.starts_with(start)) || name.contains("_per_");
+    if column.unit.is_empty() || column.unit == "percent" || is_ratio || values.is_empty() {
+        return None;
+    }
+    let whole: Option<Vec<u64>> = values.iter().map(|value| value.as_u64()).collect();
+    match whole {
+        Some(numbers) if name.starts_with("max") => numbers.into_iter().max().map(Value::from),
+        Some(numbers) => Some(numbers.into_iter().sum::<u64>().into()),
+        None => Some(rounded(values.iter().filter_map(|value| value.as_f64()).sum())),
+    }
 }
 
 fn rounded(value: f64) -> Value {
@@ -180,7 +195,7 @@ fn kept(rows: usize, least: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Field, Kind, Loss, Status, Window};
+    use crate::report::{Kind, Loss, Status, Window};
 
     fn table(rows: u64) -> Report {
         let row = |number: u64| {
@@ -193,6 +208,27 @@ mod tests {
             others: None,
             rows_total: rows,
         })
+    }
+
+    #[test]
+    fn the_rest_has_sums_and_extremes_and_nothing_that_cannot_be_merged() {
+        let row = |total: u64, max: u64| {
+            let row = serde_json::json!({"total_ns": total, "max_ns": max, "mean_ns": 5, "hit_percent": 9.0, "cpu": 0.5, "uid": 7});
+            serde_json::from_value::<Row>(row).unwrap()
+        };
+        let units = [
+            ("total_ns", "ns"),
+            ("max_ns", "ns"),
+            ("mean_ns", "ns"),
+            ("hit_percent", "percent"),
+            ("cpu", "% of one CPU"),
+            ("uid", ""),
+        ];
+        let columns = units.map(|(name, unit)| Field::new(name, unit)).to_vec();
+        let rows = vec![row(90, 20), row(30, 8), row(10, 9)];
+        let table = Report::Table(Table { key: Vec::new(), columns, rows, others: None, rows_total: 3 });
+        let (Report::Table(page), 2) = page(&table, 0, 1) else { panic!() };
+        assert_eq!(serde_json::json!(page.others), serde_json::json!({"total_ns": 40, "max_ns": 9, "cpu": 1.0}));
     }
 
     fn envelope(report: Report) -> Envelope {

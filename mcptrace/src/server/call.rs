@@ -15,6 +15,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::{Server, error::ToolError, recent::Recent};
 use crate::{
+    audit::Trail,
     execution::{Execution, Page},
     executions::{Executions, Refusal},
     kernel::support::Info,
@@ -85,6 +86,11 @@ impl Call {
     /// Who calls.
     pub(super) fn caller(&self) -> &Caller {
         self.server.caller()
+    }
+
+    /// The records of what is started beside the executions.
+    pub(super) fn trail(&self, what: Value) -> Trail {
+        self.executions().trail(&self.caller().principal, what)
     }
 
     /// A place among the triages of whoever calls.
@@ -207,7 +213,7 @@ impl Call {
 
     /// Stops an execution and waits until nothing of it is attached.
     pub(super) async fn stop(&self, execution: &Execution) -> Result<(), ToolError> {
-        execution.stop();
+        execution.stop_for(&self.caller().principal, "asked for");
         let ended = tokio::time::timeout(STOP_TIME, execution.ended()).await;
         ended.map_err(|_| {
             let message = format!("{} was told to stop and has not ended after {STOP_TIME:?}", execution.identity.id);
@@ -238,6 +244,6 @@ pub(super) struct StopOnDrop(pub(super) Arc<Execution>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.stop();
+        self.0.stop_for(&self.0.identity.by.principal, "the call that waits for it has ended");
     }
 }

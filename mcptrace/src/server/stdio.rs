@@ -9,10 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Hub, ServeError, serve};
-use crate::{
-    executions::{Executions, Limits},
-    principal::Principal,
-};
+use crate::{executions::Executions, principal::Principal};
 
 /// Threads that pass messages on; executions have threads of their own.
 const THREADS: usize = 2;
@@ -25,10 +22,10 @@ const THREADS: usize = 2;
 /// # Errors
 ///
 /// If the system has no threads for it, or the conversation breaks down.
-pub fn run(limits: Limits) -> Result<(), ServeError> {
+pub fn run(executions: Executions) -> Result<(), ServeError> {
     let runtime =
         Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(ServeError::Start)?;
-    let served = runtime.block_on(serve_stdio(Arc::new(Executions::new(limits))));
+    let served = runtime.block_on(serve_stdio(Arc::new(executions)));
     runtime.shutdown_background();
     served
 }

@@ -51,6 +51,7 @@ fn perform(script: &str, folder: &Path) {
         "memory_file_use" => memory_files(),
         "unix_connections" => connects(),
         "socket_kinds" => sockets(),
+        "datagram_peers" => datagrams(),
         "io_request_sizes" => reads_and_writes(),
         "syscall_stacks" => times(23, || call(libc::SYS_getppid, [0; 4])),
         "clock_changes" => asks_the_clock(),
@@ -190,6 +191,12 @@ fn sockets() {
     times(5, || drop(std::os::unix::net::UnixDatagram::unbound().unwrap()));
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     call(libc::SYS_listen, [server.as_raw_fd().into(), 17, 0, 0]);
+}
+
+fn datagrams() {
+    let (v4, v6) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("[::1]:0").unwrap());
+    times(19, || drop(v4.send_to(&[7; 100], "127.0.0.1:9")));
+    times(13, || drop(v6.send_to(&[7; 100], "[::1]:9")));
 }
 
 fn reads_and_writes() {

@@ -31,8 +31,9 @@ struct Arguments {}
 #[derive(Serialize, JsonSchema)]
 struct Listed {
     executions: Vec<Summary>,
-    /// Kept from before, the latest: get_result reads them
+    /// Kept from before, the latest, as above: get_result reads them
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<crate::report::Row>")]
     kept: Vec<Summary>,
     /// How many are kept
     kept_total: usize,

@@ -4,9 +4,11 @@ use std::{path::Path, time::Duration};
 
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{Effect, Outcome, Row};
 use crate::{
+    executions::Refusal,
     server::{
         call::{Call, Reply, Waited},
         error::ToolError,
@@ -46,11 +48,14 @@ fn ten() -> f64 {
 
 async fn run(mut call: Call) -> Outcome {
     let Arguments { seconds, focus } = call.arguments()?;
-    let place = call.place_for_triage()?;
+    let trail = call.trail(json!({ "tool": "triage", "focus": focus }));
+    let place = call.place_for_triage().inspect_err(|busy| trail.refused(busy.category, &busy.message))?;
+    trail.starts(seconds).map_err(Refusal::from)?;
     let gathering = call.looking(move |_| Gathering::start(focus, seconds)).await?;
     let waited = call.pause(Duration::from_secs_f64(seconds)).await;
     let triage = call.settled(move |executions| finish(gathering, executions.limits().history.as_deref())).await?;
     drop(place);
+    trail.ended(if waited == Waited::Cancelled { "stopped" } else { "completed" }, None, triage.window.seconds, None);
     if waited == Waited::Cancelled {
         return Err(ToolError::cancelled());
     }

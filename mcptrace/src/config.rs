@@ -1,0 +1,271 @@
+//! The configuration: one file of TOML, of which every key has a row in [`KEYS`]. Variables of the environment override the file, and
+//! flags of a command both. A key that is not known is an error, as is a value that does not fit: nothing is read otherwise than meant.
+
+mod keys;
+mod read;
+mod show;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    keys::{KEYS, Key},
+    read::{ConfigError, Loaded, check, load},
+    show::{document, show, summary},
+};
+use crate::{
+    audit::{Destination, Settings},
+    bpftrace::policy::{Level, Policy},
+    executions,
+    recorder::place,
+};
+
+/// Where the file is if nobody says.
+pub const DEFAULT_FILE: &str = "/etc/mcptrace/config.toml";
+/// The variable that names the file.
+pub const VARIABLE: &str = "MCPTRACE_CONFIG";
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What scripts may do.
+    pub scripts: Scripts,
+    /// What bounds executions.
+    pub limits: Limits,
+    /// What is shown of traced programs.
+    pub secrets: Secrets,
+    /// What is recorded of who does what.
+    pub audit: Audit,
+    /// Who may reach the daemon.
+    pub socket: Socket,
+    /// What the daemon records.
+    pub recorder: Recorder,
+}
+
+/// `[scripts]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scripts {
+    allow: String,
+    programs: bool,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    running: usize,
+    running_each: usize,
+    kept: usize,
+    keep_seconds: u64,
+    events_mb: usize,
+    longest_seconds: u64,
+}
+
+/// `[secrets]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Secrets {
+    /// Kinds of strings that are shown as they are.
+    pub reveal: Vec<String>,
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    to: String,
+    file_mb: u64,
+    files: u32,
+    group_reads: bool,
+    required: bool,
+}
+
+/// `[socket]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Socket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The group that may connect.
+    pub group: String,
+    /// Users that may connect beside root and the group.
+    pub users: Vec<u32>,
+    /// Connections at once.
+    pub connections: usize,
+    /// Connections of one user at once.
+    pub connections_each: usize,
+}
+
+/// `[recorder]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recorder {
+    /// Where the history is; empty: where systemd says, or the default.
+    pub state: PathBuf,
+    /// How large it may get.
+    pub size_mb: u64,
+    /// What recording may cost, of the time of all CPUs.
+    pub budget_percent: f64,
+    /// Whether it looks at system calls for a part of the time.
+    pub syscalls: bool,
+    /// Whether results of executions are kept in the history.
+    pub results: bool,
+}
+
+impl Default for Scripts {
+    fn default() -> Self {
+        Self { allow: Level::default().to_string(), programs: false }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let limits = executions::Limits::default();
+        Self {
+            running: limits.running,
+            running_each: limits.running_each,
+            kept: limits.kept,
+            keep_seconds: limits.keep.as_secs(),
+            events_mb: limits.bytes >> 20,
+            longest_seconds: limits.longest.as_secs(),
+        }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        let Settings { to: _, bytes, kept, group_reads, required } = Settings::default();
+        Self { to: "auto".to_owned(), file_mb: bytes >> 20, files: kept, group_reads, required }
+    }
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self {
+            path: "/run/mcptrace/mcptrace.sock".into(),
+            group: "mcptrace".to_owned(),
+            users: Vec::new(),
+            connections: 64,
+            connections_each: 16,
+        }
+    }
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self { state: PathBuf::new(), size_mb: 190, budget_percent: 1.0, syscalls: true, results: true }
+    }
+}
+
+impl Config {
+    /// What scripts may do. The level has been checked when it was read.
+    pub fn policy(&self) -> Policy {
+        Policy { level: self.scripts.allow.parse().unwrap_or(Level::Never), programs: self.scripts.programs }
+    }
+
+    /// What bounds executions.
+    pub fn limits(&self) -> executions::Limits {
+        let Limits { running, running_each, kept, keep_seconds, events_mb, longest_seconds } = self.limits;
+        executions::Limits {
+            running,
+            running_each,
+            kept,
+            keep: Duration::from_secs(keep_seconds),
+            bytes: events_mb << 20,
+            longest: Duration::from_secs(longest_seconds),
+            scripts: self.policy(),
+            history: self.recorder.results.then(|| place::folder(None)),
+        }
+    }
+
+    /// Where records go. `auto` is standard error for those that serve others, and nowhere for those that serve who started them.
+    pub fn audit(&self, serves_others: bool) -> Settings {
+        let to = match self.audit.to.as_str() {
+            "auto" if serves_others => Destination::Stderr,
+            "auto" | "off" => Destination::Nowhere,
+            "stderr" => Destination::Stderr,
+            "journal" => Destination::Journal,
+            path => Destination::File(path.into()),
+        };
+        let Audit { to: _, file_mb, files, group_reads, required } = self.audit;
+        Settings { to, bytes: file_mb << 20, kept: files, group_reads, required }
+    }
+
+    /// Takes over what flags say of scripts.
+    #[must_use]
+    pub fn with_policy(mut self, level: Option<Level>, programs: bool) -> Self {
+        if let Some(level) = level {
+            self.scripts.allow = level.to_string();
+        }
+        self.scripts.programs |= programs;
+        self
+    }
+
+    /// Takes over what flags say of the recorder.
+    #[must_use]
+    pub fn with_recorder(mut self, size_mb: Option<u64>, budget_percent: Option<f64>, no_syscalls: bool) -> Self {
+        self.recorder.size_mb = size_mb.unwrap_or(self.recorder.size_mb);
+        self.recorder.budget_percent = budget_percent.unwrap_or(self.recorder.budget_percent);
+        self.recorder.syscalls &= !no_syscalls;
+        self
+    }
+
+    /// Sets what the whole process goes by: which strings are shown, and where the history is.
+    pub fn apply(&self) {
+        crate::secrets::reveal(&self.secrets.reveal.join(","));
+        if !self.recorder.state.as_os_str().is_empty() {
+            place::set_folder(&self.recorder.state);
+        }
+    }
+
+    /// What is wrong with values that have the right type: the key, and what would be right.
+    fn faults(&self) -> Vec<(&'static str, String)> {
+        let audit = self.audit.to.as_str();
+        let words = ["auto", "off", "stderr", "journal"];
+        let kinds = ["arguments", "names", "texts", "all"];
+        let level = self.scripts.allow.parse::<Level>();
+        let limits = &self.limits;
+        let checks = [
+            (level.is_ok(), "scripts.allow", level.err().unwrap_or_default()),
+            ((1..=256).contains(&limits.running), "limits.running", "use 1 to 256".to_owned()),
+            ((1..=256).contains(&limits.running_each), "limits.running_each", "use 1 to 256".to_owned()),
+            (limits.kept <= 10_000, "limits.kept", "use 0 to 10000".to_owned()),
+            (limits.keep_seconds <= 604_800, "limits.keep_seconds", "use 0 to 604800 (a week)".to_owned()),
+            ((1..=4096).contains(&limits.events_mb), "limits.events_mb", "use 1 to 4096".to_owned()),
+            ((1..=604_800).contains(&limits.longest_seconds), "limits.longest_seconds", "use 1 to 604800".to_owned()),
+            (
+                self.secrets.reveal.iter().all(|kind| kinds.contains(&kind.as_str())),
+                "secrets.reveal",
+                format!("use {}", kinds.join(", ")),
+            ),
+            (
+                words.contains(&audit) || Path::new(audit).is_absolute(),
+                "audit.to",
+                format!("use {} or the absolute path of a file", words.join(", ")),
+            ),
+            ((1..=10_000).contains(&self.audit.file_mb), "audit.file_mb", "use 1 to 10000".to_owned()),
+            (self.audit.files <= 1000, "audit.files", "use 0 to 1000".to_owned()),
+            (self.socket.path.is_absolute(), "socket.path", "use an absolute path".to_owned()),
+            ((1..=4096).contains(&self.socket.connections), "socket.connections", "use 1 to 4096".to_owned()),
+            ((1..=4096).contains(&self.socket.connections_each), "socket.connections_each", "use 1 to 4096".to_owned()),
+            (
+                self.recorder.state.as_os_str().is_empty() || self.recorder.state.is_absolute(),
+                "recorder.state",
+                "use an absolute path".to_owned(),
+            ),
+            ((16..=1_000_000).contains(&self.recorder.size_mb), "recorder.size_mb", "use 16 to 1000000".to_owned()),
+            (
+                (0.05..=50.0).contains(&self.recorder.budget_percent),
+                "recorder.budget_percent",
+                "use 0.05 to 50".to_owned(),
+            ),
+        ];
+        checks.into_iter().filter(|(good, _, _)| !good).map(|(_, key, right)| (key, right)).collect()
+    }
+}
