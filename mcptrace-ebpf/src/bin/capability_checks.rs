@@ -2,11 +2,11 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
-    Global,
+    EbpfContext, Global,
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, fexit, map},
     maps::{HashMap, PerfEventByteArray, RingBuf},
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, FExitContext},
 };
 use mcptrace_ebpf::{
     CapabilityCheck, CapabilityCount, CapabilityKey, Counter, Header, Record, WIRE_VERSION,
@@ -38,8 +38,20 @@ static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
 fn check(ctx: BtfTracePointContext) -> i32 {
     // Prototype: const struct cred *cred, struct user_namespace *target_ns, const struct user_namespace *capable_ns, int cap, int ret
     // (include/trace/events/capability.h, 6.14).
-    let capability: u32 = ctx.arg(3);
-    let result: i32 = ctx.arg(4);
+    see(&ctx, ctx.arg(3), ctx.arg(4))
+}
+
+/// Where there is no such tracepoint.
+#[fexit(function = "cap_capable")]
+fn checked(ctx: FExitContext) -> i32 {
+    // const struct cred *cred, struct user_namespace *target_ns, int cap, unsigned int opts, and what it returns (security/commoncap.c).
+    see(&ctx, ctx.arg(2), ctx.arg(4))
+}
+
+mcptrace_ebpf::follows_forks!();
+
+#[inline(always)]
+fn see<C: EbpfContext>(ctx: &C, capability: u32, result: i32) -> i32 {
     if FAILED_ONLY.load() != 0 && result == 0 || !current_passes() {
         return 0;
     }
@@ -50,12 +62,10 @@ fn check(ctx: BtfTracePointContext) -> i32 {
         count(Counter::MapFull);
     }
     if SEND.load() != 0 {
-        send_check(&ctx, capability, result);
+        send_check(ctx, capability, result);
     }
     0
 }
-
-mcptrace_ebpf::follows_forks!();
 
 /// Counts a check; false if the map has no room for it.
 #[inline(always)]
@@ -73,7 +83,7 @@ fn counted(key: &CapabilityKey, result: i32) -> bool {
 }
 
 #[inline(always)]
-fn send_check(ctx: &BtfTracePointContext, capability: u32, result: i32) {
+fn send_check<C: EbpfContext>(ctx: &C, capability: u32, result: i32) {
     let check = CapabilityCheck {
         header: Header {
             size: size_of::<CapabilityCheck>() as u16,

@@ -19,7 +19,8 @@ pub fn hook_ns(hook: &Hook) -> f64 {
     match hook {
         Hook::Tracepoint("sys_enter") => 77.0,
         Hook::Tracepoint("sys_exit") => 45.0,
-        Hook::Tracepoint(_) => 15.0,
+        // The reference machine cannot attach to functions: taken to cost what a tracepoint does.
+        Hook::Tracepoint(_) | Hook::Return(_) => 15.0,
         // The slow path of counted faults: a record of the registers is prepared before the program is asked.
         Hook::PageFaults { .. } => 300.0,
         // An interrupt of the timer, or a trap into the kernel and back.

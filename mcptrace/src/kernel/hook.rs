@@ -27,6 +27,8 @@ pub struct Attach {
 pub enum Hook {
     /// A BTF tracepoint, by name.
     Tracepoint(&'static str),
+    /// The return of a kernel function, by its name in BTF (fexit). Not for functions that a compiler may have inlined.
+    Return(&'static str),
     /// The clock of every CPU (`PERF_COUNT_SW_CPU_CLOCK`), so many times a second. There is no clock of a single process: the
     /// kernel would sample only the thread that is named, so programs filter for themselves.
     Clock {
@@ -74,6 +76,11 @@ impl Attach {
     /// A program at a BTF tracepoint that it needs.
     pub const fn tracepoint(program: &'static str, tracepoint: &'static str) -> Self {
         Self { program, hook: Hook::Tracepoint(tracepoint), need: Need::Required }
+    }
+
+    /// A program at the return of a kernel function, for kernels that have no tracepoint there.
+    pub const fn kernel_return(program: &'static str, function: &'static str) -> Self {
+        Self { program, hook: Hook::Return(function), need: Need::Required }
     }
 
     /// A program that samples by the clock.
@@ -124,7 +131,7 @@ impl Hook {
     pub fn tracepoint(&self) -> Option<&'static str> {
         match self {
             Self::Tracepoint(name) => Some(name),
-            Self::Clock { .. } | Self::PageFaults { .. } | Self::Function(_) => None,
+            Self::Return(_) | Self::Clock { .. } | Self::PageFaults { .. } | Self::Function(_) => None,
         }
     }
 
@@ -132,13 +139,18 @@ impl Hook {
     pub fn way(&self) -> &'static str {
         match self {
             Self::Tracepoint(_) => "tp_btf",
+            Self::Return(_) => "fexit",
             Self::Clock { .. } | Self::PageFaults { .. } => "perf_event",
             Self::Function(_) => "uprobe",
         }
     }
 
     fn exists(&self, layout: &Layout) -> bool {
-        self.tracepoint().is_none_or(|name| layout.has_tracepoint(name))
+        match self {
+            Self::Tracepoint(name) => layout.has_tracepoint(name),
+            Self::Return(name) => layout.has_function(name),
+            Self::Clock { .. } | Self::PageFaults { .. } | Self::Function(_) => true,
+        }
     }
 }
 
@@ -146,6 +158,7 @@ impl fmt::Display for Hook {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tracepoint(name) => write!(formatter, "tp_btf/{name}"),
+            Self::Return(name) => write!(formatter, "fexit/{name}"),
             Self::Clock { .. } => write!(formatter, "perf_event/cpu-clock"),
             Self::PageFaults { major: true } => write!(formatter, "perf_event/major-faults"),
             Self::PageFaults { major: false } => write!(formatter, "perf_event/minor-faults"),
@@ -182,7 +195,7 @@ fn groups(attach: &[Attach]) -> impl Iterator<Item = &[Attach]> {
 }
 
 fn missing(group: &[Attach]) -> String {
-    let names: Vec<_> = group.iter().map(|one| format!("`{}`", one.hook.tracepoint().unwrap_or_default())).collect();
+    let names: Vec<_> = group.iter().filter_map(|one| one.hook.tracepoint()).map(|name| format!("`{name}`")).collect();
     format!("it has no BTF tracepoint {}", names.join(" or "))
 }
 
@@ -253,6 +266,7 @@ mod tests {
         Attach::tracepoint("switch", "sched_switch"),
         Attach::tracepoint("new", "block_io_start"),
         Attach::tracepoint("old", "block_rq_insert").alternative(),
+        Attach::kernel_return("oldest", "blk_mq_start").alternative(),
         Attach::tracepoint("extra", "contention_begin").optional(),
         Attach::clock("tick", 99),
     ];
@@ -286,7 +300,7 @@ mod tests {
             names(HOOKS),
             [
                 "tp_btf/sched_switch",
-                "tp_btf/block_io_start or tp_btf/block_rq_insert",
+                "tp_btf/block_io_start or tp_btf/block_rq_insert or fexit/blk_mq_start",
                 "tp_btf/contention_begin (optional)",
                 "perf_event/cpu-clock"
             ]

@@ -143,8 +143,13 @@ const ENUMS: &[&str] = &["skb_drop_reason", "sk_rst_reason"];
 pub struct Layout {
     globals: BTreeMap<&'static str, Result<u32, String>>,
     tracepoints: BTreeSet<Box<str>>,
+    /// Those of [`FUNCTIONS`] that the kernel has.
+    functions: BTreeSet<&'static str>,
     enumerators: BTreeMap<&'static str, BTreeMap<u32, String>>,
 }
+
+/// Functions of the kernel that probes attach to where it has no tracepoint.
+const FUNCTIONS: &[&str] = &["cap_capable"];
 
 impl Layout {
     /// Finds every offset and tracepoint.
@@ -161,14 +166,16 @@ impl Layout {
         globals.insert("CSS_SET_MEMORY", css_set_memory(btf));
         globals.extend(process_globals(btf));
         let enumerators = ENUMS.iter().map(|name| (*name, btf.enumerators(name))).collect();
-        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect(), enumerators }
+        let functions =
+            btf.functions().filter_map(|name| FUNCTIONS.iter().find(|known| **known == name).copied()).collect();
+        Self { globals, tracepoints: btf.tracepoints().map(Box::from).collect(), functions, enumerators }
     }
 
     /// A kernel that has these tracepoints and nothing else.
     #[cfg(test)]
     pub(super) fn with_tracepoints(tracepoints: &[&'static str]) -> Self {
         let tracepoints = tracepoints.iter().map(|name| Box::from(*name)).collect();
-        Self { globals: BTreeMap::new(), tracepoints, enumerators: BTreeMap::new() }
+        Self { globals: BTreeMap::new(), tracepoints, functions: BTreeSet::new(), enumerators: BTreeMap::new() }
     }
 
     /// The value of a global, or why this kernel has none.
@@ -184,6 +191,11 @@ impl Layout {
     /// The names of an enum's values; none if the kernel has no such enum. Only those that probes ask for are known.
     pub fn enumerators(&self, name: &str) -> BTreeMap<u32, String> {
         self.enumerators.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Whether the kernel has a function, of those that probes ask for.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.functions.contains(name)
     }
 
     /// Whether the kernel has a BTF tracepoint.

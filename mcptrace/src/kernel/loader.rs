@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{
-        BtfTracePoint, PerfEvent, ProbeKind, Program, ProgramError, UProbe,
+        BtfTracePoint, FExit, PerfEvent, ProbeKind, Program, ProgramError, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
@@ -246,6 +246,7 @@ impl Kernel {
     fn load_program(&self, program: &mut Program, hook: &Hook) -> Result<(), ProgramError> {
         match hook {
             Hook::Tracepoint(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, &self.btf),
+            Hook::Return(name) => <&mut FExit>::try_from(program)?.load(name, &self.btf),
             Hook::Clock { .. } | Hook::PageFaults { .. } => <&mut PerfEvent>::try_from(program)?.load(),
             Hook::Function(_) => <&mut UProbe>::try_from(program)?.load(),
         }
@@ -326,6 +327,11 @@ fn link(program: &mut Program, hook: &Hook) -> Result<Vec<Link>, ProgramError> {
     match hook {
         Hook::Tracepoint(_) => {
             let program: &mut BtfTracePoint = program.try_into()?;
+            let id = program.attach()?;
+            Ok(vec![Box::new(program.take_link(id)?)])
+        }
+        Hook::Return(_) => {
+            let program: &mut FExit = program.try_into()?;
             let id = program.attach()?;
             Ok(vec![Box::new(program.take_link(id)?)])
         }

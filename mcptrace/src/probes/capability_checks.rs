@@ -29,6 +29,9 @@ const MOST_KEYS: u32 = 8192;
 /// Buffer for events: 32,000.
 const EVENT_BYTES: u32 = 2 << 20;
 
+/// Came with 6.14.
+const TRACEPOINT: &str = "cap_capable";
+
 /// The probe.
 #[derive(Clone, Copy, Debug)]
 pub struct CapabilityChecks {
@@ -58,7 +61,7 @@ impl Probe for CapabilityChecks {
     const DETAILS: &'static str = "A row for each capability and command (with by = pid: and process): how many checks found it and how many did not. \
         Not every check matters: the kernel asks for some (CAP_SYS_ADMIN while memory is reserved, CAP_SYS_RESOURCE, CAP_DAC_*) only to \
         choose its way, and a refusal then fails nothing; a refusal next to an EPERM or EACCES in syscall_errors does. One action may check \
-        a capability several times. What is never granted here need not be held by a service. Needs the tracepoint cap_capable (6.14).";
+        a capability several times. What is never granted here need not be held by a service. Before 6.14, which brought the tracepoint, it attaches to the function cap_capable: there the kernel must have ftrace.";
     const NEXT: &'static [&'static str] = &[
         "what failed for it: syscall_errors with filter.pid",
         "what was done with it: privileged_actions",
@@ -66,7 +69,11 @@ impl Probe for CapabilityChecks {
     ];
     const EXAMPLE: &'static str = r#"{"probe":"capability_checks","options":{"failed_only":true},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/capability_checks.o");
-    const HOOKS: &'static [Attach] = &[Attach::tracepoint("check", "cap_capable")];
+    const HOOKS: &'static [Attach] = &[
+        Attach::tracepoint("check", TRACEPOINT),
+        // Called by pointer, so never inlined.
+        Attach::kernel_return("checked", "cap_capable").alternative(),
+    ];
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "check";
     const HAS_DURATION: bool = false;
@@ -76,6 +83,9 @@ impl Probe for CapabilityChecks {
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         options.by.one_of(Self::NAME, &[By::Total, By::Pid])?;
         let mut plan = plan_of::<Self>(context);
+        if !context.layout.has_tracepoint(TRACEPOINT) {
+            plan.counts = "checked";
+        }
         plan.globals.push(("FAILED_ONLY", u32::from(options.failed_only).to_ne_bytes().to_vec()));
         plan.globals.push(("BY_PROCESS", u32::from(options.by == By::Pid).to_ne_bytes().to_vec()));
         plan.map_entries.push(("CHECKS", MOST_KEYS));
