@@ -19,7 +19,7 @@ pub(super) const ROW: Row = Row {
     description: "Lists what runs or ran lately, newest first. Use it to find an execution_id or what still runs in the background. Not \
         for results: those come from get_result.",
     input: || schema_for!(Arguments),
-    output: schema::of_result::<Listed>,
+    output: || schema::outline(schema::of_result::<Listed>()),
     effect: Effect::Reads,
     call: |call| Box::pin(run(call)),
 };
