@@ -13,6 +13,7 @@ mod output;
 mod policy;
 mod probe_help;
 mod progress;
+mod pump;
 mod run;
 mod script;
 mod serve;

@@ -18,6 +18,7 @@ mod schema;
 pub mod stdio;
 mod subscriptions;
 pub mod tools;
+pub mod unix;
 mod wire;
 
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use crate::{
     execution::Execution,
     executions::{Executions, Refusal},
     kernel::support::Info,
-    principal::{Caller, Principal},
+    principal::{Caller, Principal, Via},
     suggest::nearest,
 };
 
@@ -89,7 +90,8 @@ where
 {
     let connection = hub.executions().connect();
     let caller = Caller { principal, connection: Some(connection.id()) };
-    let wire = Wire::new(read, write, end.clone());
+    let bounds = if caller.principal.via == Via::Unix { wire::SHARED } else { wire::ALONE };
+    let wire = Wire::new(read, write, end.clone(), bounds);
     let running = match Server::new(hub, caller).serve_with_ct(wire, end).await {
         Ok(running) => running,
         // A client that leaves before it has said anything is no error.

@@ -209,6 +209,11 @@ impl ServerProcess {
         Self::of(command)
     }
 
+    /// Starts it by a command, and says nothing yet.
+    pub fn silent(command: Command) -> Self {
+        Self::of(command)
+    }
+
     /// Starts it by a command whose last words it is, and begins a conversation.
     pub async fn start_by(command: Command) -> Self {
         let mut process = Self::of(command);
@@ -230,13 +235,7 @@ impl ServerProcess {
 
     /// Ids of the eBPF programs that it holds, now.
     pub fn bpf_programs(&self) -> Vec<u32> {
-        let folder = format!("/proc/{}/fdinfo", self.pid());
-        let files = std::fs::read_dir(folder).unwrap().flatten();
-        let infos = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
-        let mut ids: Vec<u32> = infos.filter_map(|info| field(&info, "prog_id:")).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        programs_held(self.pid())
     }
 
     /// Waits until it has attached something.
@@ -261,6 +260,17 @@ impl ServerProcess {
         // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
         assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
     }
+}
+
+/// Ids of the eBPF programs that a process holds, now.
+pub fn programs_held(pid: u32) -> Vec<u32> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let files = std::fs::read_dir(folder).unwrap().flatten();
+    let infos = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let mut ids: Vec<u32> = infos.filter_map(|info| field(&info, "prog_id:")).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 fn field(text: &str, name: &str) -> Option<u32> {

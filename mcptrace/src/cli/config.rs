@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
+use serde_json::Value;
+
 use super::{Failure, output};
-use crate::config::{self, ConfigError, DEFAULT_FILE, Loaded, VARIABLE};
+use crate::config::{self, Config, ConfigError, DEFAULT_FILE, Loaded, VARIABLE};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -55,6 +57,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("defaults", _)) => output::text(&config::document()),
         _ => Err(Failure::usage("check, show or defaults?")),
     }
+}
+
+/// The settings as they are recorded.
+pub(super) fn in_force(config: &Config) -> Value {
+    serde_json::to_value(config).unwrap_or_default()
 }
 
 fn given(matches: &ArgMatches) -> Option<&Path> {

@@ -1,22 +1,34 @@
-//! `mcptrace daemon`: the recorder, until it is told to end.
+//! `mcptrace daemon`: the recorder, and the server on the unix socket, until it is told to end.
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use tokio::{runtime, select, time::sleep};
+use tokio::{
+    runtime, select,
+    task::{JoinHandle, spawn_blocking},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
 
-use super::{Failure, config, run::interrupts};
+use super::{Failure, config, policy, run::interrupts, serve::chain};
 use crate::{
+    audit::Audit,
     config::Config,
+    executions::Executions,
     recorder::{
         place,
         run::{Options, Recorder},
         sink::{History, Print, Sink},
         status::{self, GroupStatus, Status},
         store::Limits,
+    },
+    server::{
+        Hub,
+        unix::{self, Access},
     },
 };
 
@@ -33,7 +45,7 @@ when there is room. It ends at SIGTERM, SIGINT or SIGHUP; nothing stays attached
 
 pub(super) fn define() -> Command {
     Command::new("daemon")
-        .about("Record what the machine does, all the time, at a bounded cost")
+        .about("Record what the machine does, at a bounded cost, and serve MCP on a unix socket")
         .arg(
             Arg::new("state")
                 .long("state")
@@ -53,6 +65,14 @@ pub(super) fn define() -> Command {
                 "What recording may cost, in percent of the time of all CPUs [default: recorder.budget_percent, 1]",
             ),
         )
+        .arg(
+            Arg::new("socket")
+                .long("socket")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("Where MCP is served [default: socket.path, /run/mcptrace/mcptrace.sock]"),
+        )
+        .args(policy::arguments())
         .arg(Arg::new("no-syscalls").long("no-syscalls").action(ArgAction::SetTrue).help("Never look at system calls"))
         .arg(
             Arg::new("seconds")
@@ -78,21 +98,73 @@ fn budget(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let config = configured(matches)?;
+    let (config, must_serve) = configured(matches)?;
     let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
     let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
     let sink = sink(matches, &folder, config.recorder.size_mb)?;
-    let folder = (!matches.get_flag("print")).then_some(folder);
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(record(options, sink, folder.as_deref(), seconds))
+    let prints = matches.get_flag("print");
+    let folder = (!prints).then_some(folder);
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let served = if prints && !must_serve { None } else { serving(&config, must_serve)? };
+        let recorded = record(options, sink, folder.as_deref(), seconds).await;
+        if let Some(served) = served {
+            served.end().await;
+        }
+        recorded
+    })
 }
 
-fn configured(matches: &ArgMatches) -> Result<Config, Failure> {
-    let config = config::load(matches)?.config;
+/// The server beside the recorder.
+struct Served {
+    end: CancellationToken,
+    task: JoinHandle<std::io::Result<()>>,
+    executions: Arc<Executions>,
+}
+
+impl Served {
+    /// Closes all connections, stops everything and waits until nothing is attached.
+    async fn end(self) {
+        self.end.cancel();
+        if let Ok(Err(error)) = self.task.await {
+            say(&format!("the socket has failed: {error}"));
+        }
+        let _ = spawn_blocking(move || self.executions.stop_all()).await;
+    }
+}
+
+/// Serves on the socket. Recording goes on without it unless somebody has asked for it by name.
+fn serving(config: &Config, must: bool) -> Result<Option<Served>, Failure> {
+    let access = Access::of(&config.socket);
+    let listening = match unix::listen(config.socket.path.clone(), &access) {
+        Ok(listening) => listening,
+        Err(error) if must => return Err(Failure::failed(chain(&error))),
+        Err(error) => {
+            say(&format!("recording only, nobody can connect: {}", chain(&error)));
+            return Ok(None);
+        }
+    };
+    let place = listening.path().map_or_else(|| "systemd's socket".to_owned(), |path| path.display().to_string());
+    let audit = Audit::new(&config.audit(true));
+    audit.configured(config::in_force(config)).map_err(|error| Failure::failed(error.to_string()))?;
+    let executions = Arc::new(Executions::audited(config.limits(), audit));
+    let (hub, end) = (Hub::new(Arc::clone(&executions)), CancellationToken::new());
+    let task = tokio::spawn(unix::run(listening, hub, access, end.clone()));
+    say(&format!("serving MCP on {place}"));
+    Ok(Some(Served { end, task, executions }))
+}
+
+/// The settings, and whether they name the socket.
+fn configured(matches: &ArgMatches) -> Result<(Config, bool), Failure> {
+    let loaded = config::load(matches)?;
+    let flag = matches.get_one::<PathBuf>("socket");
+    let must = flag.is_some() || loaded.says("socket.path");
+    let mut config = policy::of(matches, loaded.config);
+    config.socket.path = flag.cloned().unwrap_or(config.socket.path);
     let size = matches.get_one::<u64>("size-cap").copied();
     let budget = matches.get_one::<f64>("budget").copied();
-    Ok(config.with_recorder(size, budget, matches.get_flag("no-syscalls")))
+    Ok((config.with_recorder(size, budget, matches.get_flag("no-syscalls")), must))
 }
 
 fn sink(matches: &ArgMatches, folder: &Path, megabytes: u64) -> Result<Box<dyn Sink>, Failure> {

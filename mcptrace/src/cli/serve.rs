@@ -1,24 +1,50 @@
 //! `mcptrace serve`: the MCP server on stdio.
 
+use std::io::Write as _;
+
 use clap::{ArgMatches, Command};
 
-use super::{Failure, config, policy};
-use crate::{audit::Audit, executions::Executions, server::stdio};
+use super::{Failure, config, policy, pump};
+use crate::{
+    audit::Audit,
+    executions::Executions,
+    kernel::{loader, privilege},
+    server::stdio,
+};
 
 pub(super) fn define() -> Command {
     Command::new("serve")
         .about("Serve MCP on stdin and stdout (what `mcptrace` without a command does)")
         .args(policy::arguments())
-        .after_help("An MCP client starts it. It ends when stdin closes; nothing stays attached. Logs go to stderr.")
+        .after_help("An MCP client starts it. It ends when stdin closes; nothing stays attached. Logs go to stderr. Without the privilege to trace it \
+             passes everything on to `mcptrace daemon`, if that runs and lets this user connect.")
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let config = policy::of(matches, config::load(matches)?.config);
-    let executions = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
+    let settings = policy::of(matches, config::load(matches)?.config);
+    let executions = Executions::audited(settings.limits(), Audit::new(&settings.audit(false)));
+    if loader::lack_of_privilege().is_some() {
+        match pump::connect(&settings.socket.path) {
+            Ok(daemon) => return pump::run(daemon),
+            Err(why) => say(&why),
+        }
+    }
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// Both ways to go on, for whoever reads the log of the client; answers to calls say them too.
+fn say(why: &str) {
+    let process = privilege::process();
+    let grant = process.grant(&process.missing_for_native());
+    let _ = writeln!(
+        std::io::stderr(),
+        "mcptrace: cannot trace: {why}, and this process lacks the privilege. Either start the daemon as root (`mcptrace daemon`, \
+         or its systemd unit) and let this user connect, or: {grant}"
+    );
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -56,6 +56,13 @@ pub struct Loaded {
     pub in_environment: Vec<(String, String)>,
 }
 
+impl Loaded {
+    /// Whether the file or the environment sets a key.
+    pub fn says(&self, key: &str) -> bool {
+        self.in_file.iter().chain(self.in_environment.iter().map(|(name, _)| name)).any(|name| name == key)
+    }
+}
+
 /// The settings: of the file that is given, or named by [`VARIABLE`], or of [`DEFAULT_FILE`] if there is one; over them the environment.
 pub fn load(given: Option<&Path>) -> Result<Loaded, ConfigError> {
     let named = given.map(Path::to_path_buf).or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));

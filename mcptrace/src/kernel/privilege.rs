@@ -116,7 +116,11 @@ impl Process {
                  setcap nor sudo work under it"
             );
         }
-        format!("sudo setcap {}+ep {} (or run it as root)", self.with(names), quoted(&self.program))
+        format!(
+            "sudo setcap {}+ep {} (or run it as root; or run `mcptrace daemon` as root, whose socket this program then uses)",
+            self.with(names),
+            quoted(&self.program)
+        )
     }
 
     /// Those names, and what it has or needs anyway: setcap takes away what it is not told.

@@ -25,10 +25,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::message::{self, Malformed};
 
-/// The longest line that is read, in bytes: above a 10 MB script, which deserves an answer that knows its id.
-const MOST_LINE_BYTES: usize = 16 << 20;
-/// Calls that may be under way at once; more are refused, each with an answer.
-const MOST_CALLS: usize = 4096;
+/// What bounds a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// The longest line that is read, in bytes.
+    line_bytes: usize,
+    /// Calls that may be under way at once; more are refused, each with an answer.
+    calls: usize,
+    /// How long a client may take to read what fits into the buffers between it and the server.
+    patience: Duration,
+}
+
+/// A client that has the server for itself. A line above a 10 MB script deserves an answer that knows its id.
+pub(super) const ALONE: Bounds = Bounds { line_bytes: 16 << 20, calls: 4096, patience: Duration::MAX };
+/// One of many, each of which may use this up: a script has 64 KB at most.
+pub(super) const SHARED: Bounds = Bounds { line_bytes: 1 << 20, calls: 256, patience: Duration::from_secs(30) };
+
 /// Messages that wait for a slow client before calls wait too.
 const QUEUE: usize = 64;
 /// How long what is still to be written may take when everything else has ended.
@@ -45,24 +57,26 @@ pub(super) struct Wire<R> {
     writer: JoinHandle<()>,
     open: Arc<Mutex<HashSet<RequestId>>>,
     begun: bool,
+    bounds: Bounds,
     gone: CancellationToken,
 }
 
 impl<R: AsyncRead + Send + Unpin> Wire<R> {
     /// Speaks over these streams; cancels `gone` when the client has closed either.
-    pub(super) fn new<W>(read: R, write: W, gone: CancellationToken) -> Self
+    pub(super) fn new<W>(read: R, write: W, gone: CancellationToken, bounds: Bounds) -> Self
     where
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let (queue, queued) = mpsc::channel(QUEUE);
         Self {
-            lines: Lines::new(read, MOST_LINE_BYTES),
+            lines: Lines::new(read, bounds.line_bytes),
             messages: VecDeque::new(),
             refusals: VecDeque::new(),
             queue: Some(queue),
-            writer: tokio::spawn(write_all(write, queued, gone.clone())),
+            writer: tokio::spawn(write_all(write, queued, gone.clone(), bounds.patience)),
             open: Arc::default(),
             begun: false,
+            bounds,
             gone,
         }
     }
@@ -108,8 +122,8 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
     fn open_call(&self, id: &RequestId) -> Result<(), Malformed> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let refuse = |why: String| Err(Malformed::new(Some(id.clone()), ErrorCode::INVALID_REQUEST, why));
-        if open.len() >= MOST_CALLS {
-            return refuse(format!("{MOST_CALLS} calls are under way, which is the limit: wait for answers"));
+        if open.len() >= self.bounds.calls {
+            return refuse(format!("{} calls are under way, which is the limit: wait for answers", self.bounds.calls));
         }
         if !open.insert(id.clone()) {
             return refuse("a call with this id is under way".into());
@@ -142,7 +156,7 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
             }
             match self.lines.next().await {
                 Line::Whole(line) => self.take_in(&line),
-                Line::TooLong => self.refusals.push_back(message::too_long(MOST_LINE_BYTES).answer()),
+                Line::TooLong => self.refusals.push_back(message::too_long(self.bounds.line_bytes).answer()),
                 Line::End => {
                     self.gone.cancel();
                     return None;
@@ -165,8 +179,12 @@ fn close_call(open: &Mutex<HashSet<RequestId>>, id: &RequestId) {
 }
 
 /// Writes what is queued, a line each, and flushes when nothing more is waiting.
-async fn write_all<W>(write: W, mut queued: mpsc::Receiver<ServerJsonRpcMessage>, gone: CancellationToken)
-where
+async fn write_all<W>(
+    write: W,
+    mut queued: mpsc::Receiver<ServerJsonRpcMessage>,
+    gone: CancellationToken,
+    patience: Duration,
+) where
     W: AsyncWrite + Send + Unpin,
 {
     let mut write = write;
@@ -183,7 +201,8 @@ where
             write.write_all(&lines).await?;
             write.flush().await
         };
-        if let Err(error) = written.await {
+        let written = tokio::time::timeout(patience, written).await.unwrap_or_else(|late| Err(late.into()));
+        if let Err(error) = written {
             tracing::debug!(%error, "the client does not read any more");
             gone.cancel();
             return;

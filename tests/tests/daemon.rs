@@ -1,0 +1,334 @@
+//! The daemon and its unix socket: several users at once, those who leave or hang, and what ends either side. Needs root.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use mcptrace_tests::{
+    mcp::{Client, PATIENCE, ServerProcess, left_over, programs_held},
+    program::program,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::UnixStream,
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+
+/// Users that need no account, as few have.
+const ALICE: u32 = 70_001;
+const BOB: u32 = 70_002;
+const STRANGER: u32 = 70_003;
+
+/// A daemon, its files, and a program that every user can start.
+struct Daemon {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    async fn start_with(socket: &str) -> Self {
+        let folder = Self::folder(socket);
+        let child = Self::spawn(Command::new(program()), folder.path());
+        let daemon = Self { child, folder };
+        daemon.wait_until_it_serves().await;
+        daemon
+    }
+
+    fn folder(socket: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(program(), path.join("mcptrace")).unwrap();
+        let config = format!(
+            "[socket]\npath = \"{0}/socket\"\nusers = [{ALICE}, {BOB}]\n{socket}\n[audit]\nto = \"{0}/audit.jsonl\"\n\
+             [recorder]\nstate = \"{0}/state\"\n",
+            path.display()
+        );
+        fs::write(path.join("config.toml"), config).unwrap();
+        folder
+    }
+
+    /// `command` is the program, or what becomes it.
+    fn spawn(mut command: Command, folder: &Path) -> Child {
+        command.arg("daemon").arg("--config").arg(folder.join("config.toml"));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command.spawn().unwrap()
+    }
+
+    async fn wait_until_it_serves(&self) {
+        let begun = Instant::now();
+        while UnixStream::connect(self.socket()).await.is_err() {
+            assert!(begun.elapsed() < PATIENCE, "it does not serve");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// The recorder's programs, once it has attached all: what comes later belongs to executions.
+    async fn recorders(&self) -> Vec<u32> {
+        let mut last = Vec::new();
+        for _ in 0..120 {
+            sleep(Duration::from_millis(500)).await;
+            let now = programs_held(self.pid());
+            if !now.is_empty() && now == last {
+                return now;
+            }
+            last = now;
+        }
+        panic!("it does not record");
+    }
+
+    /// The program as a user's client starts it.
+    fn client_of(&self, uid: u32) -> ServerProcess {
+        let mut command = Command::new(self.folder.path().join("mcptrace"));
+        command.arg("--config").arg(self.folder.path().join("config.toml")).uid(uid).gid(uid).current_dir("/");
+        ServerProcess::silent(command)
+    }
+
+    async fn client(&self, uid: u32) -> ServerProcess {
+        let mut process = self.client_of(uid);
+        process.client.initialize("2025-11-25").await;
+        process
+    }
+
+    /// A client without a process of its own: this one, which is root's.
+    async fn root(&self) -> Client {
+        let (read, write) = UnixStream::connect(self.socket()).await.unwrap().into_split();
+        let mut client = Client::new(read, write);
+        client.initialize("2025-11-25").await;
+        client
+    }
+
+    fn audit(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+async fn background(client: &mut Client) -> Value {
+    let arguments = json!({ "probe": "syscall_counts", "seconds": 600, "background": true });
+    client.tool("run_probe", arguments).await.success()["execution_id"].clone()
+}
+
+async fn status(client: &mut Client, id: &Value, wait: u32) -> Value {
+    client.tool("get_result", json!({ "execution_id": id, "wait_seconds": wait })).await.success()["status"].clone()
+}
+
+#[tokio::test]
+async fn users_without_privilege_trace_through_the_daemon_and_see_their_own() {
+    let daemon = Daemon::start().await;
+    let (mut alice, mut bob) = (daemon.client(ALICE).await, daemon.client(BOB).await);
+    let found = alice.client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await.success();
+    assert_eq!(found["status"], "completed");
+    assert_eq!(alice.bpf_programs(), [0_u32; 0], "what passes bytes on holds nothing");
+    let id = background(&mut alice.client).await;
+    let of_bob = bob.client.tool("get_result", json!({ "execution_id": id })).await;
+    let unknown = bob.client.tool("get_result", json!({ "execution_id": "exec_0" })).await;
+    assert_eq!(of_bob.text.replace(id.as_str().unwrap(), "exec_0"), unknown.text);
+    assert_eq!(bob.client.tool("list_executions", json!({})).await.success()["executions"], json!([]));
+    let mut root = daemon.root().await;
+    assert_eq!(root.tool("list_executions", json!({})).await.success()["executions"][0]["execution_id"], id);
+    let audit = daemon.audit();
+    assert_eq!(audit[0]["event"], "configured");
+    let starts: Vec<_> = audit.iter().filter(|line| line["event"] == "start").collect();
+    assert!(starts.iter().all(|line| line["principal"] == "uid:70001" && line["transport"] == "unix"), "{starts:?}");
+    assert_eq!(starts.len(), 2);
+}
+
+#[tokio::test]
+async fn a_stranger_is_turned_away_and_recorded() {
+    let daemon = Daemon::start().await;
+    let mut stranger = daemon.client_of(STRANGER);
+    let told = stranger.client.next().await;
+    assert!(told["error"]["message"].as_str().unwrap().contains("user 70003 may not connect"), "{told}");
+    assert_eq!(stranger.ended().await, Some(0));
+    let audit = daemon.audit();
+    let turned = audit.iter().find(|line| line["event"] == "turned_away").unwrap();
+    assert_eq!(turned["principal"], "uid:70003");
+}
+
+#[tokio::test]
+async fn a_client_that_is_killed_ends_its_own_executions_and_no_others() {
+    let daemon = Daemon::start().await;
+    let recorders = daemon.recorders().await;
+    let (mut alice, mut bob) = (daemon.client(ALICE).await, daemon.client(BOB).await);
+    let of_bob = background(&mut bob.client).await;
+    let with_bob = programs_held(daemon.pid());
+    let of_alice = background(&mut alice.client).await;
+    let of_alice_alone: Vec<u32> = difference(&programs_held(daemon.pid()), &with_bob);
+    assert!(!of_alice_alone.is_empty() && with_bob.len() > recorders.len());
+    alice.signal(libc::SIGKILL);
+    assert_eq!(left_over(&of_alice_alone).await, [0_u32; 0]);
+    assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
+    let mut root = daemon.root().await;
+    assert_eq!(status(&mut root, &of_alice, 20).await, "stopped");
+}
+
+fn difference(all: &[u32], without: &[u32]) -> Vec<u32> {
+    all.iter().copied().filter(|id| !without.contains(id)).collect()
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_leaves_nothing_attached_and_can_be_started_anew() {
+    let mut daemon = Daemon::start().await;
+    let mut alice = daemon.client(ALICE).await;
+    background(&mut alice.client).await;
+    let script = json!({ "program": "interval:s:1 { @ticks = count(); }", "timeout": 60 });
+    let mut root = daemon.root().await;
+    root.tool("exec_program", script).await.success();
+    daemon.recorders().await;
+    let (programs, children) = (programs_held(daemon.pid()), children(daemon.pid()));
+    daemon.child.start_kill().unwrap();
+    timeout(PATIENCE, daemon.child.wait()).await.unwrap().unwrap();
+    assert_eq!(left_over(&programs).await, [0_u32; 0]);
+    assert_eq!(alice.ended().await, Some(0), "who passes bytes on ends with the daemon");
+    for child in children {
+        wait_for(|| !is_alive(child)).await;
+    }
+    assert!(daemon.socket().exists(), "nobody was left to remove it");
+    daemon.child = Daemon::spawn(Command::new(program()), daemon.folder.path());
+    daemon.wait_until_it_serves().await;
+    let mut alice = daemon.client(ALICE).await;
+    alice.client.tool("list_executions", json!({})).await.success();
+}
+
+#[tokio::test]
+async fn sigterm_ends_everything_in_order() {
+    let mut daemon = Daemon::start().await;
+    let mut alice = daemon.client(ALICE).await;
+    let running = json!({ "probe": "file_opens", "seconds": 40 });
+    alice.client.start_tool("run_probe", running).await;
+    daemon.recorders().await;
+    let programs = programs_held(daemon.pid());
+    // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
+    assert_eq!(unsafe { libc::kill(daemon.pid() as i32, libc::SIGTERM) }, 0);
+    let status = timeout(PATIENCE, daemon.child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(left_over(&programs).await, [0_u32; 0]);
+    assert!(!daemon.socket().exists());
+    assert_eq!(alice.ended().await, Some(0));
+    let events: Vec<_> = daemon.audit().iter().map(|line| line["event"].clone()).collect();
+    assert_eq!(events, ["configured", "start", "stop", "end"]);
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_or_say_half_of_it_keep_nobody_waiting() {
+    let daemon = Daemon::start().await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocolVersion": "2025-11-25",
+            "capabilities": {}, "clientInfo": { "name": "slow", "version": "1" } } });
+        stream.write_all(format!("{call}\n").as_bytes()).await.unwrap();
+        for id in 2..400 {
+            let list = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/list" });
+            // Until the server takes no more of it.
+            let line = format!("{list}\n");
+            if timeout(Duration::from_millis(100), stream.write_all(line.as_bytes())).await.is_err() {
+                break;
+            }
+        }
+        slow.push(stream);
+    }
+    let mut half = UnixStream::connect(daemon.socket()).await.unwrap();
+    half.write_all(b"{\"jsonrpc\":\"2.0\",").await.unwrap();
+    let mut alice = daemon.client(ALICE).await;
+    let found = alice.client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await;
+    assert_eq!(found.success()["status"], "completed");
+}
+
+#[tokio::test]
+async fn a_line_without_end_is_refused_at_a_megabyte() {
+    let daemon = Daemon::start().await;
+    let mut root = daemon.root().await;
+    root.line(&vec![b'x'; 3 << 20]).await;
+    let refused = root.next().await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("1048576 bytes"), "{refused}");
+    root.tool("list_executions", json!({})).await.success();
+}
+
+#[tokio::test]
+async fn one_user_cannot_take_all_connections() {
+    let daemon = Daemon::start_with("connections = 4\nconnections_each = 2").await;
+    let (first, _second) = (daemon.client(ALICE).await, daemon.client(ALICE).await);
+    let mut third = daemon.client_of(ALICE);
+    let told = third.client.next().await;
+    assert!(told["error"]["message"].as_str().unwrap().contains("too many connections"), "{told}");
+    daemon.client(BOB).await;
+    daemon.root().await;
+    drop(first);
+    let begun = Instant::now();
+    loop {
+        let mut again = daemon.client_of(ALICE);
+        let id = again.client.start("ping", json!({})).await;
+        // Whoever is let in is answered; who is not, is told so with no id.
+        match timeout(PATIENCE, again.client.next_or_end()).await.unwrap() {
+            Some(message) if message["id"] == id => break,
+            _ => assert!(begun.elapsed() < PATIENCE, "the place of one that has left is not given back"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_systemd_hands_over_is_used() {
+    let folder = Daemon::folder("");
+    let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let mut command = Command::new("sh");
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+    command.args(["-c", script, "sh"]).arg(program()).stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
+    let child = Daemon::spawn(command, folder.path());
+    let daemon = Daemon { child, folder };
+    let mut root = daemon.root().await;
+    root.tool("list_executions", json!({})).await.success();
+}
+
+#[tokio::test]
+async fn a_second_daemon_does_not_take_the_socket_of_the_first() {
+    let daemon = Daemon::start().await;
+    let mut command = Command::new(program());
+    command.args(["daemon", "--print", "--socket"]).arg(daemon.socket()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another daemon serves"), "{output:?}");
+    daemon.root().await;
+}
+
+/// The processes that this one has started.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+}
+
+fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
+}
+
+async fn wait_for(mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "it does not come");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
