@@ -22,6 +22,7 @@ use crate::{
     audit::{Destination, Settings},
     bpftrace::policy::{Level, Policy},
     executions,
+    recorder::place,
     server::http::DEFAULT_ADDRESS,
 };
 
@@ -140,6 +141,8 @@ pub struct Recorder {
     pub budget_percent: f64,
     /// Whether it looks at system calls for a part of the time.
     pub syscalls: bool,
+    /// Whether results of executions are kept in the history.
+    pub results: bool,
 }
 
 impl Default for Scripts {
@@ -200,7 +203,7 @@ impl Default for Http {
 
 impl Default for Recorder {
     fn default() -> Self {
-        Self { state: PathBuf::new(), size_mb: 190, budget_percent: 1.0, syscalls: true }
+        Self { state: PathBuf::new(), size_mb: 190, budget_percent: 1.0, syscalls: true, results: true }
     }
 }
 
@@ -229,6 +232,7 @@ impl Config {
             longest: Duration::from_secs(longest_seconds),
             budget: None,
             scripts: self.policy(),
+            history: self.recorder.results.then(|| place::folder(None)),
         }
     }
 
@@ -275,7 +279,7 @@ impl Config {
     pub fn apply(&self) {
         crate::secrets::reveal(&self.secrets.reveal.join(","));
         if !self.recorder.state.as_os_str().is_empty() {
-            crate::recorder::place::set_folder(&self.recorder.state);
+            place::set_folder(&self.recorder.state);
         }
     }
 
