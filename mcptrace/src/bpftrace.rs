@@ -19,6 +19,7 @@ pub mod tools;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub(crate) use collect::PRINTED;
 pub use error::{Category, ScriptError};
 use process::{Process, Stream, ending};
 use sandbox::Sandbox;

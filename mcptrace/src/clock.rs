@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Turns `CLOCK_MONOTONIC` nanoseconds of kernel programs into UTC.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,11 @@ pub fn utc(time: SystemTime) -> String {
     format(unix_ns(time), 3)
 }
 
+/// The time that [`utc`] wrote.
+pub fn moment(utc: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(utc, &Rfc3339).ok().map(SystemTime::from)
+}
+
 fn unix_ns(time: SystemTime) -> i128 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128)
 }
@@ -51,6 +56,8 @@ mod tests {
     fn the_calendar_is_utc_with_a_z() {
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_678);
         assert_eq!(utc(time), "2026-01-02T03:04:05.678Z");
+        assert_eq!(moment(&utc(time)), Some(time));
+        assert_eq!(moment("yesterday"), None);
         let clock = Clock { origin_ns: 1_767_323_045_000_000_000 };
         assert_eq!(clock.utc(678_901_999), "2026-01-02T03:04:05.678901Z");
     }

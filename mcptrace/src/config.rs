@@ -21,6 +21,7 @@ use crate::{
     audit::{Destination, Settings},
     bpftrace::policy::{Level, Policy},
     executions,
+    recorder::place,
 };
 
 /// Where the file is if nobody says.
@@ -113,6 +114,8 @@ pub struct Recorder {
     pub budget_percent: f64,
     /// Whether it looks at system calls for a part of the time.
     pub syscalls: bool,
+    /// Whether results of executions are kept in the history.
+    pub results: bool,
 }
 
 impl Default for Scripts {
@@ -156,7 +159,7 @@ impl Default for Socket {
 
 impl Default for Recorder {
     fn default() -> Self {
-        Self { state: PathBuf::new(), size_mb: 190, budget_percent: 1.0, syscalls: true }
+        Self { state: PathBuf::new(), size_mb: 190, budget_percent: 1.0, syscalls: true, results: true }
     }
 }
 
@@ -177,6 +180,7 @@ impl Config {
             bytes: events_mb << 20,
             longest: Duration::from_secs(longest_seconds),
             scripts: self.policy(),
+            history: self.recorder.results.then(|| place::folder(None)),
         }
     }
 
@@ -216,7 +220,7 @@ impl Config {
     pub fn apply(&self) {
         crate::secrets::reveal(&self.secrets.reveal.join(","));
         if !self.recorder.state.as_os_str().is_empty() {
-            crate::recorder::place::set_folder(&self.recorder.state);
+            place::set_folder(&self.recorder.state);
         }
     }
 

@@ -1,5 +1,6 @@
 //! One running trace, whatever runs it: a probe or a script. It has a deadline, can be stopped, and ends with nothing attached.
 
+pub mod kept;
 pub mod probe;
 pub mod script;
 
@@ -195,7 +196,7 @@ struct Outcome {
 }
 
 impl Execution {
-    /// Runs a source on a thread of its own; its end is recorded.
+    /// Runs a source on a thread of its own; its end is recorded. `then` is called there, before anybody is told of the end.
     ///
     /// # Errors
     ///
@@ -205,6 +206,7 @@ impl Execution {
         source: Box<dyn Source>,
         length: Duration,
         trail: Trail,
+        then: impl FnOnce(&Self) + Send + 'static,
     ) -> std::io::Result<Arc<Self>> {
         let execution = Arc::new(Self {
             identity,
@@ -216,7 +218,7 @@ impl Execution {
             trail,
         });
         let runner = Arc::clone(&execution);
-        std::thread::Builder::new().name("mcptrace-run".into()).spawn(move || runner.run())?;
+        std::thread::Builder::new().name("mcptrace-run".into()).spawn(move || runner.run(then))?;
         Ok(execution)
     }
 
@@ -361,7 +363,7 @@ impl Execution {
         }
     }
 
-    fn run(&self) {
+    fn run(&self, then: impl FnOnce(&Self)) {
         // A bug in one probe must not take the server down, nor leave its programs attached.
         let result = catch_unwind(AssertUnwindSafe(|| self.source.run(&self.control)));
         let result = result.unwrap_or_else(|panic| {
@@ -375,6 +377,9 @@ impl Execution {
         };
         let seconds = self.control.has_collected().as_secs_f64();
         *self.outcome() = Some(Outcome { status, error: result.err(), at: SystemTime::now(), seconds });
+        if catch_unwind(AssertUnwindSafe(|| then(self))).is_err() {
+            tracing::error!(id = self.identity.id, "what follows the end of an execution has failed");
+        }
         self.record_end();
         self.ended.send_replace(true);
     }

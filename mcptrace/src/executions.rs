@@ -1,8 +1,11 @@
 //! All executions of a server: starts them, finds them by id, caps how many run, and lets old ones go.
 
+mod kept;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -45,6 +48,8 @@ pub struct Limits {
     pub longest: Duration,
     /// Which scripts may run.
     pub scripts: Policy,
+    /// The folder of the history: there results are kept beyond this process, if it is there and may be written.
+    pub history: Option<PathBuf>,
 }
 
 impl Default for Limits {
@@ -57,6 +62,7 @@ impl Default for Limits {
             bytes: 64 << 20,
             longest: Duration::from_hours(24),
             scripts: Policy::default(),
+            history: None,
         }
     }
 }
@@ -327,7 +333,7 @@ impl Executions {
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
         let source = Box::new(ProbeSource::new(attached, prepared, filtered, request.filter.pid, entry.cost_ns));
-        Ok(place.fill(Execution::spawn(identity, source, length, trail.clone())?))
+        Ok(place.fill(Execution::spawn(identity, source, length, trail.clone(), self.keeps())?))
     }
 
     fn spawn(&self, request: &ScriptRequest, trail: &Trail) -> Result<Arc<Execution>, Refusal> {
@@ -349,7 +355,7 @@ impl Executions {
             by: request.by.clone(),
         };
         let source = Box::new(ScriptSource::new(bpftrace, request.program.clone()));
-        Ok(place.fill(Execution::spawn(identity, source, length, trail.clone())?))
+        Ok(place.fill(Execution::spawn(identity, source, length, trail.clone(), self.keeps())?))
     }
 
     /// The execution of an id. One that the principal may not see is as unknown as one that never was.
@@ -360,6 +366,10 @@ impl Executions {
             return Ok(Arc::clone(execution));
         }
         let known = all.expired.iter().any(|(expired, owner)| expired == id && by.sees(owner));
+        drop(all);
+        if let Some(execution) = self.limits.history.as_ref().and_then(|folder| kept::find(folder, by, id)) {
+            return Ok(execution);
+        }
         Err(if known { Refusal::Expired(id.to_owned()) } else { Refusal::UnknownId(id.to_owned()) })
     }
 
@@ -369,6 +379,15 @@ impl Executions {
         expire(&mut all, &self.limits);
         let seen = all.order.iter().rev().filter_map(|id| all.by_id.get(id));
         seen.filter(|execution| by.sees(&execution.identity.by.principal)).cloned().collect()
+    }
+
+    /// Results that were kept and are no longer in memory, that the principal may see, the latest first.
+    pub fn kept(&self, by: &Principal) -> Vec<Summary> {
+        let Some(folder) = &self.limits.history else { return Vec::new() };
+        let mut kept = kept::list(folder, by);
+        let all = self.all();
+        kept.retain(|one| !all.by_id.contains_key(&one.execution_id));
+        kept
     }
 
     /// Opens a connection: what is started through it is stopped when it is dropped.
@@ -389,6 +408,12 @@ impl Executions {
         for execution in &all {
             execution.wait(Duration::from_secs(10));
         }
+    }
+
+    /// What follows the end of an execution.
+    fn keeps(&self) -> impl FnOnce(&Execution) + Send + 'static {
+        let folder = self.limits.history.clone();
+        move |execution| folder.iter().for_each(|folder| kept::keep(folder, execution))
     }
 
     fn length(&self, seconds: f64) -> Result<Duration, Refusal> {

@@ -1,6 +1,6 @@
 //! Who calls. The transport knows it: the peer's user id of a unix socket, the name of a token. A client cannot say it.
 
-use std::{fmt, fs};
+use std::{fmt, fs, str::FromStr};
 
 use serde::Serialize;
 
@@ -49,6 +49,20 @@ impl Who {
     /// Whether executions of everybody are shown: to root, and to whoever started this process.
     fn sees_all(&self) -> bool {
         matches!(self, Self::Process | Self::User(0))
+    }
+}
+
+impl FromStr for Who {
+    type Err = ();
+
+    /// What [`Who`] is displayed as.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(':') {
+            None if text == "process" => Ok(Self::Process),
+            Some(("uid", uid)) => uid.parse().map(Self::User).map_err(drop),
+            Some(("token", name)) => Ok(Self::Token(name.to_owned())),
+            _ => Err(()),
+        }
     }
 }
 
@@ -155,6 +169,17 @@ mod tests {
         }
         assert!(!alice.sees(&bob) && !alice.sees(&token) && !token.sees(&alice));
         assert!(!Principal::token("ci2").sees(&token));
+    }
+
+    #[test]
+    fn who_is_read_as_it_is_written() {
+        for who in [Who::Process, Who::User(0), Who::User(1000), Who::Token("uid:0".into()), Who::Token(String::new())]
+        {
+            assert_eq!(who.to_string().parse(), Ok(who));
+        }
+        for none in ["", "uid:", "uid:-1", "root", "process:1"] {
+            assert_eq!(none.parse::<Who>(), Err(()), "{none}");
+        }
     }
 
     #[test]

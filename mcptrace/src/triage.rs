@@ -7,6 +7,7 @@
 pub mod evidence;
 pub mod finding;
 pub mod gather;
+pub mod lately;
 pub mod rank;
 pub mod rules;
 pub mod system;
@@ -15,7 +16,7 @@ mod text;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::{evidence::Evidence, finding::Finding};
+use self::{evidence::Evidence, finding::Finding, lately::Lately};
 use crate::report::Window;
 
 /// What to look at.
@@ -44,6 +45,9 @@ pub struct Triage {
     pub findings: Vec<Finding>,
     /// The numbers that were looked at, whether they stand out or not.
     pub looked_at: Vec<Number>,
+    /// What has changed since an hour ago, if somebody records.
+    #[serde(default)]
+    pub lately: Lately,
     /// When.
     pub window: Window,
     /// What was not looked at, and what a reader must know.
@@ -73,8 +77,8 @@ impl Number {
 /// How many findings an answer has at most.
 const MOST_FINDINGS: usize = 8;
 
-/// The answer that the evidence gives.
-pub fn judge(evidence: &Evidence, window: Window) -> Triage {
+/// The answer that the evidence gives, beside what was recorded lately.
+pub fn judge(evidence: &Evidence, window: Window, lately: Lately) -> Triage {
     let wanted = rules::RULES.iter().filter(|rule| evidence.focus.is_none_or(|focus| focus == rule.focus));
     let found = wanted.filter_map(|rule| rule.judge(evidence)).collect();
     let mut findings = rank::ranked(found);
@@ -83,7 +87,7 @@ pub fn judge(evidence: &Evidence, window: Window) -> Triage {
         notes.push(format!("{} lesser findings are left out", findings.len() - MOST_FINDINGS));
         findings.truncate(MOST_FINDINGS);
     }
-    Triage { findings, looked_at: evidence.numbers(), window, notes }
+    Triage { findings, looked_at: evidence.numbers(), lately, window, notes }
 }
 
 /// The answer as a person reads it.

@@ -724,14 +724,15 @@ fn results_are_kept_for_their_owner_and_bounded() {
     assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
     drop(kept);
     let mut kept = Kept::open(folder.path()).unwrap();
-    assert_eq!(kept.load("me", "exec_0299").unwrap().unwrap(), envelope(299, 100), "after a restart");
-    assert!(kept.load("you", "exec_0299").unwrap().is_none(), "it has an owner");
-    assert!(kept.load("me", "exec_0001").unwrap().is_none(), "the oldest have gone");
-    assert_eq!((kept.ids("me").unwrap().len(), kept.ids("you").unwrap().len()), (256, 0));
+    let loaded = kept.load("exec_0299").unwrap().unwrap();
+    assert_eq!(loaded, ("me".to_owned(), envelope(299, 100)), "after a restart, with its owner");
+    assert!(kept.load("exec_0001").unwrap().is_none(), "the oldest have gone");
+    let list = kept.list().unwrap();
+    assert_eq!((list.len(), &list[0].1.execution_id[..], &list[0].1.probe[..]), (256, "exec_0299", "file_opens"));
     assert!(!kept.keep("me", &envelope(1000, 5 << 20)).unwrap(), "too large");
     for n in 2000..2020 {
         kept.keep("me", &envelope(n, 3 << 20)).unwrap();
     }
-    assert_eq!(kept.ids("me").unwrap().len(), 10, "of 3 MB each");
+    assert_eq!(kept.list().unwrap().len(), 10, "of 3 MB each");
     assert_eq!(total(&ask(folder.path(), &query("test_calls", 0, 300), 300)), 300);
 }

@@ -146,7 +146,7 @@ fn a_panic_fails_the_execution_and_leaves_nothing() {
         by: Caller::default(),
     };
     let source = Box::new(ProbeSource::new(attached, prepared, false, None, entry.cost_ns));
-    let execution = Execution::spawn(identity, source, Duration::from_mins(10), Trail::default()).unwrap();
+    let execution = Execution::spawn(identity, source, Duration::from_mins(10), Trail::default(), |_| ()).unwrap();
     workload!().run(&format!("open openat {} 0 7 -100", hex("/dev/null")));
     assert!(execution.wait(Duration::from_secs(10)));
     let envelope = execution.envelope(&ALL);

@@ -2,10 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use mcptrace_tests::mcp::{Answer, ServerProcess, left_over};
+use mcptrace_tests::{
+    mcp::{Answer, ServerProcess, left_over},
+    program::program,
+};
 use serde_json::{Value, json};
+use tokio::process::{Child, Command};
 
 const LONG: &str = "file_opens";
 
@@ -259,4 +267,42 @@ async fn still_running(processes: &[u32]) -> Vec<u32> {
 fn is_alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
+}
+
+/// A daemon at work on a folder. It is killed when this is dropped.
+async fn recorder(folder: &Path) -> Child {
+    let mut daemon = Command::new(program());
+    daemon.args(["daemon", "--no-syscalls", "--state"]).arg(folder).stdin(Stdio::null()).stderr(Stdio::null());
+    let daemon = daemon.kill_on_drop(true).spawn().unwrap();
+    for _ in 0..600 {
+        if mcptrace::recorder::status::read(folder).is_some_and(|status| status.ticks > 0) {
+            return daemon;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not record");
+}
+
+#[tokio::test]
+async fn results_outlast_the_server_where_there_is_a_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = [("MCPTRACE_STATE", folder.path().to_str().unwrap())];
+    let recorder = recorder(folder.path()).await;
+    let mut first = ServerProcess::spawn(&state);
+    first.client.initialize("2025-11-25").await;
+    let info = first.client.tool("bpf_info", json!({})).await.success();
+    assert!(info["recorder"]["ticks"].as_u64().unwrap() > 0, "{}", info["recorder"]);
+    let run = first.client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await.success();
+    let id = run["execution_id"].clone();
+    drop(first);
+    drop(recorder);
+    let mut second = ServerProcess::spawn(&state);
+    second.client.initialize("2025-11-25").await;
+    let listed = second.client.tool("list_executions", json!({})).await.success();
+    assert_eq!((&listed["kept"][0]["execution_id"], &listed["executions"]), (&id, &json!([])));
+    let kept = second.client.tool("get_result", json!({ "execution_id": id, "limit": 5 })).await.success();
+    assert_eq!((&kept["status"], &kept["loss"], &kept["window"]), (&json!("completed"), &run["loss"], &run["window"]));
+    assert_eq!(kept["report"]["rows"][0], run["report"]["rows"][0]);
+    let info = second.client.tool("bpf_info", json!({})).await.success();
+    assert_eq!(info.get("recorder"), None, "nobody records any more");
 }

@@ -15,7 +15,9 @@ use mcptrace::triage::{
     Triage,
     finding::{Kind, Severity},
     gather::Gathering,
-    judge, text,
+    judge,
+    lately::Lately,
+    text,
 };
 
 /// A fault of one test is not to be found by the other.
@@ -89,7 +91,7 @@ fn look(seconds: u64) -> Triage {
     let gathering = Gathering::start(None, seconds as f64);
     thread::sleep(Duration::from_secs(seconds));
     let (evidence, window) = gathering.finish();
-    judge(&evidence, window)
+    judge(&evidence, window, Lately::default())
 }
 
 /// What was found of a case: whether the cause came first, and whether its process was named with it.

@@ -13,6 +13,8 @@ use crate::report::{Events, Field, NamedReport, Report, Row};
 
 /// How many different unknown types, and how many places of helper errors, are told apart.
 const KINDS: usize = 32;
+/// The report of what was printed.
+pub(crate) const PRINTED: &str = "output";
 /// How many maps are told apart: more than bpftrace 0.17 lets a program of 64 KB have.
 const MAPS: usize = 4096;
 
@@ -227,7 +229,7 @@ impl Collector {
     fn events(&self) -> NamedReport {
         let fields = vec![Field::new("type", ""), Field::new("text", "")];
         let events = Events { fields, rows: self.events.clone(), rows_total: self.events_total, rows_evicted: 0 };
-        NamedReport { name: "output".into(), report: Report::Events(events) }
+        NamedReport { name: PRINTED.into(), report: Report::Events(events) }
     }
 
     fn maps(&self) -> Vec<NamedReport> {

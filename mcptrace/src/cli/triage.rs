@@ -14,9 +14,11 @@ use crate::{
     audit::Audit,
     executions::{Executions, Refusal},
     principal::Principal,
+    recorder::place,
     triage::{
         self, Focus,
         gather::{Gathering, SECONDS},
+        lately,
     },
 };
 
@@ -57,7 +59,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let gathering = Gathering::start(focus, seconds);
     runtime.block_on(wait(&gathering, seconds))?;
     let (evidence, window) = gathering.finish();
-    let triage = triage::judge(&evidence, window);
+    let triage = triage::judge(&evidence, window, lately::look(&place::folder(None)));
     trail.ended("completed", None, triage.window.seconds, None);
     if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
 }

@@ -137,6 +137,12 @@ pub const KEYS: &[Key] = &[
         "Whether it looks at system calls for a part of the time.",
         "They tell most about what programs do, and cost most.",
     ),
+    key(
+        "recorder.results",
+        "",
+        "Whether results of executions are kept in the history, where there is one, so that they outlast the process.",
+        "An id stays good after a restart; 256 results and 32 MB at most.",
+    ),
 ];
 
 #[cfg(test)]

@@ -242,7 +242,9 @@ mod tests {
     #[test]
     fn nothing_said_is_the_default() {
         assert_eq!(assemble(None, |_| None).unwrap().config, Config::default());
-        assert_eq!(Config::default().limits(), crate::executions::Limits::default());
+        // Servers keep results where there is a history; executions of whoever uses the library do not, unless told.
+        let history = Some(crate::recorder::place::folder(None));
+        assert_eq!(Config::default().limits(), crate::executions::Limits { history, ..Default::default() });
         assert_eq!(Config::default().audit(false), crate::audit::Settings::default());
         assert_eq!(Config::default().audit(true).to, crate::audit::Destination::Stderr);
     }

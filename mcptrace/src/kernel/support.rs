@@ -34,6 +34,7 @@ use crate::{
         sandbox::{Part, Sandbox},
     },
     executions::Limits,
+    recorder::status as recorder,
 };
 
 /// What is to be found out.
@@ -102,6 +103,10 @@ pub struct Info {
     pub bpftrace: Option<BpftraceSupport>,
     /// Which scripts may run, and in which box
     pub scripts: Scripts,
+    /// What is recorded all the time; left out if nobody records
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "recorder::Status")]
+    pub recorder: Option<recorder::Status>,
     /// Bounds on executions
     pub limits: Bounds,
 }
@@ -364,6 +369,7 @@ pub fn info(options: &Options) -> Info {
         config: machine.config.facts(),
         bpftrace: options.bpftrace.then(|| bpftrace::check(options.bpftrace_command.as_deref())),
         scripts: Scripts { policy: options.limits.scripts, parts: Sandbox::get().parts().to_vec() },
+        recorder: options.limits.history.as_deref().and_then(recorder::read),
         limits: bounds(&options.limits),
         probes,
     };

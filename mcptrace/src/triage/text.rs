@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{
     Number, Triage,
     finding::{Finding, Who},
+    lately::{Change, Lately},
 };
 use crate::{
     report::text::units::{decimal, plain, seconds},
@@ -21,10 +22,27 @@ pub(super) fn triage(triage: &Triage) -> String {
         text.push_str(&one(finding));
     }
     let _ = write!(text, "\n\nlooked at: {}", numbers(&triage.looked_at));
+    text.push_str(&changed(&triage.lately));
     for note in &triage.notes {
         let _ = write!(text, "\nnote: {}", plain(note, 200));
     }
     clipped(text, MOST_BYTES)
+}
+
+fn changed(lately: &Lately) -> String {
+    let Lately { compared_with, changed, lack } = lately;
+    if compared_with.is_empty() {
+        return if lack.is_empty() { String::new() } else { format!("\nnote: {}", plain(lack, 200)) };
+    }
+    if changed.is_empty() {
+        return format!("\nrecorder: nothing has doubled or halved since {compared_with}");
+    }
+    let one = |one: &Change| {
+        let Change { metric, labels, measure, before, now, unit } = one;
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", plain(labels, 80)) };
+        format!("\n   {metric}{labels} {measure} {} -> {} {}", decimal(*before), decimal(*now), plain(unit, 40))
+    };
+    format!("\nrecorder, last minute against {compared_with}:{}", changed.iter().map(one).collect::<String>())
 }
 
 fn head(triage: &Triage) -> String {

@@ -7,6 +7,7 @@ use super::{Check, Info, Part, Problem};
 /// Renders within so many bytes; says what was left out.
 pub fn text(info: &Info, most_bytes: usize) -> String {
     let mut lines = head(info);
+    lines.push(recorder(info));
     lines.extend(info.problems.iter().flat_map(problem));
     lines.push(String::new());
     lines.push("Native probes".to_owned());
@@ -52,6 +53,19 @@ fn head(info: &Info) -> Vec<String> {
         ),
         format!("uid {}, capabilities: {}", info.process.uid, held(info)),
     ]
+}
+
+fn recorder(info: &Info) -> String {
+    let Some(status) = &info.recorder else {
+        return "recorder: not running (`mcptrace daemon` keeps a history of what the machine does)".to_owned();
+    };
+    let off = status.groups.iter().filter(|group| !matches!(&*group.state, "on" | "duty_cycle"));
+    let off: Vec<_> = off.map(|group| format!("{} {}", group.name, group.state)).collect();
+    let without = if off.is_empty() { String::new() } else { format!("; without {}", off.join(", ")) };
+    format!(
+        "recorder: to {}, {} s, costs {:.2} of {} % of CPU time{without}",
+        status.sink, status.ticks, status.cost_percent, status.budget_percent
+    )
 }
 
 fn held(info: &Info) -> String {

@@ -3,17 +3,18 @@
 
 use std::{path::Path, time::Duration};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, types::Type};
+use serde::de::DeserializeOwned;
 
 use super::{WriteError, schema, unix_ns};
-use crate::{recorder::place, report::Envelope};
+use crate::{executions::Summary, recorder::place, report::Envelope};
 
 /// Results that are kept.
 const MOST: i64 = 256;
 /// Bytes of all of them.
 const BYTES: i64 = 32 << 20;
 /// The largest result, in bytes of JSON.
-const LARGEST: usize = 4 << 20;
+pub const LARGEST: usize = 4 << 20;
 
 /// The results in a history.
 #[derive(Debug)]
@@ -58,18 +59,43 @@ impl Kept {
         Ok(true)
     }
 
-    /// The result of an id, if it is this owner's.
-    pub fn load(&self, owner: &str, id: &str) -> Result<Option<Envelope>, WriteError> {
-        let sql = "SELECT body FROM kept WHERE id = ? AND owner = ?";
-        let body: Option<String> = self.connection.query_row(sql, (id, owner), |row| row.get(0)).optional()?;
-        let envelope = body.map(|body| serde_json::from_str(&body)).transpose();
-        envelope.map_err(|error| WriteError::Damaged(error.to_string()))
+    /// The result of an id, and whose it is.
+    pub fn load(&self, id: &str) -> Result<Option<(String, Envelope)>, WriteError> {
+        let sql = "SELECT owner, body FROM kept WHERE id = ?";
+        let row = self.connection.query_row(sql, [id], |row| Ok((row.get(0)?, row.get::<_, String>(1)?))).optional()?;
+        let Some((owner, body)) = row else { return Ok(None) };
+        let envelope = serde_json::from_str(&body).map_err(|error| WriteError::Damaged(error.to_string()))?;
+        Ok(Some((owner, envelope)))
     }
 
-    /// The ids of this owner's results, the latest first.
-    pub fn ids(&self, owner: &str) -> Result<Vec<String>, WriteError> {
-        let mut statement = self.connection.prepare("SELECT id FROM kept WHERE owner = ? ORDER BY at_ns DESC, id")?;
-        let ids = statement.query_map([owner], |row| row.get(0))?;
-        Ok(ids.collect::<Result<_, _>>()?)
+    /// What is kept, the latest first, and whose it is.
+    pub fn list(&self) -> Result<Vec<(String, Summary)>, WriteError> {
+        let sql = "SELECT owner, id, kind, probe, ifnull(body ->> '$.options.script', ''), body ->> '$.status',
+                body ->> '$.window.start', body ->> '$.window.seconds'
+            FROM kept ORDER BY at_ns DESC, id";
+        let mut statement = self.connection.prepare(sql)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, summary(row)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
+}
+
+fn summary(row: &Row<'_>) -> Result<Summary, rusqlite::Error> {
+    let seconds: f64 = row.get(7)?;
+    Ok(Summary {
+        execution_id: row.get(1)?,
+        kind: word(row, 2)?,
+        probe: row.get(3)?,
+        script: row.get(4)?,
+        status: word(row, 5)?,
+        started: row.get(6)?,
+        seconds,
+        planned_seconds: seconds,
+    })
+}
+
+/// A word that stands for something, as JSON has it.
+fn word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, rusqlite::Error> {
+    let text: String = row.get(column)?;
+    let bad = |error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error));
+    serde_json::from_value(text.into()).map_err(bad)
 }

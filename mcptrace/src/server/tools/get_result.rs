@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::{Effect, Outcome, Row};
 use crate::{
-    bpftrace::Snapshot,
+    bpftrace::PRINTED,
     execution::{Execution, Page, script::ScriptSource},
-    report::{Envelope, Loss, NamedReport, Report, Status, view},
+    report::{Envelope, Kind, Loss, NamedReport, Report, Status, view},
     server::{
         bounds::{self, DEFAULT_BYTES, Wanted, size},
         call::{Call, Reply, Waited},
@@ -158,9 +158,9 @@ fn bad_cursor(cursor: &str, why: &str) -> ToolError {
 
 /// What an execution found, as its kind of reply.
 pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Outcome {
-    match execution.source().as_any().downcast_ref::<ScriptSource>() {
-        Some(source) => script_reply(call, execution, source.found(), part).await,
-        None => probe_reply(call, execution, part).await,
+    match execution.identity.kind {
+        Kind::Script => script_reply(call, execution, part).await,
+        Kind::Probe => probe_reply(call, execution, part).await,
     }
 }
 
@@ -183,7 +183,7 @@ async fn check_kind(call: &Call, execution: &Arc<Execution>, kind: char, from: u
     Err(bad_cursor(&format!("{kind}{from}"), "belongs to another execution"))
 }
 
-async fn script_reply(call: &Call, execution: &Arc<Execution>, found: Option<Snapshot>, part: Part) -> Outcome {
+async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Outcome {
     if part.kind.is_some_and(|kind| kind != 'r') {
         return Err(bad_cursor(&format!("e{}", part.from), "belongs to another execution"));
     }
@@ -191,16 +191,29 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, found: Option<Sna
     let mut envelope = call.envelope(execution, page).await?;
     let bytes = part.bytes as usize;
     // Lines are in the text and in the structure: a third each, and a third for what the reports say beyond the lines.
-    let original = original(&envelope, found.as_ref(), part, bytes / 3);
+    let original = original(&envelope, &lines(execution, &envelope), part, bytes / 3);
     let text = original_text(&envelope, &original)?;
     let room = bytes.saturating_sub(text.len() + size(&original));
-    envelope.reports.retain(|report| report.name != "output");
+    envelope.reports.retain(|report| report.name != PRINTED);
     fit_reports(&mut envelope, room);
     Reply::with_text(text, &Reading { original: Some(original), envelope })
 }
 
-fn original(envelope: &Envelope, found: Option<&Snapshot>, part: Part, bytes: usize) -> Original {
-    let lines = found.map_or(&[][..], |found| &found.lines);
+/// What a script printed, as text. A result that was kept has it in its reports only, and its maps there alone.
+fn lines(execution: &Execution, envelope: &Envelope) -> Vec<String> {
+    if let Some(source) = execution.source().as_any().downcast_ref::<ScriptSource>() {
+        return source.found().map(|found| found.lines).unwrap_or_default();
+    }
+    let Some(Report::Events(events)) =
+        envelope.reports.iter().find(|report| report.name == PRINTED).map(|report| &report.report)
+    else {
+        return Vec::new();
+    };
+    let texts = events.rows.iter().filter_map(|row| row.get("text")?.as_str());
+    texts.flat_map(str::lines).map(str::to_owned).collect()
+}
+
+fn original(envelope: &Envelope, lines: &[String], part: Part, bytes: usize) -> Original {
     let start = usize::try_from(part.from).unwrap_or(usize::MAX).min(lines.len());
     let end = start.saturating_add(part.rows as usize).min(lines.len());
     let output = within(&lines[start..end], bytes);
@@ -281,7 +294,7 @@ mod tests {
             "execution_id": "exec_1", "kind": "script", "status": "stopped", "loss": { "dropped": {} },
             "window": { "start": "2026-01-02T03:04:05.678Z", "seconds": 0.05 } });
         let mut envelope: Envelope = serde_json::from_value(bare).unwrap();
-        let original = original(&envelope, None, Part::first(1000, 1024), 1024);
+        let original = original(&envelope, &[], Part::first(1000, 1024), 1024);
         assert!(!original_text(&envelope, &original).unwrap().contains("notes"));
         envelope.loss.dropped.insert("buffer_full".into(), 7);
         envelope.notes.push("it ended before bpftrace had attached; nothing was recorded".into());

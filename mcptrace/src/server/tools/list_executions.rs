@@ -19,9 +19,9 @@ pub(super) const ROW: Row = Row {
     description: "Lists what runs or ran lately, newest first. Use it to find an execution_id or what still runs in the background. Not \
         for results: those come from get_result.",
     input: || schema_for!(Arguments),
-    output: schema::of_result::<Listed>,
+    output: || schema::outline(schema::of_result::<Listed>()),
     effect: Effect::Reads,
-    call: |call| Box::pin(std::future::ready(run(call))),
+    call: |call| Box::pin(run(call)),
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -31,6 +31,12 @@ struct Arguments {}
 #[derive(Serialize, JsonSchema)]
 struct Listed {
     executions: Vec<Summary>,
+    /// Kept from before, the latest, as above: get_result reads them
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<crate::report::Row>")]
+    kept: Vec<Summary>,
+    /// How many are kept
+    kept_total: usize,
     /// How many run
     running: usize,
     /// How many may run at once
@@ -39,23 +45,40 @@ struct Listed {
     kept_seconds: u64,
 }
 
-fn run(mut call: Call) -> Outcome {
+/// Of what is kept, so many are listed.
+const KEPT: usize = 20;
+
+async fn run(mut call: Call) -> Outcome {
     let Arguments {} = call.arguments()?;
     let executions: Vec<Summary> = call.own_executions().iter().map(|execution| summary(execution)).collect();
+    let principal = call.caller().principal.clone();
+    let mut kept = call.looking(move |executions| executions.kept(&principal)).await?;
+    let kept_total = kept.len();
+    kept.truncate(KEPT);
     let limits = call.executions().limits();
-    let running = executions.iter().filter(|one| one.status == Status::Running).count();
-    let listed = Listed { running, running_limit: limits.running, kept_seconds: limits.keep.as_secs(), executions };
+    let listed = Listed {
+        running: executions.iter().filter(|one| one.status == Status::Running).count(),
+        running_limit: limits.running,
+        kept_seconds: limits.keep.as_secs(),
+        executions,
+        kept,
+        kept_total,
+    };
     Reply::with_text(text(&listed), &listed)
 }
 
 fn text(listed: &Listed) -> String {
-    if listed.executions.is_empty() {
-        return "No executions yet. run_probe and exec_program start one.".into();
+    let Listed { executions, kept, running, running_limit, kept_total, .. } = listed;
+    let mut lines = match executions.len() {
+        0 => vec!["No executions yet. run_probe and exec_program start one.".to_owned()],
+        number => vec![format!("{number} executions, {running} running (limit {running_limit})")],
+    };
+    lines.extend(executions.iter().map(line));
+    if !kept.is_empty() {
+        lines.push(format!("{kept_total} kept from before, the latest {}:", kept.len()));
+        lines.extend(kept.iter().map(line));
     }
-    let lines = listed.executions.iter().map(line);
-    let head =
-        format!("{} executions, {} running (limit {})", listed.executions.len(), listed.running, listed.running_limit);
-    [head].into_iter().chain(lines).collect::<Vec<_>>().join("\n")
+    lines.join("\n")
 }
 
 fn line(one: &Summary) -> String {

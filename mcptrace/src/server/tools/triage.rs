@@ -1,6 +1,6 @@
 //! `triage`: what is wrong with this machine.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use crate::{
         error::ToolError,
         schema,
     },
-    triage::{self, Focus, Triage, gather::Gathering},
+    triage::{self, Focus, Triage, gather::Gathering, lately},
 };
 
 pub(super) const ROW: Row = Row {
@@ -53,7 +53,7 @@ async fn run(mut call: Call) -> Outcome {
     trail.starts(seconds).map_err(Refusal::from)?;
     let gathering = call.looking(move |_| Gathering::start(focus, seconds)).await?;
     let waited = call.pause(Duration::from_secs_f64(seconds)).await;
-    let triage = call.settled(move |_| finish(gathering)).await?;
+    let triage = call.settled(move |executions| finish(gathering, executions.limits().history.as_deref())).await?;
     drop(place);
     trail.ended(if waited == Waited::Cancelled { "stopped" } else { "completed" }, None, triage.window.seconds, None);
     if waited == Waited::Cancelled {
@@ -62,7 +62,7 @@ async fn run(mut call: Call) -> Outcome {
     Reply::with_text(triage::text(&triage), &triage)
 }
 
-fn finish(gathering: Gathering) -> Triage {
+fn finish(gathering: Gathering, history: Option<&Path>) -> Triage {
     let (evidence, window) = gathering.finish();
-    triage::judge(&evidence, window)
+    triage::judge(&evidence, window, history.map(lately::look).unwrap_or_default())
 }
