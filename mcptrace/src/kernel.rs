@@ -14,6 +14,7 @@ pub mod layout;
 pub mod loader;
 pub mod privilege;
 pub mod processes;
+pub mod shed;
 pub mod stacks;
 pub mod support;
 pub mod symbols;

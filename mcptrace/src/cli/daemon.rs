@@ -19,6 +19,7 @@ use crate::{
     audit::Audit,
     config::Config,
     executions::Executions,
+    kernel::shed,
     recorder::{
         place,
         run::{Options, Recorder},
@@ -99,6 +100,8 @@ fn budget(text: &str) -> Result<f64, String> {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (config, must_serve) = configured(matches)?;
+    // Before there is a second thread: each has capabilities of its own.
+    shed::shed(shed::needed_by_daemon(config.policy().level))?;
     let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
     let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));

@@ -8,7 +8,7 @@ use super::{Failure, config, http, policy, pump};
 use crate::{
     audit::Audit,
     executions::Executions,
-    kernel::{loader, privilege},
+    kernel::{loader, privilege, shed},
     server::stdio,
 };
 
@@ -35,6 +35,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
             Err(why) => say(&why),
         }
     }
+    // Before there is a second thread: each has capabilities of its own.
+    shed::shed(shed::needed(settings.policy().level))?;
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
 

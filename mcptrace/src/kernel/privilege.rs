@@ -142,7 +142,7 @@ pub fn process() -> Process {
     Process {
         uid: rustix::process::geteuid().as_raw(),
         capabilities: held(effective, bounding().1),
-        no_new_privs: rustix::thread::no_new_privs().unwrap_or(false),
+        no_new_privs: super::shed::came_with_no_new_privs(),
         in_user_namespace: elsewhere("/proc/self/ns/user", INITIAL_USER_NAMESPACE),
         in_pid_namespace: elsewhere("/proc/self/ns/pid", INITIAL_PID_NAMESPACE),
         // The marks alone do not tell: images made from containers keep them.
