@@ -29,6 +29,7 @@ use crate::{
     report::{Kind, Row, Status},
     scripts,
     suggest::nearest,
+    text::quoted,
 };
 
 /// What bounds the executions of a server.
@@ -374,7 +375,7 @@ impl Executions {
         if let Some(execution) = self.limits.history.as_ref().and_then(|folder| kept::find(folder, by, id)) {
             return Ok(execution);
         }
-        Err(if known { Refusal::Expired(id.to_owned()) } else { Refusal::UnknownId(id.to_owned()) })
+        Err(if known { Refusal::Expired(quoted(id)) } else { Refusal::UnknownId(quoted(id)) })
     }
 
     /// All executions that the principal may see, the latest first.
@@ -591,7 +592,7 @@ fn script_name(options: &Row) -> String {
 /// The probe of a name, or the nearest.
 pub fn find(name: &str) -> Result<&'static Entry, Refusal> {
     let nearest = || nearest(name, probes::PROBES.iter().map(|entry| entry.name)).map(str::to_owned);
-    probes::find(name).ok_or_else(|| Refusal::UnknownProbe { name: name.to_owned(), did_you_mean: nearest() })
+    probes::find(name).ok_or_else(|| Refusal::UnknownProbe { name: quoted(name), did_you_mean: nearest() })
 }
 
 /// Why a probe cannot run here, as this process, if so. Cheap: nothing is loaded.
@@ -638,7 +639,7 @@ fn check_options(entry: &Entry, options: &Map<String, Value>) -> Result<(), Refu
     let Some(name) = options.keys().find(|name| !known.contains(name)) else { return Ok(()) };
     let did_you_mean = nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    Err(Refusal::UnknownOption { probe: entry.name, name: name.clone(), known, did_you_mean })
+    Err(Refusal::UnknownOption { probe: entry.name, name: quoted(name), known, did_you_mean })
 }
 
 fn expire(all: &mut All, limits: &Limits) {

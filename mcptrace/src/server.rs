@@ -52,6 +52,7 @@ use crate::{
     kernel::support::Info,
     principal::{Caller, Principal, Via},
     suggest::nearest,
+    text::quoted,
 };
 
 /// What a model is told before its first call.
@@ -324,7 +325,7 @@ fn unreadable(request: &CustomRequest) -> ErrorData {
     }
     let near = nearest(&request.method, KNOWN.iter().copied());
     let data = near.map(|near| json!({ "did_you_mean": near }));
-    ErrorData::new(ErrorCode::METHOD_NOT_FOUND, format!("there is no method {}", request.method), data)
+    ErrorData::new(ErrorCode::METHOD_NOT_FOUND, format!("there is no method {}", quoted(&request.method)), data)
 }
 
 fn result(answer: Result<call::Reply, ToolError>) -> CallToolResult {

@@ -6,6 +6,11 @@ pub fn comm(bytes: &[u8]) -> String {
     untrusted(&bytes[..end], 64)
 }
 
+/// What a caller gave, as an answer repeats it.
+pub fn quoted(given: &str) -> String {
+    untrusted(given.as_bytes(), 120)
+}
+
 /// Bytes from a traced program as text of at most so many bytes (and an ellipsis): what is not UTF-8, control characters and those
 /// that change the direction of text are escaped.
 pub fn untrusted(bytes: &[u8], longest: usize) -> String {

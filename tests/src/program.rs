@@ -27,3 +27,23 @@ pub fn program() -> &'static Path {
         folder.join("mcptrace")
     })
 }
+
+/// What a process may do, by its threads: permitted capabilities and those that it could ever get, and whether it may gain any.
+/// Bits are those of capabilities(7).
+pub fn may_do(pid: u32) -> Vec<(u64, u64, bool)> {
+    let of = |thread: std::io::Result<std::fs::DirEntry>| {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        let set = |name: &str| u64::from_str_radix(&field(name), 16).unwrap();
+        (set("CapPrm:"), set("CapBnd:"), field("NoNewPrivs:") == "1")
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(of).collect()
+}
+
+/// That a server may neither load modules nor set the clock nor change the network, and can never get to.
+pub fn assert_has_shed(pid: u32) {
+    const DANGEROUS: u64 = 1 << 12 | 1 << 13 | 1 << 16 | 1 << 17 | 1 << 22 | 1 << 25;
+    for (permitted, ever, fixed) in may_do(pid) {
+        assert_eq!((permitted & DANGEROUS, ever & DANGEROUS, fixed), (0, 0, true), "{permitted:x} {ever:x}");
+    }
+}

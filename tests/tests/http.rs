@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mcptrace_tests::program::assert_has_shed;
 use mcptrace_tests::{
     http::{ALICE, Ask, BOB, HttpServer, LATE, Session, exchange, read_all, refused, stateless, text, write_private},
     mcp::{Answer, attached_by, left_over, programs_held},
@@ -336,6 +337,14 @@ mod gone {
         drop(stream);
         until_detached(&server, Duration::from_secs(20)).await;
         assert_eq!(left_over(&programs).await, [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn the_server_keeps_what_tracing_needs_and_can_gain_nothing() {
+        let server = HttpServer::start().await;
+        let run = server.tool(ALICE, "run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await;
+        assert!(!run.is_error, "{}", run.text);
+        assert_has_shed(server.pid());
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
 
 use mcptrace_tests::{
     mcp::{Answer, ServerProcess, left_over},
-    program::program,
+    program::{assert_has_shed, may_do, program},
 };
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
@@ -305,4 +305,18 @@ async fn results_outlast_the_server_where_there_is_a_history() {
     assert_eq!(kept["report"]["rows"][0], run["report"]["rows"][0]);
     let info = second.client.tool("bpf_info", json!({})).await.success();
     assert_eq!(info.get("recorder"), None, "nobody records any more");
+}
+
+#[tokio::test]
+async fn a_server_keeps_what_tracing_needs_and_can_gain_nothing() {
+    const SETUID: u64 = 1 << 7;
+    for (scripts, keeps) in [("never", 0), ("policy", SETUID)] {
+        let mut command = Command::new(program());
+        command.args(["serve", "--allow-scripts", scripts]);
+        let mut server = ServerProcess::start_by(command).await;
+        let run = server.client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await.success();
+        assert!(run["loss"]["seen"].as_u64().unwrap() > 0, "{run}");
+        assert_has_shed(server.pid());
+        assert!(may_do(server.pid()).iter().all(|(permitted, ..)| permitted & SETUID == keeps), "{scripts}");
+    }
 }

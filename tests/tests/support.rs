@@ -249,7 +249,7 @@ fn without_btf_it_says_so_and_what_works_without_still_does() {
 
 #[test]
 fn without_tracefs_native_probes_run_and_the_mount_command_is_told() {
-    let found = json(&elsewhere("exec unshare -m sh -c 'umount -a -t tracefs; exec \"$@\"' sh").0);
+    let found = json(&elsewhere("exec unshare -m sh -c 'umount -a -t debugfs,tracefs; exec \"$@\"' sh").0);
     assert_eq!(found["native_works"], true);
     let check = of(&found, "attach_types", "tracepoint");
     assert_eq!(check["works"], false);

@@ -11,6 +11,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::Settings;
 
+/// How often a file is begun anew for a line, at most: each time somebody else was faster.
+const TRIES: usize = 100;
+
 /// The file that is written and those that are full: `NAME.1` is the latest.
 #[derive(Debug)]
 pub(super) struct File {
@@ -33,23 +36,23 @@ impl File {
     }
 
     fn try_append(&mut self, line: &[u8]) -> io::Result<()> {
-        let mut file = self.current()?;
-        // One process at a time, so that none writes into a file that another has just put aside.
-        flock(&file, FlockOperation::LockExclusive)?;
-        if !self.is_current(&file) {
-            file = self.reopen()?;
+        for _ in 0..TRIES {
+            let file = self.current()?;
+            // One process at a time, so that none writes into a file that another has just put aside.
             flock(&file, FlockOperation::LockExclusive)?;
+            if self.is_current(&file) {
+                let size = file.metadata()?.len();
+                if size == 0 || size + line.len() as u64 <= self.bytes {
+                    let result = write_line(&file, line);
+                    flock(&file, FlockOperation::Unlock)?;
+                    return result;
+                }
+                self.put_aside()?;
+            }
+            // Whoever waits for the lock of what was put aside gets it with the last handle, and finds that it is current no more.
+            self.open = None;
         }
-        let size = file.metadata()?.len();
-        if size > 0 && size + line.len() as u64 > self.bytes {
-            self.put_aside()?;
-            drop(file);
-            file = self.reopen()?;
-            flock(&file, FlockOperation::LockExclusive)?;
-        }
-        let result = write_line(&file, line);
-        flock(&file, FlockOperation::Unlock)?;
-        result
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "others put it aside again and again"))
     }
 
     fn current(&mut self) -> io::Result<fs::File> {

@@ -27,6 +27,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let over_http = http::is_asked_for(matches);
     let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
+        // Before there is a second thread: each has capabilities of its own.
+        shed::shed(shed::needed_over_http(settings.policy().level))?;
         return http::run(executions, settings.http);
     }
     if loader::lack_of_privilege().is_some() {
@@ -35,7 +37,6 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
             Err(why) => say(&why),
         }
     }
-    // Before there is a second thread: each has capabilities of its own.
     shed::shed(shed::needed(settings.policy().level))?;
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }

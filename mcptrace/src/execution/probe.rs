@@ -276,7 +276,7 @@ impl ProbeSource {
             };
         };
         // Where most runs of a program are not about events that pass, their cost is not the events'.
-        let mostly_events = seen_in_window > 0 && cost.events <= seen_in_window.saturating_mul(2);
+        let mostly_events = seen_in_window > 0 && cost.events <= seen_in_window.saturating_mul(4);
         let per_event = mostly_events.then(|| round(cost.ns / seen_in_window as f64));
         let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
         Overhead { ns_per_event: per_event, cpu_percent: round(percent), method: "measured".into() }

@@ -10,6 +10,8 @@ use mcptrace_wire::{self as bits, COMM_LEN};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::text::quoted;
+
 /// Which threads a probe looks at. Every field that is set must match; the kernel side decides, so what does not match costs
 /// next to nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -167,7 +169,7 @@ impl Filter {
         match &self.comm {
             Some(comm) if comm.len() >= COMM_LEN => {
                 let end = (0..COMM_LEN).rev().find(|end| comm.is_char_boundary(*end)).unwrap_or(0);
-                Err(FilterError::LongComm(comm.clone(), comm[..end].to_owned()))
+                Err(FilterError::LongComm(quoted(comm), quoted(&comm[..end])))
             }
             Some(comm) if comm.is_empty() || comm.contains('\0') => Err(FilterError::NoComm),
             _ => Ok(()),
@@ -215,7 +217,7 @@ fn cgroup_by_path(mount: &Path, path: &str) -> Result<Cgroup, FilterError> {
     let relative = path.trim_start_matches('/');
     let inside = !relative.split('/').any(|part| part == "..");
     let found = inside.then(|| cgroup_at(mount, &mount.join(relative))).and_then(Result::ok);
-    found.ok_or_else(|| FilterError::NoCgroup { path: path.to_owned(), mount: mount.display().to_string() })
+    found.ok_or_else(|| FilterError::NoCgroup { path: quoted(path), mount: mount.display().to_string() })
 }
 
 fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
@@ -234,9 +236,9 @@ fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
     }
     match found.as_slice() {
         [one] => cgroup_at(mount, one)
-            .map_err(|_| FilterError::NoContainer { id: id.to_owned(), mount: mount.display().to_string() }),
-        [] => Err(FilterError::NoContainer { id: id.to_owned(), mount: mount.display().to_string() }),
-        many => Err(FilterError::AmbiguousContainer { id: id.to_owned(), count: many.len() }),
+            .map_err(|_| FilterError::NoContainer { id: quoted(id), mount: mount.display().to_string() }),
+        [] => Err(FilterError::NoContainer { id: quoted(id), mount: mount.display().to_string() }),
+        many => Err(FilterError::AmbiguousContainer { id: quoted(id), count: many.len() }),
     }
 }
 

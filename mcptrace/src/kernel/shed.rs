@@ -41,6 +41,11 @@ pub fn needed_by_daemon(scripts: Level) -> CapabilitySet {
     needed(scripts) | CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE
 }
 
+/// What a server over HTTP keeps: its port may be one of the first 1024.
+pub fn needed_over_http(scripts: Level) -> CapabilitySet {
+    needed(scripts) | CapabilitySet::NET_BIND_SERVICE
+}
+
 /// Drops for good all capabilities but these, from the bounding set too where that is allowed, and sets `no_new_privs`.
 ///
 /// # Errors
