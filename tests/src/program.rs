@@ -1,4 +1,5 @@
 //! The program itself, built as the tests are.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::{
     env,
@@ -30,6 +31,10 @@ pub fn program() -> &'static Path {
 
 /// What a process may do, by its threads: permitted capabilities and those that it could ever get, and whether it may gain any.
 /// Bits are those of capabilities(7).
+///
+/// # Panics
+///
+/// If there is no such process.
 pub fn may_do(pid: u32) -> Vec<(u64, u64, bool)> {
     let of = |thread: std::io::Result<std::fs::DirEntry>| {
         let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
@@ -41,6 +46,10 @@ pub fn may_do(pid: u32) -> Vec<(u64, u64, bool)> {
 }
 
 /// That a server may neither load modules nor set the clock nor change the network, and can never get to.
+///
+/// # Panics
+///
+/// If it may.
 pub fn assert_has_shed(pid: u32) {
     const DANGEROUS: u64 = 1 << 12 | 1 << 13 | 1 << 16 | 1 << 17 | 1 << 22 | 1 << 25;
     for (permitted, ever, fixed) in may_do(pid) {
