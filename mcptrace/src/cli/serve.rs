@@ -9,6 +9,7 @@ use crate::{
     audit::Audit,
     executions::Executions,
     kernel::{loader, privilege, shed},
+    memory,
     server::stdio,
 };
 
@@ -38,6 +39,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         }
     }
     shed::shed(shed::needed(settings.policy().level))?;
+    memory::release_start();
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
 

@@ -26,6 +26,7 @@ use super::{
     privilege, support,
     uprobes::{self, Multi},
 };
+use crate::memory;
 
 /// Why native probes cannot be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +157,7 @@ impl Kernel {
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.
         let mut loader = EbpfLoader::new();
         loader.btf(None);
-        release_free_memory();
+        memory::release_free();
         Ok(Self { btf, loader: Mutex::new(loader), layout })
     }
 
@@ -415,13 +416,4 @@ fn causes<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
-}
-
-/// Gives freed memory back to the system: parsing the kernel's types frees some 20 MB at once, which glibc would keep.
-pub fn release_free_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim only touches the allocator's own state.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }

@@ -26,7 +26,7 @@ use serde::Serialize;
 pub(super) use self::attach::FUNCTIONS;
 pub use self::text::text;
 use super::{
-    loader::{Kernel, release_free_memory},
+    loader::Kernel,
     privilege::{self, Process},
 };
 use crate::{
@@ -35,6 +35,7 @@ use crate::{
         sandbox::{Part, Sandbox},
     },
     executions::Limits,
+    memory,
     recorder::status as recorder,
 };
 
@@ -375,7 +376,7 @@ pub fn info(options: &Options) -> Info {
         probes,
     };
     info.problems = problems::find(&info, &facts);
-    release_free_memory();
+    memory::release_free();
     info
 }
 
