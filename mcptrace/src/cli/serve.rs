@@ -10,7 +10,7 @@ use crate::{
     executions::Executions,
     kernel::{loader, privilege, shed},
     memory,
-    server::stdio,
+    server::{stdio, tools},
 };
 
 pub(super) fn define() -> Command {
@@ -39,6 +39,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         }
     }
     shed::shed(shed::needed(settings.policy().level))?;
+    // Every client asks for it first. What writes the schemas is not needed again.
+    drop(tools::list());
     memory::release_start();
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
