@@ -9,7 +9,8 @@ use rustix::process::Signal;
 
 use super::collect::Collector;
 use super::error::{ScriptError, spoken};
-use super::process::{Process, Stream, ending};
+use super::child::ending;
+use super::process::{Process, Stream};
 use super::text::{escape, head};
 use super::{Cut, Limits, Snapshot};
 

@@ -7,6 +7,7 @@ use clap::{ArgMatches, Command};
 use super::{Failure, config, http, policy, pump};
 use crate::{
     audit::Audit,
+    bpftrace::launcher,
     executions::Executions,
     kernel::{loader, privilege, shed},
     server::stdio,
@@ -27,8 +28,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let over_http = http::is_asked_for(matches);
     let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
+        launcher::start(&settings.launcher());
         // Before there is a second thread: each has capabilities of its own.
-        shed::shed(shed::needed_over_http(settings.policy().level))?;
+        shed::shed(shed::needed_over_http())?;
         return http::run(executions, settings.http);
     }
     if loader::lack_of_privilege().is_some() {
@@ -37,7 +39,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
             Err(why) => say(&why),
         }
     }
-    shed::shed(shed::needed(settings.policy().level))?;
+    launcher::start(&settings.launcher());
+    shed::shed(shed::needed())?;
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
 

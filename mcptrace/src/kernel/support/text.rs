@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Check, Info, Part, Problem};
+use crate::{bpftrace::policy::Level, kernel::privilege::Held};
 
 /// Renders within so many bytes; says what was left out.
 pub fn text(info: &Info, most_bytes: usize) -> String {
@@ -123,7 +124,27 @@ fn bpftrace(info: &Info) -> Vec<String> {
     if !off.is_empty() {
         let _ = write!(line, ", says it lacks: {}", off.join(", "));
     }
-    vec![String::new(), "bpftrace".to_owned(), line.trim_end().to_owned(), scripts(info)]
+    [String::new(), "bpftrace".to_owned(), line.trim_end().to_owned(), scripts(info)]
+        .into_iter()
+        .chain(capabilities(info))
+        .collect()
+}
+
+/// Who builds the box, and with what right. Nobody does where no scripts are allowed.
+fn capabilities(info: &Info) -> Vec<String> {
+    let scripts = &info.scripts;
+    if scripts.policy.level == Level::Never {
+        return Vec::new();
+    }
+    let who = scripts.launcher.map_or_else(|| "  their box takes, of this process".to_owned(), |pid| {
+        format!("  their box is built by the launcher, process {pid}, which has")
+    });
+    let lines = scripts.capabilities.iter().map(row);
+    std::iter::once(format!("{who}:")).chain(lines).collect()
+}
+
+fn row(one: &Held) -> String {
+    format!("    {:4} {:20} {}", if one.held { "yes" } else { "no" }, one.name, one.purpose)
 }
 
 fn scripts(info: &Info) -> String {
