@@ -17,6 +17,7 @@ pub fn text(info: &Info, most_bytes: usize) -> String {
     lines.extend(section("Maps", &info.map_types));
     lines.extend(section("Helpers", &info.helpers));
     lines.extend(bpftrace(info));
+    lines.extend(capabilities(info));
     bounded(&lines, most_bytes)
 }
 
@@ -124,23 +125,24 @@ fn bpftrace(info: &Info) -> Vec<String> {
     if !off.is_empty() {
         let _ = write!(line, ", says it lacks: {}", off.join(", "));
     }
-    [String::new(), "bpftrace".to_owned(), line.trim_end().to_owned(), scripts(info)]
-        .into_iter()
-        .chain(capabilities(info))
-        .collect()
+    vec![String::new(), "bpftrace".to_owned(), line.trim_end().to_owned(), scripts(info)]
 }
 
-/// Who builds the box, and with what right. Nobody does where no scripts are allowed.
+/// What is held, and what for: by what traces, and by what builds the box of scripts. Nothing does where no scripts are allowed.
 fn capabilities(info: &Info) -> Vec<String> {
     let scripts = &info.scripts;
-    if scripts.policy.level == Level::Never {
-        return Vec::new();
+    let builder = match scripts.launcher {
+        _ if scripts.policy.level == Level::Never => None,
+        Some(launcher) => Some(format!("  of the launcher, process {launcher}, for the box of scripts")),
+        None => Some("  of this process, for the box of scripts (a server starts a launcher for it)".to_owned()),
+    };
+    let mut lines = vec![String::new(), "Capabilities".to_owned(), "  of this process, for native probes".to_owned()];
+    lines.extend(info.process.capabilities.iter().map(row));
+    if let Some(builder) = builder {
+        lines.push(builder);
+        lines.extend(scripts.capabilities.iter().map(row));
     }
-    let who = scripts.launcher.map_or_else(|| "  their box takes, of this process".to_owned(), |pid| {
-        format!("  their box is built by the launcher, process {pid}, which has")
-    });
-    let lines = scripts.capabilities.iter().map(row);
-    std::iter::once(format!("{who}:")).chain(lines).collect()
+    lines
 }
 
 fn row(one: &Held) -> String {
