@@ -628,7 +628,8 @@ fn as_root(bpftrace: &Bpftrace) -> Result<(), ScriptError> {
         "bpftrace only runs as the root user, and to start it as root in a box this process lacks {}",
         lacking.join(", ")
     );
-    let remedy = format!("run mcptrace as root, or: {}", privilege::process().grant(&lacking));
+    let names: Vec<&str> = lacking.iter().map(String::as_str).collect();
+    let remedy = format!("run mcptrace as root, or: {}", privilege::process().grant(&names));
     Err(ScriptError::new(Category::Permission, message).with_remedy(remedy))
 }
 

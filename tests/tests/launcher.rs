@@ -37,6 +37,13 @@ struct Launcher {
     socket: OwnedFd,
 }
 
+/// A script at work. bpftrace ends when nobody reads what it writes.
+struct Run {
+    out: fs::File,
+    _err: OwnedFd,
+    orders: OwnedFd,
+}
+
 /// What came back: a letter, what belongs to it, and descriptors.
 struct Answer {
     text: String,
@@ -79,12 +86,25 @@ impl Launcher {
         self.receive()
     }
 
-    /// Asks for a run; gives its output and the socket of its orders.
-    fn run(&self, program: &str) -> (fs::File, OwnedFd) {
+    /// Asks for a run.
+    fn run(&self, program: &str) -> Run {
         let answer = self.ask(&run(program));
         assert!(answer.text.starts_with('s'), "{}", answer.text);
-        let [out, _, orders] = <[OwnedFd; 3]>::try_from(answer.descriptors).unwrap();
-        (out.into(), orders)
+        let [out, err, orders] = <[OwnedFd; 3]>::try_from(answer.descriptors).unwrap();
+        rustix::io::ioctl_fionbio(&out, false).unwrap();
+        Run { out: out.into(), _err: err, orders }
+    }
+
+    /// The same, when bpftrace has attached.
+    fn attached(&self) -> Run {
+        let mut run = self.run("BEGIN { @begun = 1; } interval:s:1 { @ticks = count(); }");
+        let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+        while !String::from_utf8_lossy(&text).contains("attached_probes") {
+            let length = run.out.read(&mut chunk).unwrap();
+            assert!(length > 0, "{}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&chunk[..length]);
+        }
+        run
     }
 
     fn wait_for_its_end(&mut self) {
@@ -170,11 +190,8 @@ async fn where_no_scripts_are_allowed_there_is_no_launcher() {
 #[tokio::test]
 async fn what_each_holds_is_told_with_the_reason() {
     let mut server = server_of("policy").await;
-    let answer = server.client.tool("bpf_info", json!({})).await;
-    let launcher = launcher_of(server.pid()).unwrap();
-    assert!(answer.text.contains(&format!("of the launcher, process {launcher}, for the box")), "{}", answer.text);
-    let info = answer.success();
-    assert_eq!(info["scripts"]["launcher"], launcher);
+    let info = server.client.tool("bpf_info", json!({})).await.success();
+    assert_eq!(info["scripts"]["launcher"], launcher_of(server.pid()).unwrap());
     for (rows, name) in [(&info["process"]["capabilities"], "CAP_PERFMON"), (&info["scripts"]["capabilities"], "CAP_SETPCAP")]
     {
         let rows = rows.as_array().unwrap();
@@ -253,10 +270,11 @@ fn descriptors_that_come_with_a_request_are_not_kept() {
     let open = || fs::read_dir(format!("/proc/{}/fd", launcher.child.id())).unwrap().count();
     let before = open();
     let file = fs::File::open("/etc/hostname").unwrap();
+    let files = [file.as_fd(), file.as_fd()];
     for _ in 0..20 {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&[file.as_fd(), file.as_fd()])));
+        assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
         rustix::net::sendmsg(&launcher.socket, &[IoSlice::new(b"z")], &mut control, SendFlags::NOSIGNAL).unwrap();
         assert!(launcher.receive().text.starts_with('n'));
     }
@@ -285,9 +303,9 @@ fn what_the_policy_refuses_the_launcher_does_not_run_either() {
 }
 
 #[test]
-fn only_so_many_run_at_once_and_none_longer_than_allowed() {
-    let launcher = Launcher::start(&["--level", "policy", "--most", "2", "--longest", "600", "--"]);
-    let (first, second) = (launcher.run(ENDLESS), launcher.run(ENDLESS));
+fn only_so_many_run_at_once() {
+    let launcher = Launcher::usual();
+    let (first, second) = (launcher.attached(), launcher.attached());
     let third = launcher.ask(&run(ENDLESS));
     assert!(third.text.starts_with('n') && third.text.contains("2 runs"), "{}", third.text);
     drop(first);
@@ -295,10 +313,22 @@ fn only_so_many_run_at_once_and_none_longer_than_allowed() {
     drop(second);
 }
 
+/// The launcher gives it a minute more than its time: to attach, and to print its maps.
+#[test]
+fn a_run_that_nobody_ends_is_ended_when_its_time_is_up() {
+    let launcher = Launcher::start(&["--level", "policy", "--most", "2", "--longest", "1", "--"]);
+    let begun = Instant::now();
+    let run = launcher.run(ENDLESS);
+    let mut status = [0; 4];
+    rustix::net::recv(&run.orders, &mut status, RecvFlags::empty()).unwrap();
+    assert_eq!(i32::from_le_bytes(status), libc::SIGKILL);
+    assert!(begun.elapsed() >= Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn a_script_ends_with_the_socket_of_its_orders() {
     let launcher = Launcher::usual();
-    let (_out, orders) = launcher.run(ENDLESS);
+    let Run { out: _out, _err, orders } = launcher.attached();
     let children = descendants(launcher.child.id());
     assert_eq!(children.len(), 1);
     drop(orders);
@@ -310,32 +340,25 @@ fn a_script_ends_with_the_socket_of_its_orders() {
 fn what_is_no_order_ends_the_script() {
     let launcher = Launcher::usual();
     for order in [&b"x"[..], b"ii", b"KILL", &[b'k'; 5000]] {
-        let (_out, orders) = launcher.run(ENDLESS);
+        let run = launcher.attached();
         let child = descendants(launcher.child.id())[0];
-        rustix::net::send(&orders, order, SendFlags::NOSIGNAL).unwrap();
+        rustix::net::send(&run.orders, order, SendFlags::NOSIGNAL).unwrap();
         wait_for("the script to end", || !is_alive(child));
         wait_for("its place", || descendants(launcher.child.id()).is_empty());
+        drop(run);
     }
 }
 
 #[test]
 fn an_interrupt_prints_the_maps_and_the_end_is_told() {
     let launcher = Launcher::usual();
-    let (mut out, orders) = launcher.run("BEGIN { @begun = 1; } interval:s:1 { @ticks = count(); }");
-    rustix::io::ioctl_fionbio(&out, false).unwrap();
-    let mut text = Vec::new();
-    let mut chunk = [0; 4096];
-    // It says so when it has attached.
-    while !String::from_utf8_lossy(&text).contains("attached_probes") {
-        let length = out.read(&mut chunk).unwrap();
-        assert!(length > 0, "{}", String::from_utf8_lossy(&text));
-        text.extend_from_slice(&chunk[..length]);
-    }
-    rustix::net::send(&orders, b"i", SendFlags::NOSIGNAL).unwrap();
-    out.read_to_end(&mut text).unwrap();
-    assert!(String::from_utf8_lossy(&text).contains("@begun"), "{}", String::from_utf8_lossy(&text));
+    let mut run = launcher.attached();
+    rustix::net::send(&run.orders, b"i", SendFlags::NOSIGNAL).unwrap();
+    let mut text = String::new();
+    run.out.read_to_string(&mut text).unwrap();
+    assert!(text.contains("@begun"), "{text}");
     let mut status = [0; 4];
-    rustix::net::recv(&orders, &mut status, RecvFlags::empty()).unwrap();
+    rustix::net::recv(&run.orders, &mut status, RecvFlags::empty()).unwrap();
     assert_eq!(i32::from_le_bytes(status), 0);
 }
 
@@ -385,7 +408,7 @@ fn pid(number: u32) -> rustix::process::Pid {
 #[test]
 fn it_ends_with_its_socket() {
     let mut launcher = Launcher::usual();
-    launcher.run(ENDLESS);
+    let _run = launcher.attached();
     let (_, closed) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     launcher.socket = closed;

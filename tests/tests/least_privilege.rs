@@ -144,6 +144,12 @@ async fn a_user_runs_scripts_by_capabilities_of_the_file() {
     traces(&mut server).await;
     runs_a_script(&mut server).await;
     holds(&mut server, &native, Some(&scripts)).await;
+    // A person is told the same, with the reasons.
+    let output = as_nobody(&copy, &[]).arg("doctor").output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in ["yes  CAP_PERFMON          attach programs", "yes  CAP_SETUID           start bpftrace as root"] {
+        assert!(said.contains(line), "{said}");
+    }
 }
 
 #[tokio::test]
@@ -185,8 +191,9 @@ async fn whoever_starts_a_file_with_capabilities_does_not_choose_what_it_runs_an
         assert!(said.contains("Permission denied") && !said.contains("planted"), "{words:?}: {said}");
     }
     // The launcher that one starts oneself is no other.
-    let output = as_nobody(&copy, &[]).args(["__launcher", "--level", "any", "--most", "9", "--longest", "9", "--"]);
-    let output = output.stdin(std::process::Stdio::null()).output().await.unwrap();
+    let mut by_hand = as_nobody(&copy, &[]);
+    by_hand.args(["__launcher", "--level", "any", "--most", "9", "--longest", "9", "--"]);
+    let output = by_hand.stdin(std::process::Stdio::null()).output().await.unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 

@@ -6,7 +6,7 @@ use std::{fs, io, sync::OnceLock};
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::privilege::{CAPABILITIES, Capability, FOR_SCRIPTS, FOR_SCRIPTS_OF_OTHERS, Held, for_scripts, has, locks_memory};
+use super::privilege::{CAPABILITIES, Capability, FOR_SCRIPTS, FOR_SCRIPTS_OF_OTHERS, Held, for_scripts, locks_memory};
 
 /// Whether `no_new_privs` was set before this process set it itself.
 static AT_START: OnceLock<bool> = OnceLock::new();
@@ -42,15 +42,11 @@ fn needed_for_scripts(is_root: bool) -> CapabilitySet {
 }
 
 /// The capabilities without which a launcher of this user builds no box. Root is taken at its word: what its box lacks is said.
-pub fn lacks_for_scripts() -> Vec<&'static str> {
+pub fn lacks_for_scripts() -> Vec<String> {
     if rustix::process::geteuid().is_root() {
         return Vec::new();
     }
-    let held = permitted();
-    // Without these there is less memory to lock, and no more.
-    let optional = ["CAP_IPC_LOCK", "CAP_SYS_RESOURCE"];
-    let all = FOR_SCRIPTS.iter().chain(FOR_SCRIPTS_OF_OTHERS).filter(|one| !optional.contains(&one.name));
-    all.filter(|one| !has(held, one)).map(|one| one.name).collect()
+    for_scripts(permitted(), false).into_iter().filter(|one| !one.held).map(|one| one.name).collect()
 }
 
 /// What this thread could take up: `CapPrm`.
