@@ -95,11 +95,11 @@ impl Launcher {
         Run { out: out.into(), _err: err, orders }
     }
 
-    /// The same, when bpftrace has attached.
+    /// The same, when bpftrace waits for events: before that it notes a signal and does nothing about it until the next.
     fn attached(&self) -> Run {
-        let mut run = self.run("BEGIN { @begun = 1; } interval:s:1 { @ticks = count(); }");
+        let mut run = self.run("BEGIN { @begun = 1; } interval:ms:200 { printf(\"tick\\n\"); }");
         let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
-        while !String::from_utf8_lossy(&text).contains("attached_probes") {
+        while !String::from_utf8_lossy(&text).contains("tick") {
             let length = run.out.read(&mut chunk).unwrap();
             assert!(length > 0, "{}", String::from_utf8_lossy(&text));
             text.extend_from_slice(&chunk[..length]);
@@ -192,7 +192,8 @@ async fn what_each_holds_is_told_with_the_reason() {
     let mut server = server_of("policy").await;
     let info = server.client.tool("bpf_info", json!({})).await.success();
     assert_eq!(info["scripts"]["launcher"], launcher_of(server.pid()).unwrap());
-    for (rows, name) in [(&info["process"]["capabilities"], "CAP_PERFMON"), (&info["scripts"]["capabilities"], "CAP_SETPCAP")]
+    for (rows, name) in
+        [(&info["process"]["capabilities"], "CAP_PERFMON"), (&info["scripts"]["capabilities"], "CAP_SETPCAP")]
     {
         let rows = rows.as_array().unwrap();
         assert!(rows.iter().all(|row| row["held"] == true && !row["purpose"].as_str().unwrap().is_empty()), "{rows:?}");
@@ -220,8 +221,7 @@ async fn a_launcher_that_is_killed_takes_its_scripts_along_and_native_probes_go_
     // SAFETY: kill takes numbers only; the launcher is our server's child, which has not been waited for.
     assert_eq!(unsafe { libc::kill(launcher as i32, libc::SIGKILL) }, 0);
     wait_for("bpftrace to end", || !is_alive(bpftrace));
-    let ended =
-        server.client.tool("get_result", json!({ "execution_id": id, "wait_seconds": 30 })).await.success();
+    let ended = server.client.tool("get_result", json!({ "execution_id": id, "wait_seconds": 30 })).await.success();
     assert_eq!(ended["status"], "failed", "{ended}");
     assert!(ended["error"].as_str().unwrap().contains("signal 9"), "{ended}");
     let script = server.client.tool("exec_program", json!({ "program": ENDLESS, "timeout": 5 })).await;
@@ -252,7 +252,20 @@ fn what_is_no_request_is_refused_and_the_launcher_lives() {
     let launcher = Launcher::usual();
     let long = [&b"c"[..], &vec![b'x'; 200_000]].concat();
     let packets: [&[u8]; 14] = [
-        b"x", b"\0", b"p1", b"v ", b"i--unsafe", b"c\xff\xfe", b"r", b"r1234567", b"l\xc3", b"P", b"{}", b"vv", b"s", &long,
+        b"x",
+        b"\0",
+        b"p1",
+        b"v ",
+        b"i--unsafe",
+        b"c\xff\xfe",
+        b"r",
+        b"r1234567",
+        b"l\xc3",
+        b"P",
+        b"{}",
+        b"vv",
+        b"s",
+        &long,
     ];
     for packet in packets {
         let answer = launcher.ask(packet);

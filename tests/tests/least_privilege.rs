@@ -59,7 +59,10 @@ fn as_nobody(program: &Path, more: &[&str]) -> Command {
 fn with_ambient(program: &Path, capabilities: &str) -> Command {
     let list: Vec<String> = capabilities.split(',').map(|name| name.replace("cap_", "+")).collect();
     let list = list.join(",");
-    as_nobody(program, &["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &format!("-all,{list}"), "--no-new-privs"])
+    as_nobody(
+        program,
+        &["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &format!("-all,{list}"), "--no-new-privs"],
+    )
 }
 
 async fn traces(server: &mut ServerProcess) {
@@ -105,7 +108,8 @@ async fn holds(server: &mut ServerProcess, native: &str, scripts: Option<&str>) 
         let both: BTreeSet<String> = held(&info["scripts"]["capabilities"]).union(&native).cloned().collect();
         assert_eq!(both, names(scripts));
     }
-    let (bits, launcher) = (|pid| may_do(pid).iter().fold(0, |all, (permitted, ..)| all | permitted), launcher_of(server.pid()));
+    let (bits, launcher) =
+        (|pid| may_do(pid).iter().fold(0, |all, (permitted, ..)| all | permitted), launcher_of(server.pid()));
     assert_eq!(bits(server.pid()).count_ones() as usize, native.len());
     assert!(may_do(server.pid()).iter().all(|(_, _, fixed)| *fixed));
     if let Some(launcher) = launcher {
@@ -205,7 +209,11 @@ async fn a_command_through_sudo_runs_unboxed_and_says_so() {
     fs::copy("/usr/bin/env", &sudo).unwrap();
     fs::set_permissions(&sudo, fs::Permissions::from_mode(0o4755)).unwrap();
     let config = folder.path().join("config.toml");
-    let text = format!("[bpftrace]\ncommand = \"{} bpftrace\"\n[socket]\npath = \"{}/none\"\n", sudo.display(), folder.path().display());
+    let text = format!(
+        "[bpftrace]\ncommand = \"{} bpftrace\"\n[socket]\npath = \"{}/none\"\n",
+        sudo.display(),
+        folder.path().display()
+    );
     fs::write(&config, text).unwrap();
     let mut command = as_nobody(&copy, &[]);
     command.arg("serve").arg("--config").arg(&config);

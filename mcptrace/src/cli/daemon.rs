@@ -167,7 +167,11 @@ async fn serving(config: &Config, must: bool) -> Result<Option<Served>, Failure>
         Ok(listening) => Some(listening),
         Err(error) if must => return Err(Failure::failed(chain(&error))),
         Err(error) => {
-            let rest = if config.http.listen { "nobody can connect to the socket" } else { "recording only, nobody can connect" };
+            let rest = if config.http.listen {
+                "nobody can connect to the socket"
+            } else {
+                "recording only, nobody can connect"
+            };
             say(&format!("{rest}: {}", chain(&error)));
             None
         }

@@ -132,12 +132,7 @@ pub const KEYS: &[Key] = &[
         "Whether `mcptrace daemon` serves over HTTP beside its socket (`mcptrace serve` does when it is told to by `--http`).",
         "What can be reached over the network is asked for, never there by itself.",
     ),
-    key(
-        "http.address",
-        "",
-        "Where HTTP is served.",
-        "Loopback: anything else needs `certificate` and `key`.",
-    ),
+    key("http.address", "", "Where HTTP is served.", "Loopback: anything else needs `certificate` and `key`."),
     key(
         "http.tokens",
         "",

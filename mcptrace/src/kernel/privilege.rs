@@ -40,7 +40,11 @@ pub const CAPABILITIES: &[Capability] = &[
 pub const FOR_SCRIPTS: &[Capability] = &[
     Capability { name: "CAP_SYS_ADMIN", number: 21, purpose: "make the namespaces of the box and mount what it shows" },
     Capability { name: "CAP_SETPCAP", number: 8, purpose: "take from bpftrace for good what it does not need" },
-    Capability { name: "CAP_DAC_OVERRIDE", number: 1, purpose: "make control groups, in folders that are read-only even for root" },
+    Capability {
+        name: "CAP_DAC_OVERRIDE",
+        number: 1,
+        purpose: "make control groups, in folders that are read-only even for root",
+    },
     Capability { name: "CAP_BPF", number: 39, purpose: "bpftrace: load eBPF programs and maps" },
     Capability { name: "CAP_PERFMON", number: 38, purpose: "bpftrace: attach programs" },
     Capability { name: "CAP_DAC_READ_SEARCH", number: 2, purpose: "bpftrace: read tracefs and binaries" },

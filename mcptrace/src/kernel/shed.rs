@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn what_could_change_the_machine_is_never_kept() {
-        let all = needed() | needed_by_daemon() | needed_over_http() | needed_for_scripts(true) | needed_for_scripts(false);
+        let all =
+            needed() | needed_by_daemon() | needed_over_http() | needed_for_scripts(true) | needed_for_scripts(false);
         for never in [
             CapabilitySet::SYS_MODULE,
             CapabilitySet::SYS_RAWIO,
@@ -164,7 +165,8 @@ mod tests {
         ] {
             assert!(!all.contains(never), "{never:?}");
         }
-        let of_the_launcher = CapabilitySet::SETPCAP | CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
+        let of_the_launcher =
+            CapabilitySet::SETPCAP | CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
         assert!(!(needed_by_daemon() | needed_over_http()).intersects(of_the_launcher), "no server builds a box");
         assert!(needed().contains(CapabilitySet::BPF | CapabilitySet::PERFMON));
         let to_be_root = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;

@@ -31,9 +31,9 @@ use super::{
 };
 use crate::{
     bpftrace::{
+        launcher,
         policy::Policy,
         sandbox::{self, Part},
-        launcher,
     },
     executions::Limits,
     recorder::status as recorder,

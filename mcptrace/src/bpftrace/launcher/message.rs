@@ -219,9 +219,20 @@ mod tests {
     #[test]
     fn what_is_no_request_is_none() {
         let too_long = [&b"c"[..], &vec![b'x'; REQUEST_BYTES]].concat();
-        for packet in
-            [&b""[..], b"x", b"p ", b"v1", b"i\0", b"P", b"c\xff", b"l\xc3", b"r", b"r1234567", b"r12345678\xff", &too_long]
-        {
+        for packet in [
+            &b""[..],
+            b"x",
+            b"p ",
+            b"v1",
+            b"i\0",
+            b"P",
+            b"c\xff",
+            b"l\xc3",
+            b"r",
+            b"r1234567",
+            b"r12345678\xff",
+            &too_long,
+        ] {
             assert_eq!(Request::decode(packet), None, "{packet:?}");
         }
         for packet in [&b""[..], b"x", b"kk", b"K", b"k\0"] {

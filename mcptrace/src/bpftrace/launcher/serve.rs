@@ -46,7 +46,9 @@ const END_TIME: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum NotServed {
     /// It was not started by a server.
-    #[error("this command is started by `mcptrace serve` and `mcptrace daemon`, which talk to it over their own socket")]
+    #[error(
+        "this command is started by `mcptrace serve` and `mcptrace daemon`, which talk to it over their own socket"
+    )]
     ByHand,
     /// The system does not let it.
     #[error("the launcher cannot begin: {0}")]
@@ -161,20 +163,20 @@ impl Serving {
 
     fn wait(&self) -> Ready {
         let nothing = PollFlags::empty();
-        let mut all =
-            vec![PollFd::new(&self.server, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
+        let mut all = vec![PollFd::new(&self.server, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
         for script in &self.scripts {
             all.push(PollFd::new(&script.ended, PollFlags::IN));
             // A place for each, so that they can be told apart by their places.
-            all.push(script.orders.as_ref().map_or_else(
-                || PollFd::new(&script.ended, nothing),
-                |orders| PollFd::new(orders, PollFlags::IN),
-            ));
+            all.push(
+                script
+                    .orders
+                    .as_ref()
+                    .map_or_else(|| PollFd::new(&script.ended, nothing), |orders| PollFd::new(orders, PollFlags::IN)),
+            );
         }
-        let time = self.time_left().map(|time| Timespec {
-            tv_sec: time.as_secs() as i64,
-            tv_nsec: i64::from(time.subsec_nanos()),
-        });
+        let time = self
+            .time_left()
+            .map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) });
         if rustix::event::poll(&mut all, time.as_ref()).is_err() {
             return Ready::default();
         }
@@ -261,7 +263,10 @@ impl Serving {
         }
         let most = self.settings.most;
         if self.scripts.len() >= most {
-            return Err(Refusal::new(Why::Request, format!("{most} runs of bpftrace are under way, which is the limit")));
+            return Err(Refusal::new(
+                Why::Request,
+                format!("{most} runs of bpftrace are under way, which is the limit"),
+            ));
         }
         Ok(())
     }
