@@ -7,6 +7,7 @@ use clap::{ArgMatches, Command};
 use super::{Failure, config, http, policy, pump};
 use crate::{
     audit::Audit,
+    bpftrace::launcher,
     executions::Executions,
     kernel::{loader, privilege, shed},
     memory,
@@ -28,8 +29,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let over_http = http::is_asked_for(matches);
     let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
+        launcher::start(&settings.launcher());
         // Before there is a second thread: each has capabilities of its own.
-        shed::shed(shed::needed_over_http(settings.policy().level))?;
+        shed::shed(shed::needed_over_http())?;
         return http::run(executions, settings.http);
     }
     if loader::lack_of_privilege().is_some() {
@@ -38,7 +40,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
             Err(why) => say(&why),
         }
     }
-    shed::shed(shed::needed(settings.policy().level))?;
+    launcher::start(&settings.launcher());
+    shed::shed(shed::needed())?;
     // Every client asks for it first. What writes the schemas is not needed again.
     drop(tools::list());
     memory::release_start();
