@@ -3,7 +3,9 @@
 pub mod http;
 pub mod mcp;
 pub mod memory_group;
+pub mod peers;
 pub mod probing;
 pub mod program;
 pub mod simulated;
+pub mod tracers;
 pub mod workload;
