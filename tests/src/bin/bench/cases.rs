@@ -342,9 +342,9 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "tcp_retransmits",
         workload: Workload::RefusedConnect,
-        script: "tracepoint:tcp:tcp_retransmit_skb { @again[args->daddr, args->dport] = count(); }
-            tracepoint:tcp:tcp_send_reset { @sent[args->daddr, args->dport] = count(); }
-            tracepoint:tcp:tcp_receive_reset { @received[args->daddr, args->dport] = count(); }",
+        script: "tracepoint:tcp:tcp_retransmit_skb { @again[args->dport, args->state] = count(); }
+            tracepoint:tcp:tcp_send_reset { @sent[args->state, args->reason] = count(); }
+            tracepoint:tcp:tcp_receive_reset { @received[args->dport, args->sport] = count(); }",
         remark: "An event is a reset sent and received: repeated segments come at their own pace. tcpretrans is not among libbpf-tools.",
         ..CASE
     },

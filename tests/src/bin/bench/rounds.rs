@@ -176,8 +176,8 @@ impl Costs {
 }
 
 /// How often a measurement is made again, and how long the programs of others are waited for.
-const TRIES: u32 = 4;
-const OTHERS_PATIENCE: Duration = Duration::from_secs(3);
+const TRIES: u32 = 2;
+const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The order of a round: each variant comes first in its turn, so that none always follows the same one.
 fn rotated(variants: &[Variant], round: usize) -> Vec<Variant> {
