@@ -3,6 +3,7 @@
 pub mod http;
 pub mod mcp;
 pub mod memory_group;
+pub mod named_group;
 pub mod peers;
 pub mod probing;
 pub mod program;

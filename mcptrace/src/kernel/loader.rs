@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     programs::{
         BtfTracePoint, FExit, PerfEvent, ProbeKind, Program, ProgramError, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -22,8 +22,8 @@ use super::{
     btf::{BtfError, KernelBtf},
     hook::{Attach, Function, Hook, resolve},
     image::{Image, ImageError},
-    layout::Layout,
-    privilege,
+    layout::{self, Layout},
+    privilege, support,
     uprobes::{self, Multi},
 };
 
@@ -146,8 +146,13 @@ impl Kernel {
     fn read() -> Result<Self, LoadError> {
         // What fails comes back as an error; libbpf would write it to standard error as well.
         libbpf_rs::set_print(None);
-        let layout = Layout::read(&KernelBtf::load()?);
-        let btf = Btf::from_sys_fs().map_err(LoadError::ParseBtf)?;
+        let types = KernelBtf::load()?;
+        let layout = Layout::read(&types);
+        let functions = [layout::FUNCTIONS, support::FUNCTIONS].concat();
+        let points = types.attach_points(&functions);
+        drop(types);
+        let btf = Btf::parse(&points, Endianness::default()).map_err(LoadError::ParseBtf)?;
+        drop(points);
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.
         let mut loader = EbpfLoader::new();
         loader.btf(None);
@@ -222,7 +227,7 @@ impl Kernel {
         programs.into_iter().next().ok_or(LoadError::Btf(BtfError::Missing))
     }
 
-    /// The kernel's types as aya has them, for programs that are loaded one by one.
+    /// What programs attach to, as aya has it, for those that are loaded one by one.
     pub fn btf(&self) -> &Btf {
         &self.btf
     }

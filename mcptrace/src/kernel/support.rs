@@ -23,6 +23,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub(super) use self::attach::FUNCTIONS;
 pub use self::text::text;
 use super::{
     loader::{Kernel, release_free_memory},
