@@ -4,12 +4,17 @@
 //! `MCPTRACE_TEST_EVENTS` says how many events each test makes; 200,000 if it is not set. With 10,000,000 all of it takes some minutes.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use mcptrace::report::{Envelope, Report};
+use std::time::Duration;
+
+use mcptrace::{
+    execution::Page,
+    report::{Envelope, Report},
+};
 use mcptrace_tests::{
     prober,
-    probing::{around, assert_adds_up, of_pid},
+    probing::{assert_adds_up, of_pid, start},
     workload,
-    workload::hex,
+    workload::{Workload, hex},
 };
 use serde_json::{Value, json};
 
@@ -24,6 +29,15 @@ fn asked_for() -> u64 {
     let number = text.parse().unwrap_or_else(|error| panic!("MCPTRACE_TEST_EVENTS={text}: {error}"));
     assert!(number >= LEAST, "MCPTRACE_TEST_EVENTS={text}: fewer than {LEAST} fill nothing");
     number
+}
+
+/// Has a workload do something under a probe, which may then take its time: a full map has thousands of rows.
+fn watched(probe: &str, options: &Value, workload: &mut Workload, command: &str) -> Envelope {
+    let execution = start(probe, options, &of_pid(workload.pid()));
+    workload.run(command);
+    execution.stop();
+    assert!(execution.wait(Duration::from_mins(2)), "{probe} does not end");
+    execution.envelope(&Page { from: 0, limit: 7, max_bytes: usize::MAX })
 }
 
 /// Every event that the workload made was delivered, dropped for a reason, or kept from the program by the kernel, who counts that.
@@ -79,9 +93,7 @@ fn a_flood_of_events_is_accounted_for() {
     for flood in [opens(), raised()] {
         for transport in TRANSPORTS {
             let mut workload = workload!();
-            let envelope = around(flood.probe, &flood.by(transport), &of_pid(workload.pid()), || {
-                drop(workload.run(&(flood.command)(events)));
-            });
+            let envelope = watched(flood.probe, &flood.by(transport), &mut workload, &(flood.command)(events));
             assert_accounted_for(&format!("flood of {} by {transport}", flood.probe), &envelope, events);
         }
     }
@@ -133,9 +145,8 @@ fn what_finds_a_map_of_errors_full_is_accounted_for() {
     let names = 20_011;
     let mut workload = workload!();
     let options = json!({"syscall": "close"});
-    let envelope = around("syscall_errors", &options, &of_pid(workload.pid()), || {
-        drop(workload.run(&format!("close_bad_named {events} {names}")));
-    });
+    let command = format!("close_bad_named {events} {names}");
+    let envelope = watched("syscall_errors", &options, &mut workload, &command);
     assert_accounted_for("a map of errors that is full", &envelope, events);
     // Every name comes as often, and once there it stays.
     let (rounds, rest) = (events / names, events % names);
@@ -148,9 +159,7 @@ fn what_finds_a_map_of_files_full_is_accounted_for() {
     // A file costs more than a call.
     let files = asked_for() / 10;
     let mut workload = workload!();
-    let envelope = around("file_io", &json!({}), &of_pid(workload.pid()), || {
-        drop(workload.run(&format!("file_write_each {files}")));
-    });
+    let envelope = watched("file_io", &json!({}), &mut workload, &format!("file_write_each {files}"));
     assert_accounted_for("a map of files that is full", &envelope, files);
     assert!(envelope.loss.dropped["map_full"] > 0, "{:?}", envelope.loss);
 }
@@ -161,9 +170,8 @@ fn a_flood_of_calls_from_several_threads_is_counted_without_loss() {
     let threads = 4;
     let mut workload = workload!();
     let options = json!({"syscall": "getppid"});
-    let envelope = around("syscall_latency", &options, &of_pid(workload.pid()), || {
-        drop(workload.run(&format!("getppid_threads {threads} {}", events / threads)));
-    });
+    let command = format!("getppid_threads {threads} {}", events / threads);
+    let envelope = watched("syscall_latency", &options, &mut workload, &command);
     assert_accounted_for("a flood of calls", &envelope, events / threads * threads);
     let Some(Report::Histogram(histogram)) = &envelope.report else { panic!("{envelope:?}") };
     let counted: u64 = histogram.series.iter().map(|one| one.count).sum();

@@ -46,7 +46,10 @@ impl Document {
              average at the end {load}.\n"
         )?;
         if cfg!(debug_assertions) {
-            writeln!(text, "**Of a debug build**: what runs in the kernel is the same, what mcptrace does in user space is slower.\n")?;
+            writeln!(
+                text,
+                "**Of a debug build**: what runs in the kernel is the same, what mcptrace does in user space is slower.\n"
+            )?;
         }
         if self.plan.quick {
             writeln!(text, "**A quick run: it shows that the benchmark works, not what things cost.**\n")?;
