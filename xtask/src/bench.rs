@@ -23,6 +23,9 @@ pub(crate) struct Options {
     packages: packages::InstallOptions,
     /// Only these probes, and only what they add to an event; prints and writes nothing
     probes: Vec<String>,
+    /// Only this part, which is put into the document in place of the old one; may be given several times
+    #[arg(long = "part", value_name = "costs|startup|memory|flood|server|growth")]
+    parts: Vec<String>,
     /// How often everything is measured in turn
     #[arg(long)]
     rounds: Option<u32>,
@@ -68,6 +71,9 @@ fn measure(programs: &Path, options: &Options) -> Result<String> {
     if options.quick {
         bench.arg("--quick");
     }
+    for part in &options.parts {
+        bench.args(["--part", part]);
+    }
     if let Some(rounds) = options.rounds {
         bench.args(["--rounds", &rounds.to_string()]);
     }
@@ -81,9 +87,21 @@ fn write(path: &Path, measured: &str) -> Result<()> {
     Ok(())
 }
 
-/// The new document, with what people have written into the old one.
+/// The parts of the document, in its order; the program that measures prints each between two comments.
+const PARTS: [&str; 6] = ["costs", "startup", "memory", "flood", "server", "growth"];
+const PART_END: &str = "<!-- end of part -->";
+
+/// The new document: parts that were measured, those that were not as they stood, and what people have written into the old one.
 fn document(measured: &str, old: &str) -> String {
-    format!("{HEAD}\n{}\n\n{NOTES_BEGIN}\n{}\n{NOTES_END}\n", measured.trim(), notes(old))
+    let parts: Vec<&str> = PARTS.iter().filter_map(|name| part(measured, name).or_else(|| part(old, name))).collect();
+    format!("{HEAD}\n{}\n\n{NOTES_BEGIN}\n{}\n{NOTES_END}\n", parts.join("\n\n"), notes(old))
+}
+
+/// A part with the comments around it.
+fn part<'text>(text: &'text str, name: &str) -> Option<&'text str> {
+    let from = text.find(&format!("<!-- part: {name} -->"))?;
+    let length = text[from..].find(PART_END)? + PART_END.len();
+    Some(&text[from..from + length])
 }
 
 fn notes(old: &str) -> &str {
@@ -95,21 +113,34 @@ const HEAD: &str = "\
 # What tracing costs
 
 `cargo xtask bench` measures this and writes this page; only the notes at its end are written by hand. Absolute numbers belong to the
-machine named below, and other load on it moves them; all variants are measured in turn within one run, so their ratios hold better.
-To reproduce: `cargo xtask bench` (root, about ten minutes), or `cargo xtask bench PROBE` for one probe without writing this page.
+machine that each part names, and other load on it moves them; all variants are measured in turn within one run, so their ratios hold better.
+To reproduce: `cargo xtask bench` (root, about 20 minutes on a quiet machine), `cargo xtask bench --part costs` for a part, or
+`cargo xtask bench PROBE` for one probe without writing this page.
 ";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn measured(name: &str, number: u32) -> String {
+        format!("<!-- part: {name} -->\n## Of {name}\n\n{number}\n{PART_END}\n")
+    }
+
     #[test]
     fn notes_outlive_a_new_run() {
-        let first = document("## Numbers\n\n1\n", "");
+        let first = document(&measured("costs", 11), "");
         let written = first.replace("## What was tried", "## What was tried\n\nAll sorts.");
-        let second = document("## Numbers\n\n2\n", &written);
-        assert!(second.contains("2\n") && !second.contains("1\n"), "{second}");
+        let second = document(&measured("costs", 22), &written);
+        assert!(second.contains("22\n") && !second.contains("11\n"), "{second}");
         assert_eq!(second.matches("All sorts.").count(), 1);
-        assert_eq!(document("## Numbers\n\n2\n", &second), second);
+        assert_eq!(document(&measured("costs", 22), &second), second);
+    }
+
+    #[test]
+    fn a_part_takes_the_place_of_the_old_one_and_leaves_the_others() {
+        let all = document(&(measured("costs", 11) + &measured("memory", 33)), "");
+        let second = document(&measured("memory", 44), &all);
+        assert!(second.contains("11\n") && second.contains("44\n") && !second.contains("33\n"), "{second}");
+        assert!(second.find("Of costs") < second.find("Of memory"), "{second}");
     }
 }
