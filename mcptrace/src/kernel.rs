@@ -15,6 +15,7 @@ pub mod loader;
 pub mod privilege;
 pub mod processes;
 pub mod shed;
+mod slim;
 pub mod stacks;
 pub mod support;
 pub mod symbols;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     programs::{
         BtfTracePoint, FExit, PerfEvent, ProbeKind, Program, ProgramError, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -23,7 +23,7 @@ use super::{
     hook::{Attach, Function, Hook, resolve},
     image::{Image, ImageError},
     layout::Layout,
-    privilege,
+    privilege, slim,
     uprobes::{self, Multi},
 };
 
@@ -147,7 +147,7 @@ impl Kernel {
         // What fails comes back as an error; libbpf would write it to standard error as well.
         libbpf_rs::set_print(None);
         let layout = Layout::read(&KernelBtf::load()?);
-        let btf = Btf::from_sys_fs().map_err(LoadError::ParseBtf)?;
+        let btf = types().map_err(LoadError::ParseBtf)?;
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.
         let mut loader = EbpfLoader::new();
         loader.btf(None);
@@ -291,6 +291,17 @@ impl Kernel {
         let fd = fd.map_err(|error| refused(&error, |reason| failed(probe, &attach, reason)))?;
         programs.push(AttachedProgram { name: attach.program, hook: attach.hook, fd, links });
         Ok(())
+    }
+}
+
+/// The kernel's types as programs need them; whole, if they cannot be cut down.
+fn types() -> Result<Btf, aya::BtfError> {
+    match slim::read() {
+        Ok(types) => Btf::parse(&types, Endianness::default()),
+        Err(error) => {
+            tracing::debug!(%error, "the kernel's types are kept whole");
+            Btf::from_sys_fs()
+        }
     }
 }
 
