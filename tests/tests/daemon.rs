@@ -156,6 +156,50 @@ async fn users_without_privilege_trace_through_the_daemon_and_see_their_own() {
 }
 
 #[tokio::test]
+async fn triage_answers_at_once_from_the_recorder_unless_it_is_told_how_long_to_look() {
+    let daemon = Daemon::start().await;
+    let mut root = daemon.root().await;
+    let live = root.tool("triage", json!({ "seconds": 1 })).await.success();
+    assert_eq!(live["source"], "live", "whoever says how long gets that");
+    // A few seconds have to be recorded first; until then it looks itself.
+    let begun = Instant::now();
+    let recorded = loop {
+        let answer = root.tool("triage", json!({})).await;
+        if answer.structured["source"] == "recorder" {
+            break answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{}", answer.text);
+    };
+    assert!(recorded.text.contains("as recorded") && recorded.text.len() <= 4096, "{}", recorded.text);
+    let found = recorded.success();
+    assert!(found.to_string().len() <= 4096 && found["looked_at"].as_array().unwrap().len() >= 8, "{found}");
+    let names: Vec<_> = found["looked_at"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"cpu_used") && names.contains(&"runq_wait_p99"), "{names:?}");
+    let one = root.tool("triage", json!({ "focus": "disk" })).await.success();
+    assert_eq!(one["source"], "recorder");
+    assert!(one["notes"].to_string().contains("only disk was looked at"), "{one}");
+    // Answers out of the history start nothing: only the live looks are on record.
+    let starts = daemon.audit().iter().filter(|line| line["event"] == "start").count();
+    assert!(starts >= 1, "{starts}");
+}
+
+#[tokio::test]
+async fn a_daemon_says_how_long_it_has_recorded_from_its_first_seconds_on() {
+    let daemon = Daemon::start().await;
+    let file = daemon.folder.path().join("state/recorder.json");
+    let mut said = Vec::new();
+    let begun = Instant::now();
+    while said.last().is_none_or(|ticks| *ticks < 4) {
+        assert!(begun.elapsed() < PATIENCE, "{said:?}");
+        if let Some(status) = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) {
+            said.push(status["ticks"].as_u64().unwrap());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(said.iter().any(|ticks| (1..4).contains(ticks)), "not only at the end: {said:?}");
+}
+
+#[tokio::test]
 async fn a_stranger_is_turned_away_and_recorded() {
     let daemon = Daemon::start().await;
     let mut stranger = daemon.client_of(STRANGER);

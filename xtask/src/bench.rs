@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: what tracing costs, beside other tools, written to docs/performance.md.
 
+mod recorder;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -21,7 +23,8 @@ const NOTES_END: &str = "<!-- end of notes -->";
 pub(crate) struct Options {
     #[command(flatten)]
     packages: packages::InstallOptions,
-    /// Only these probes, and only what they add to an event; prints and writes nothing
+    /// Only these probes, and only what they add to an event; or `recorder`: what the recorder costs programs; or `latency`: how soon
+    /// watchers are told. Prints and writes nothing
     probes: Vec<String>,
     /// Only this part, which is put into the document in place of the old one; may be given several times
     #[arg(long = "part", value_name = "costs|startup|memory|flood|server|growth")]
@@ -37,7 +40,12 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let needs: Vec<_> = TO_BUILD.iter().chain(TO_TEST).collect();
     packages::ensure_installed(&needs, &options.packages)?;
-    let programs = build()?;
+    match options.probes.as_slice() {
+        [one] if one == "recorder" => return recorder::run(&build(&[])?, options.rounds.unwrap_or(9)),
+        [one] if one == "latency" => return latency(&build(&["latency"])?),
+        _ => {}
+    }
+    let programs = build(&["bench"])?;
     packages::become_able("attaching programs needs root")?;
     let measured = measure(&programs, options)?;
     println!("{measured}");
@@ -48,21 +56,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     write(&workspace_root().join(DOCUMENT), &measured)
 }
 
-/// The folder of the release programs, which are built as the user who runs this.
-fn build() -> Result<PathBuf> {
+/// The folder of the release programs, which are built as the user who runs this: mcptrace, and those of the tests' package.
+fn build(others: &[&str]) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args([
-        "build",
-        "--release",
-        "--target-dir",
-        "target",
-        "--package",
-        "mcptrace",
-        "--package",
-        "mcptrace-tests",
-    ]);
-    process::run(build.args(["--bin", "mcptrace", "--bin", "bench"]))?;
+    build.args(["build", "--release", "--target-dir", "target", "--package", "mcptrace", "--bin", "mcptrace"]);
+    if !others.is_empty() {
+        build.args(["--package", "mcptrace-tests"]).args(others.iter().flat_map(|other| ["--bin", *other]));
+    }
+    process::run(&mut build)?;
     Ok(workspace_root().join("target/release"))
+}
+
+fn latency(programs: &Path) -> Result<()> {
+    process::run(packages::as_root(&programs.join("latency").to_string_lossy()).arg(programs.join("mcptrace")))
 }
 
 fn measure(programs: &Path, options: &Options) -> Result<String> {

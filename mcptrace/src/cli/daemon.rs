@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -39,8 +39,10 @@ use crate::{
 
 /// How soon after the start it says what recording costs: after the first measurement.
 const FIRST_REPORT: Duration = Duration::from_secs(6);
-/// How often it is looked whether something has changed.
+/// How often it is looked whether something has changed; before the first report every second, so that who asks is not told that nothing
+/// was recorded yet.
 const EVERY: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "\
 What is recorded: time on CPUs by process, waits for a CPU, context switches, block requests, TCP connections, network devices,
@@ -263,18 +265,21 @@ async fn record(
 
 /// Says what recording costs, soon after the start and whenever what is recorded changes; and tells other processes.
 async fn report(recorder: &Recorder, folder: Option<&Path>) {
-    tell(folder, &recorder.status());
-    sleep(FIRST_REPORT).await;
+    let begun = Instant::now();
     let mut status = recorder.status();
-    say(&cost(&status));
+    tell(folder, &status);
+    let mut has_said_cost = false;
     loop {
-        tell(folder, &status);
-        sleep(EVERY).await;
+        sleep(if begun.elapsed() < FIRST_REPORT { SECOND } else { EVERY }).await;
         let now = recorder.status();
+        tell(folder, &now);
         let states = |status: &Status| status.groups.iter().map(|group| group.state.clone()).collect::<Vec<_>>();
         if states(&now) != states(&status) {
             say(&format!("{}; {}", groups(&now), cost(&now)));
+        } else if !has_said_cost && begun.elapsed() >= FIRST_REPORT {
+            say(&cost(&now));
         }
+        has_said_cost |= begun.elapsed() >= FIRST_REPORT;
         if now.error != status.error {
             say(&now.error.as_ref().map_or_else(|| "kept again".to_owned(), |error| format!("not kept: {error}")));
         }

@@ -133,6 +133,7 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "file_forget" => files::forget(&text(words[1])),
         "file_touch" => files::touch(&text(words[1]), number(2)),
         "burn" => burn_cpu(number(1)),
+        "migrate" => return vec![migrate(number(1))],
         "naps" => take_naps(number(1), number(2)),
         "futex_naps" => times(1).for_each(|_| wait_for_futex(number(2))),
         "futex_changed" => times(1).for_each(|_| refuse_futex()),
@@ -585,6 +586,20 @@ fn cycles_per_millisecond() -> u64 {
     thread::sleep(Duration::from_millis(20));
     let (time, cycles) = (start.elapsed(), time_stamp() - first);
     cycles * 1_000_000 / time.as_nanos() as u64
+}
+
+/// Goes from CPU to CPU for so many milliseconds, computing a little on each; how often.
+fn migrate(milliseconds: i64) -> i64 {
+    let cpus = thread::available_parallelism().unwrap().get() as i64;
+    let (end, slice) = (time_stamp() + milliseconds as u64 * cycles_per_millisecond(), cycles_per_millisecond() / 50);
+    let mut times = 0;
+    while time_stamp() < end {
+        pin(times % cpus);
+        times += 1;
+        let until = time_stamp() + slice;
+        while time_stamp() < until {}
+    }
+    times
 }
 
 /// Sleeps so often for so many microseconds.
