@@ -41,7 +41,7 @@ const LACKS: &[Lack] = &[
         probe: "kernel_locks",
         since: (5, 19),
         how: How::NotAtAll,
-        says: "it has no BTF tracepoint `contention_begin`",
+        says: "it has no BTF tracepoint `contention_end`",
         note: "No tracepoints `contention_begin` and `contention_end`; they came with 5.19.",
     },
     Lack {

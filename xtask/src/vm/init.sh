@@ -19,6 +19,10 @@ mkdir /ram/upper /ram/work /ram/root
 root=/ram/root
 mount -t overlay -o lowerdir=/host,upperdir=/ram/upper,workdir=/ram/work overlay $root
 
+# What is mounted below is of the guest, and where a test unmounts it there is nothing: not the same of the host.
+for folder in proc sys dev run tmp; do
+    mount -t tmpfs none $root/$folder
+done
 mount -t proc proc $root/proc
 mount -t sysfs sys $root/sys
 mount -t devtmpfs dev $root/dev
