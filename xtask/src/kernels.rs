@@ -103,7 +103,7 @@ impl Suite {
         let runs: Vec<_> = self.programs.iter().filter_map(|listed| self.run_of(listed, version)).collect();
         let scratch = workspace_root().join("target/tmp");
         fs::create_dir_all(&scratch)?;
-        let script = script(&runs)?;
+        let script = script(&runs, &scratch)?;
         let job = Job { script: &script, scratch: &scratch, seconds: LIMIT_SECONDS };
         let mut log = Log::new(version, runs.iter().map(|run| run.name));
         let ended = vm::run(kernel, &job, |line| {
@@ -134,10 +134,13 @@ struct Run<'a> {
 }
 
 /// For the guest's shell: each program, with a line before and one after it that [`Log`] reads.
-fn script(runs: &[Run<'_>]) -> Result<String> {
+fn script(runs: &[Run<'_>], scratch: &Path) -> Result<String> {
     let folder = workspace_root().join("tests");
     let folder = vm::quoted(folder.to_str().context("the workspace's path is not UTF-8")?)?;
-    let mut script = format!("cd {folder} || exit\nexport CARGO_MANIFEST_DIR={folder} RUST_BACKTRACE=1\n");
+    let scratch = vm::quoted(scratch.to_str().context("the workspace's path is not UTF-8")?)?;
+    // Temporary files are on the disk, because there is nothing to see of those in memory.
+    let mut script =
+        format!("cd {folder} || exit\nexport CARGO_MANIFEST_DIR={folder} TMPDIR={scratch} RUST_BACKTRACE=1\n");
     for Run { name, path, tests } in runs {
         let path = vm::quoted(path.to_str().context("a program's path is not UTF-8")?)?;
         // What the catalogue prints is read.

@@ -22,6 +22,8 @@ pub(super) struct Plan {
 #[serde(deny_unknown_fields)]
 pub(super) struct LeftOut {
     program: String,
+    /// All of the program when there are none.
+    #[serde(default)]
     tests: Vec<String>,
     /// Where they cannot; everywhere when there are none.
     #[serde(default)]
@@ -47,9 +49,12 @@ impl Plan {
 
     /// An error when a test program that it names elsewhere does not run.
     fn ensure_consistent(&self) -> Result<()> {
-        let named = self.quick.iter().chain(self.left_out.iter().map(|left_out| &left_out.program));
+        let (whole, part): (Vec<_>, Vec<_>) = self.left_out.iter().partition(|left_out| left_out.tests.is_empty());
+        let named = self.quick.iter().chain(part.into_iter().map(|left_out| &left_out.program));
         let unknown: Vec<_> = named.filter(|name| !self.programs.contains(name)).collect();
         ensure!(unknown.is_empty(), "not among its programs: {unknown:?}");
+        let both: Vec<_> = whole.iter().filter(|left_out| self.programs.contains(&left_out.program)).collect();
+        ensure!(both.is_empty(), "left out whole, and among its programs: {both:?}");
         Ok(())
     }
 
@@ -79,7 +84,8 @@ impl Plan {
 impl fmt::Display for LeftOut {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let on = if self.kernels.is_empty() { "all kernels".to_owned() } else { self.kernels.join(", ") };
-        write!(formatter, "left out on {on}: {} {}: {}", self.program, self.tests.join(", "), self.reason)
+        let tests = if self.tests.is_empty() { "all of it".to_owned() } else { self.tests.join(", ") };
+        write!(formatter, "left out on {on}: {} ({tests}): {}", self.program, self.reason)
     }
 }
 
@@ -119,7 +125,7 @@ mod tests {
         let left_out = |version: &str, test: &str| plan.left_out_on(version).any(|left_out| left_out.is("a", test));
         assert!(left_out("6.1", "slow") && left_out("6.1.0", "slow"));
         assert!(!left_out("6.12", "slow") && !left_out("6.1", "slow_too"));
-        assert_eq!(plan.left_out[0].to_string(), "left out on 6.1: a slow: it is slow");
+        assert_eq!(plan.left_out[0].to_string(), "left out on 6.1: a (slow): it is slow");
     }
 
     #[test]
@@ -127,6 +133,9 @@ mod tests {
         assert!(plan().ensure_consistent().is_ok());
         let wrong = Plan { quick: vec!["b".to_owned()], ..plan() };
         assert!(wrong.ensure_consistent().unwrap_err().to_string().contains('b'));
+        let mut wrong = plan();
+        wrong.left_out[0].tests.clear();
+        assert!(wrong.ensure_consistent().is_err());
         Plan::read(&xtask::workspace_root().join("tests/kernels.toml")).unwrap();
     }
 

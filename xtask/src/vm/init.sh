@@ -38,6 +38,7 @@ mount -t debugfs debugfs $root/sys/kernel/debug
 mount -t securityfs security $root/sys/kernel/security
 mount -t bpf bpf $root/sys/fs/bpf
 mount -t cgroup2 cgroup2 $root/sys/fs/cgroup
+echo +memory >$root/sys/fs/cgroup/cgroup.subtree_control
 mount -t tmpfs -o mode=755 run $root/run
 mount -t tmpfs -o mode=1777 tmp $root/tmp
 
