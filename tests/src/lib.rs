@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod http;
+pub mod lacks;
 pub mod latency;
 pub mod mcp;
 pub mod memory_group;

@@ -4,12 +4,15 @@
 
 mod bench;
 mod build_ebpf;
+mod checks;
 mod demo;
+mod kernels;
 mod mcp_client;
 mod packages;
 mod process;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
