@@ -6,6 +6,7 @@ mod describe;
 mod doctor;
 mod failure;
 mod gate;
+mod generate;
 mod history;
 mod http;
 mod list;
@@ -18,6 +19,7 @@ mod pump;
 mod run;
 mod script;
 mod serve;
+mod setup;
 mod triage;
 mod watch;
 mod workload;
@@ -50,6 +52,8 @@ pub const VERBS: &[Verb] = &[
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: daemon::define, run: daemon::run },
     Verb { define: config::define, run: config::run },
+    Verb { define: setup::define, run: setup::run },
+    Verb { define: generate::define, run: generate::run },
     Verb { define: gate::define, run: gate::run },
 ];
 

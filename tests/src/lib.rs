@@ -6,4 +6,5 @@ pub mod memory_group;
 pub mod probing;
 pub mod program;
 pub mod simulated;
+pub mod soak;
 pub mod workload;

@@ -8,6 +8,7 @@ mod demo;
 mod mcp_client;
 mod packages;
 mod process;
+mod soak;
 mod test;
 mod toolchain;
 
@@ -25,6 +26,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Install what is missing, then drive the MCP server through native probes on this kernel
     Demo(demo::Options),
+    /// Use a daemon in every way at once for a long time, and see whether it grows
+    Soak(soak::Options),
     /// Install what is missing, then run rustfmt, clippy and all tests
     Test(test::Options),
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
