@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// Only the package for Debian
     #[arg(long)]
     deb: bool,
+    /// Pack the debug program, which builds sooner: to try out what is around it
+    #[arg(long)]
+    debug: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -32,7 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         crates::check()?;
     }
     if !options.crates {
-        debian::build_and_try()?;
+        debian::build_and_try(options.debug)?;
     }
     Ok(())
 }
@@ -42,10 +45,13 @@ fn folder() -> PathBuf {
     workspace_root().join("target/package")
 }
 
-/// The release program.
-fn build() -> Result<PathBuf> {
-    process::run(cargo().args(["build", "--release", "--locked", "--target-dir", "target", "--package", "mcptrace"]))?;
-    Ok(workspace_root().join("target/release/mcptrace"))
+/// The program, as users have it or as it builds sooner.
+fn build(debug: bool) -> Result<PathBuf> {
+    let (profile, folder) = if debug { ("dev", "debug") } else { ("release", "release") };
+    let mut build = cargo();
+    build.args(["build", "--profile", profile, "--locked", "--target-dir", "target", "--package", "mcptrace"]);
+    process::run(&mut build)?;
+    Ok(workspace_root().join("target").join(folder).join("mcptrace"))
 }
 
 /// A program of cargo's, from `PATH` or from target/tools, where it is built at first.

@@ -134,8 +134,8 @@ fn portable(program: &Path) -> PathBuf {
     let Some(name) = program.file_name() else { return program.to_owned() };
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|candidate| candidate.is_file());
-    let same = found.and_then(|found| fs::canonicalize(found).ok()) == fs::canonicalize(program).ok();
-    if same { name.into() } else { program.to_owned() }
+    let same = |found: PathBuf| Some(fs::canonicalize(found).ok()? == fs::canonicalize(program).ok()?);
+    if found.and_then(same) == Some(true) { name.into() } else { program.to_owned() }
 }
 
 /// One change of one file.

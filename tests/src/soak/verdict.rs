@@ -23,7 +23,7 @@ pub struct Round {
 }
 
 /// What a table begins with.
-pub const HEAD: &str = "\
+const HEAD: &str = "\
 |  minute | probes | stopped | refused | died | scripts | past | other | peak MB | peak fds | calm MB | own MB | fds | threads | programs | children |
 |--------:|-------:|--------:|--------:|-----:|--------:|-----:|------:|--------:|---------:|--------:|-------:|----:|--------:|---------:|---------:|";
 

