@@ -6,6 +6,7 @@ mod describe;
 mod doctor;
 mod failure;
 mod gate;
+mod generate;
 mod history;
 mod http;
 mod launcher;
@@ -19,6 +20,7 @@ mod pump;
 mod run;
 mod script;
 mod serve;
+mod setup;
 mod triage;
 mod watch;
 mod workload;
@@ -52,6 +54,8 @@ pub const VERBS: &[Verb] = &[
     Verb { define: doctor::define, run: doctor::run },
     Verb { define: daemon::define, run: daemon::run },
     Verb { define: config::define, run: config::run },
+    Verb { define: setup::define, run: setup::run },
+    Verb { define: generate::define, run: generate::run },
     Verb { define: gate::define, run: gate::run },
     Verb { define: launcher::define, run: launcher::run },
 ];

@@ -10,5 +10,6 @@ pub mod peers;
 pub mod probing;
 pub mod program;
 pub mod simulated;
+pub mod soak;
 pub mod tracers;
 pub mod workload;

@@ -8,8 +8,10 @@ mod checks;
 mod demo;
 mod kernels;
 mod mcp_client;
+mod package;
 mod packages;
 mod process;
+mod soak;
 mod test;
 mod toolchain;
 mod vm;
@@ -28,6 +30,10 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Install what is missing, then drive the MCP server through native probes on this kernel
     Demo(demo::Options),
+    /// Pack the crates and a package for Debian, and try both out
+    Package(package::Options),
+    /// Use a daemon in every way at once for a long time, and see whether it grows
+    Soak(soak::Options),
     /// Install what is missing, then run rustfmt, clippy and all tests
     Test(test::Options),
 }
@@ -37,6 +43,8 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Package(options) => package::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
