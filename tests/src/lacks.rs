@@ -61,24 +61,17 @@ const LACKS: &[Lack] = &[
     },
     Lack {
         probe: "page_cache",
-        since: (6, 10),
+        since: (6, 12),
         how: How::InPart,
         says: "has no tracepoint mm_filemap_get_pages",
         note: PAGE_CACHE,
     },
     Lack {
         probe: "page_cache",
-        since: (6, 10),
+        since: (6, 12),
         how: How::InPart,
         says: "has no tracepoint mm_filemap_fault",
         note: PAGE_CACHE,
-    },
-    Lack {
-        probe: "oom_kills",
-        since: (6, 10),
-        how: How::InPart,
-        says: "tells only the pid of a victim",
-        note: "Who was killed, not how much memory it had: before 6.10 the tracepoint gives the process's number alone. A note says so.",
     },
     Lack {
         probe: "capability_checks",
@@ -103,6 +96,6 @@ const LACKS: &[Lack] = &[
     },
 ];
 
-const PAGE_CACHE: &str = "Pages that come in and become dirty, but neither hits nor faults: `mm_filemap_get_pages` and `mm_filemap_fault` came \
-                          with 6.10. Notes say so.";
+const PAGE_CACHE: &str = "Pages that come in and become dirty, but neither hits nor faults: `mm_filemap_get_pages` and `mm_filemap_fault` are \
+                          missing; 6.12 has them. Notes say so.";
 const ONE_PLACE: &str = "One place at a time: before 5.15 a program at several places cannot tell them apart. A call for more is refused and says so.";
