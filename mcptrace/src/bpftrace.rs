@@ -3,27 +3,35 @@
 //! A script is compiled first ([`Bpftrace::compile`]), then run in a process group of its own ([`Bpftrace::spawn`]) with
 //! nothing but what it needs: no standard input, a scrubbed environment, and death when its parent dies. All that it
 //! writes is taken in within [`Limits`], and what is left out is counted. The calls block; an execution has a thread.
+//! In a server all that is done by the [`launcher`].
 
+mod child;
 mod collect;
 mod error;
 mod install;
+pub mod launcher;
 pub mod policy;
 mod process;
 mod record;
 mod reports;
 pub mod sandbox;
 mod session;
+mod task;
 mod text;
 pub mod tools;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use child::{Own, ending, variable};
 pub(crate) use collect::PRINTED;
 pub use error::{Category, ScriptError};
-use process::{Process, Stream, ending};
+use launcher::{Launcher, ends_itself};
+use process::{Held, Process, Stream};
 use sandbox::Sandbox;
 pub use session::{End, Progress, Session, View};
+use task::Task;
 
 use crate::report::NamedReport;
 
@@ -42,7 +50,18 @@ const ANSWER_BYTES: usize = 64 * 1024;
 pub struct Bpftrace {
     words: Vec<String>,
     version: (u32, u32, u32),
-    sandbox: Option<&'static Sandbox>,
+    starter: Starter,
+}
+
+/// Who starts it.
+#[derive(Clone, Copy, Debug)]
+enum Starter {
+    /// This process, without a box.
+    Bare,
+    /// This process, in a box.
+    Boxed(&'static Sandbox),
+    /// The launcher: in a box, but where the operator's command goes through sudo.
+    Launcher(&'static Launcher),
 }
 
 /// The bounds of one run.
@@ -123,23 +142,42 @@ pub struct Cut {
 impl Bpftrace {
     /// Finds bpftrace: `command`, such as `["sudo", "-n", "bpftrace"]`, or else `bpftrace` on the `PATH`.
     pub fn find(command: Option<&[String]>) -> Result<Self, ScriptError> {
-        let words = match command {
-            Some([]) | None => vec!["bpftrace".to_owned()],
-            Some(words) => words.to_vec(),
-        };
-        let program = look_up(&words[0]).ok_or_else(|| missing(&words[0]))?;
-        let mut found = Self { words, version: (0, 0, 0), sandbox: None };
-        found.words[0] = program.to_string_lossy().into_owned();
-        found.version = found.ask_version()?;
-        Ok(found)
+        let mut words = words(command);
+        let program = look_up(&words[0], variable("PATH"))?;
+        words[0] = program.to_string_lossy().into_owned();
+        Self { words, version: (0, 0, 0), starter: Starter::Bare }.asked()
     }
 
-    /// The same, whose programs are compiled and run in a box from now on: all of it that this machine gives ([`Sandbox::parts`]).
+    /// Finds the bpftrace that serves clients: that of the launcher, if this process has one, and else one that is boxed.
+    pub fn served(command: Option<&[String]>) -> Result<Self, ScriptError> {
+        match launcher::get() {
+            None => Ok(Self::find(command)?.boxed()),
+            Some(Ok(launcher)) => {
+                Self { words: words(command), version: (0, 0, 0), starter: Starter::Launcher(launcher) }.asked()
+            }
+            Some(Err(why)) => {
+                let message = format!("the launcher, which builds the box of scripts, could not be started: {why}");
+                Err(ScriptError::new(Category::Permission, message))
+            }
+        }
+    }
+
+    /// The same, whose programs are compiled and run in a box from now on: all of it that this machine gives ([`sandbox::in_force`]).
     ///
     /// Not under sudo, which a box would keep from its work; the result of such a run says `unboxed`.
     #[must_use]
     pub fn boxed(self) -> Self {
-        if self.unreachable() { self } else { Self { sandbox: Some(Sandbox::get()), ..self } }
+        if self.is_unboxed() { self } else { Self { starter: Starter::Boxed(Sandbox::get()), ..self } }
+    }
+
+    /// Whether its programs run without a box, because the operator's command goes through sudo.
+    pub fn is_unboxed(&self) -> bool {
+        ends_itself(&self.words)
+    }
+
+    /// Whether this process starts it itself.
+    pub(crate) fn is_own(&self) -> bool {
+        !matches!(self.starter, Starter::Launcher(_))
     }
 
     /// Major, minor, patch.
@@ -154,7 +192,7 @@ impl Bpftrace {
 
     /// What bpftrace says that it and this kernel can do: `--info`, which 0.17 writes to standard error.
     pub fn info(&self) -> Result<String, ScriptError> {
-        let answer = self.ask(&["--info"], QUESTION_TIME)?;
+        let answer = self.ask(Task::Info, QUESTION_TIME)?;
         answer.succeed("")?;
         let said = [answer.out.as_str(), answer.err.as_str()].concat();
         Ok(error::spoken(&said).join("\n"))
@@ -162,52 +200,50 @@ impl Bpftrace {
 
     /// Compiles without attaching (`-d`). bpftrace checks all names and types, but not whether the kernel takes the probes.
     pub fn compile(&self, program: &str) -> Result<(), ScriptError> {
-        check_input(program)?;
-        self.ask(&["-d", "-e", program], COMPILE_TIME)?.succeed(program)
+        self.ask(Task::Compile(program.to_owned()), COMPILE_TIME)?.succeed(program)
     }
 
     /// How many probes a name with wildcards stands for (`-l`); more than are worth counting are `None`.
     pub(crate) fn count(&self, pattern: &str) -> Result<Option<usize>, ScriptError> {
-        let answer = self.ask(&["-l", pattern], QUESTION_TIME)?;
+        let answer = self.ask(Task::List(pattern.to_owned()), QUESTION_TIME)?;
         answer.succeed(pattern)?;
         Ok((answer.out.len() < ANSWER_BYTES).then(|| answer.out.lines().filter(|line| line.contains(':')).count()))
     }
 
     /// Starts the program. The calling thread must live as long as the [`Session`].
     pub fn spawn(&self, program: &str, limits: Limits) -> Result<Session, ScriptError> {
-        check_input(program)?;
-        let (text, notes) = self.bounded(program, limits.seconds);
-        // `-k` reports failed helpers, among them every update of a full map, which would be silent otherwise.
-        let process = self.start(&["-f", "json", "-B", "line", "-k", "-e", &text])?;
-        Ok(Session::new(process, program, limits, notes))
+        let process = self.start(Task::Run { seconds: limits.seconds, program: program.to_owned() })?;
+        Ok(Session::new(process, program, limits, self.note(limits.seconds).into_iter().collect()))
     }
 
-    /// Under sudo no signal reaches bpftrace, so the script gets an end of its own, on a line of its own.
-    fn bounded(&self, program: &str, seconds: u64) -> (String, Vec<String>) {
-        if !self.unreachable() {
-            return (program.to_owned(), self.sandbox.and_then(Sandbox::note).into_iter().collect());
+    /// What a reader must know of how it is run.
+    fn note(&self, seconds: u64) -> Option<String> {
+        if self.is_unboxed() {
+            return Some(format!(
+                "unboxed: bpftrace runs through {} and ends itself after {seconds} s; it cannot be ended earlier",
+                self.words[0].rsplit('/').next().unwrap_or("sudo")
+            ));
         }
-        let note = format!(
-            "unboxed: bpftrace runs through sudo and ends itself after {seconds} s; it cannot be ended earlier"
-        );
-        (format!("{program}\ninterval:s:{} {{ exit(); }}", seconds.max(1)), vec![note])
+        match self.starter {
+            Starter::Bare => None,
+            Starter::Boxed(_) | Starter::Launcher(_) => sandbox::note(&sandbox::in_force()),
+        }
     }
 
-    fn unreachable(&self) -> bool {
-        Path::new(&self.words[0]).file_name().is_some_and(|name| name == "sudo" || name == "doas")
-    }
-
-    fn ask_version(&self) -> Result<(u32, u32, u32), ScriptError> {
-        let answer = self.ask(&["--version"], QUESTION_TIME)?;
+    /// With the version that it says it has.
+    fn asked(mut self) -> Result<Self, ScriptError> {
+        let answer = self.ask(Task::Version, QUESTION_TIME)?;
         answer.succeed("")?;
-        parse_version(&answer.out).ok_or_else(|| {
+        self.version = parse_version(&answer.out).ok_or_else(|| {
             let said = text::escape(text::head(answer.out.trim(), 200));
             ScriptError::new(Category::Missing, format!("{} is no bpftrace: it says {said:?}", self.words.join(" ")))
-        })
+        })?;
+        Ok(self)
     }
 
-    fn ask(&self, arguments: &[&str], time: Duration) -> Result<Answer, ScriptError> {
-        let mut process = self.start(arguments)?;
+    fn ask(&self, task: Task, time: Duration) -> Result<Answer, ScriptError> {
+        let what = task.name();
+        let mut process = self.start(task)?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut sink = |stream, bytes: &[u8]| {
             let kept = if stream == Stream::Out { &mut out } else { &mut err };
@@ -215,23 +251,41 @@ impl Bpftrace {
         };
         let ended = process.pump_until(Instant::now() + time, &|| false, &mut sink);
         let status = process.finish(&mut sink).filter(|_| ended).ok_or_else(|| {
-            let what = arguments[0];
             ScriptError::new(Category::Timeout, format!("bpftrace {what} took more than {} s", time.as_secs()))
         })?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(Answer { success: status.success(), ending: ending(status), out: text(&out), err: text(&err) })
     }
 
-    fn start(&self, arguments: &[&str]) -> Result<Process, ScriptError> {
-        Process::spawn(&self.words, arguments, self.sandbox).map_err(|error| {
-            let words = self.words.join(" ");
-            if self.sandbox.is_none() {
-                return ScriptError::new(Category::Missing, format!("{words} could not be started: {error}"));
+    fn start(&self, task: Task) -> Result<Process, ScriptError> {
+        task.check()?;
+        let sandbox = match self.starter {
+            Starter::Launcher(launcher) => {
+                let (running, out, err) = launcher.run(task)?;
+                return Ok(Process::new(Held::Launched(running), out.into(), err.into()));
             }
-            let message = format!("{words} could not be started in its box, and is not started without: {error}");
-            ScriptError::new(Category::Permission, message)
-                .with_remedy("bpf_info tells which parts of the box work here")
-        })
+            Starter::Boxed(sandbox) => Some(sandbox),
+            Starter::Bare => None,
+        };
+        let started = Own::spawn(&self.words, &task.arguments(self.is_unboxed()), sandbox);
+        let (own, out, err) = started.map_err(|error| self.not_started(&error))?;
+        Ok(Process::new(Held::Own(own), out, err))
+    }
+
+    fn not_started(&self, error: &std::io::Error) -> ScriptError {
+        let words = self.words.join(" ");
+        if matches!(self.starter, Starter::Bare) {
+            return ScriptError::new(Category::Missing, format!("{words} could not be started: {error}"));
+        }
+        let message = format!("{words} could not be started in its box, and is not started without: {error}");
+        ScriptError::new(Category::Permission, message).with_remedy("bpf_info tells which parts of the box work here")
+    }
+}
+
+fn words(command: Option<&[String]>) -> Vec<String> {
+    match command {
+        Some([]) | None => vec!["bpftrace".to_owned()],
+        Some(words) => words.to_vec(),
     }
 }
 
@@ -249,31 +303,16 @@ impl Answer {
     }
 }
 
-/// What bpftrace could not even be asked.
-fn check_input(program: &str) -> Result<(), ScriptError> {
-    let bad = |message: String| Err(ScriptError::new(Category::BadInput, message));
-    if program.trim().is_empty() {
-        return bad("the program is empty; the shortest one is: BEGIN { exit(); }".into());
-    }
-    if program.len() > PROGRAM_BYTES {
-        return bad(format!("the program has {} bytes; at most {PROGRAM_BYTES} are taken", program.len()));
-    }
-    match program.find('\0') {
-        Some(at) => bad(format!("the program has a NUL byte at offset {at}; it must be text")),
-        None => Ok(()),
-    }
-}
-
 /// The file that a shell would run.
-fn look_up(name: &str) -> Option<PathBuf> {
-    if name.contains('/') {
-        return Path::new(name).is_file().then(|| name.into());
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .filter(|folder| folder.is_absolute())
-        .map(|folder| folder.join(name))
-        .find(|file| runs(file))
+fn look_up(name: &str, path: Option<OsString>) -> Result<PathBuf, ScriptError> {
+    let found = if name.contains('/') {
+        Path::new(name).is_file().then(|| name.into())
+    } else {
+        let path = path.unwrap_or_default();
+        let folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+        folders.map(|folder| folder.join(name)).find(|file| runs(file))
+    };
+    found.ok_or_else(|| missing(name))
 }
 
 fn runs(file: &Path) -> bool {
@@ -302,7 +341,7 @@ mod tests {
     use super::*;
 
     fn found(word: &str) -> Bpftrace {
-        Bpftrace { words: vec![word.into()], version: (0, 17, 0), sandbox: None }
+        Bpftrace { words: vec![word.into()], version: (0, 17, 0), starter: Starter::Bare }
     }
 
     #[test]
@@ -314,19 +353,11 @@ mod tests {
     }
 
     #[test]
-    fn only_under_sudo_the_script_ends_itself() {
-        assert_eq!(found("/usr/bin/bpftrace").bounded("BEGIN {} // x", 7), ("BEGIN {} // x".into(), vec![]));
-        let (text, notes) = found("/usr/bin/sudo").bounded("BEGIN {} // x", 7);
-        assert_eq!(text, "BEGIN {} // x\ninterval:s:7 { exit(); }");
-        assert!(notes[0].starts_with("unboxed"));
-    }
-
-    #[test]
-    fn impossible_input_is_refused_before_bpftrace_sees_it() {
-        for program in ["", " \n\t", "BEGIN { \0 }", &"x".repeat(PROGRAM_BYTES + 1)] {
-            assert_eq!(check_input(program).unwrap_err().category, Category::BadInput);
-        }
-        check_input("--version").unwrap();
+    fn under_sudo_a_result_says_that_there_is_no_box() {
+        assert_eq!(found("/usr/bin/bpftrace").note(7), None);
+        let note = found("/usr/bin/sudo").note(7).unwrap();
+        assert!(note.starts_with("unboxed: bpftrace runs through sudo and ends itself after 7 s"), "{note}");
+        assert!(found("/usr/bin/sudo").boxed().is_unboxed());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod gate;
 mod generate;
 mod history;
 mod http;
+mod launcher;
 mod list;
 mod options;
 mod output;
@@ -31,6 +32,7 @@ use clap::{
     error::{ContextKind, ErrorKind},
 };
 
+use crate::kernel::shed;
 use failure::Failure;
 
 /// A command: how its arguments are written and what it does.
@@ -55,6 +57,7 @@ pub const VERBS: &[Verb] = &[
     Verb { define: setup::define, run: setup::run },
     Verb { define: generate::define, run: generate::run },
     Verb { define: gate::define, run: gate::run },
+    Verb { define: launcher::define, run: launcher::run },
 ];
 
 const ABOUT: &str = "See what a Linux kernel is doing: native eBPF probes for people and, over MCP, for AI assistants";
@@ -77,6 +80,7 @@ MCPTRACE_LOG sets what is logged to stderr: error, warn (as it is), info, debug.
 
 /// Runs the program with its arguments, the first of which is its name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    shed::lay_down();
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let parse = |arguments: &[OsString]| command().try_get_matches_from(arguments);
     let mut matches = parse(&arguments);

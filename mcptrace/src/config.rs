@@ -20,7 +20,10 @@ pub use self::{
 };
 use crate::{
     audit::{Destination, Settings},
-    bpftrace::policy::{Level, Policy},
+    bpftrace::{
+        launcher,
+        policy::{Level, Policy},
+    },
     executions,
     recorder::place,
     server::http::DEFAULT_ADDRESS,
@@ -37,6 +40,8 @@ pub const VARIABLE: &str = "MCPTRACE_CONFIG";
 pub struct Config {
     /// What scripts may do.
     pub scripts: Scripts,
+    /// How bpftrace is started.
+    pub bpftrace: Bpftrace,
     /// What bounds executions.
     pub limits: Limits,
     /// What is shown of traced programs.
@@ -57,6 +62,13 @@ pub struct Config {
 pub struct Scripts {
     allow: String,
     programs: bool,
+}
+
+/// `[bpftrace]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bpftrace {
+    command: String,
 }
 
 /// `[limits]`
@@ -111,6 +123,8 @@ pub struct Socket {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
+    /// Whether the daemon serves over it too.
+    pub listen: bool,
     /// Where it listens.
     pub address: SocketAddr,
     /// The file of tokens; empty for none.
@@ -189,6 +203,7 @@ impl Default for Http {
     fn default() -> Self {
         let empty = PathBuf::new;
         Self {
+            listen: false,
             address: DEFAULT_ADDRESS,
             tokens: empty(),
             certificate: empty(),
@@ -213,6 +228,23 @@ impl Config {
         Policy { level: self.scripts.allow.parse().unwrap_or(Level::Never), programs: self.scripts.programs }
     }
 
+    /// The command of bpftrace, if the operator has one.
+    fn bpftrace_command(&self) -> Vec<String> {
+        self.bpftrace.command.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// What the launcher of scripts is told. Each execution runs bpftrace once at a time; some more for those that are about to start, and
+    /// for `bpf_info`.
+    pub fn launcher(&self) -> launcher::Settings {
+        const MORE: usize = 16;
+        launcher::Settings {
+            policy: self.policy(),
+            most: self.limits.running + MORE,
+            longest: Duration::from_secs(self.limits.longest_seconds),
+            command: self.bpftrace_command(),
+        }
+    }
+
     /// What bounds executions of those that are served, who do not look on as a person at a shell does.
     pub fn served_limits(&self) -> executions::Limits {
         let budget = Some(self.limits.execution_percent).filter(|percent| *percent > 0.0);
@@ -232,6 +264,7 @@ impl Config {
             longest: Duration::from_secs(longest_seconds),
             budget: None,
             scripts: self.policy(),
+            bpftrace: Some(self.bpftrace_command()).filter(|command| !command.is_empty()),
             history: self.recorder.results.then(|| place::folder(None)),
         }
     }

@@ -332,7 +332,9 @@ impl Execution {
         let first = events_next.map_or(page.from, |next| next - shown);
         let prefix = if is_events { 'e' } else { 'r' };
         let cursor = |shown: u64| format!("{prefix}{}", first + shown);
-        let more = (left > 0).then(|| More { rows_left: left, cursor: Some(cursor(shown)) });
+        // While it runs there is always a place to read on from.
+        let follows = is_events && outcome.is_none();
+        let more = (left > 0 || follows).then(|| More { rows_left: left, cursor: Some(cursor(shown)) });
         let envelope = Envelope {
             execution_id: self.identity.id.clone(),
             kind: self.identity.kind,

@@ -23,6 +23,7 @@ use crate::{
         filter::{Filter, FilterError},
         hook,
         loader::{self, Kernel, LoadError},
+        privilege, shed,
     },
     principal::{Caller, Principal, Who},
     probes::{self, Context, Entry, OptionError},
@@ -51,6 +52,8 @@ pub struct Limits {
     pub budget: Option<f64>,
     /// Which scripts may run.
     pub scripts: Policy,
+    /// The command of bpftrace; `None`: `bpftrace` on the `PATH`.
+    pub bpftrace: Option<Vec<String>>,
     /// The folder of the history: there results are kept beyond this process, if it is there and may be written.
     pub history: Option<PathBuf>,
 }
@@ -66,6 +69,7 @@ impl Default for Limits {
             longest: Duration::from_hours(24),
             budget: None,
             scripts: Policy::default(),
+            bpftrace: None,
             history: None,
         }
     }
@@ -346,8 +350,8 @@ impl Executions {
         self.limits.scripts.admit(&request.program)?;
         let place = self.take_place(&request.by.principal.who)?;
         trail.starts(request.seconds)?;
-        let bpftrace = Bpftrace::find(None)?.boxed();
-        as_root()?;
+        let bpftrace = Bpftrace::served(self.limits.bpftrace.as_deref())?;
+        as_root(&bpftrace)?;
         self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
         bpftrace.compile(&request.program)?;
         attachable(&request.program)?;
@@ -615,12 +619,18 @@ pub fn supported(entry: &Entry, kernel: &Kernel) -> Result<(), Refusal> {
 }
 
 /// bpftrace runs as the root user only, and in a box it may not even say so.
-fn as_root() -> Result<(), ScriptError> {
-    if rustix::process::geteuid().is_root() {
+fn as_root(bpftrace: &Bpftrace) -> Result<(), ScriptError> {
+    if rustix::process::geteuid().is_root() || !bpftrace.is_own() || bpftrace.is_unboxed() {
         return Ok(());
     }
-    let error = ScriptError::new(Category::Permission, "bpftrace only runs as the root user");
-    Err(error.with_remedy("run mcptrace as root"))
+    let lacking = shed::lacks_for_scripts();
+    let message = format!(
+        "bpftrace only runs as the root user, and to start it as root in a box this process lacks {}",
+        lacking.join(", ")
+    );
+    let names: Vec<&str> = lacking.iter().map(String::as_str).collect();
+    let remedy = format!("run mcptrace as root, or: {}", privilege::process().grant(&names));
+    Err(ScriptError::new(Category::Permission, message).with_remedy(remedy))
 }
 
 /// bpftrace compiles what this kernel cannot attach, and attaches a part of a script where it cannot attach the rest.

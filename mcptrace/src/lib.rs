@@ -16,6 +16,7 @@ pub mod executions;
 #[cfg(test)]
 mod fuzz;
 pub mod kernel;
+pub mod memory;
 pub mod principal;
 pub mod probes;
 pub mod recorder;

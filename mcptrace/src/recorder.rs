@@ -12,6 +12,7 @@ pub mod place;
 mod proc;
 mod programs;
 pub mod run;
+mod running;
 pub mod sink;
 pub mod status;
 pub mod store;

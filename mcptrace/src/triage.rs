@@ -1,14 +1,15 @@
 //! Triage: a ranked answer to "what is wrong with this machine".
 //!
 //! [`gather`] looks at the kernel's own statistics and, where the process may, at a bounded set of native probes, for some seconds.
-//! [`rules`] make findings of that, each on its own, and [`rank`] puts causes before what follows from them. Only `gather` and `system`
-//! touch the system.
+//! [`rules`] make findings of that, each on its own, and [`rank`] puts causes before what follows from them. Where somebody records,
+//! [`recorded`] judges the last minute at once instead, unless the caller says how long to look. Only `gather` and `system` touch the system.
 
 pub mod evidence;
 pub mod finding;
 pub mod gather;
 pub mod lately;
 pub mod rank;
+pub mod recorded;
 pub mod rules;
 pub mod system;
 mod text;
@@ -38,9 +39,23 @@ pub enum Focus {
     Processes,
 }
 
+/// Where an answer comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// It was looked while the caller waited.
+    #[default]
+    Live,
+    /// What the recorder has kept.
+    Recorder,
+}
+
 /// The answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Triage {
+    /// `recorder` (the last minute, as recorded) or `live`.
+    #[serde(default)]
+    pub source: Source,
     /// What stands out, the likeliest cause first; empty if nothing does.
     pub findings: Vec<Finding>,
     /// The numbers that were looked at, whether they stand out or not.
@@ -76,18 +91,59 @@ impl Number {
 
 /// How many findings an answer has at most.
 const MOST_FINDINGS: usize = 8;
+/// An answer as JSON at most, in bytes; as text as well.
+pub const MOST_BYTES: usize = 4096;
 
 /// The answer that the evidence gives, beside what was recorded lately.
 pub fn judge(evidence: &Evidence, window: Window, lately: Lately) -> Triage {
     let wanted = rules::RULES.iter().filter(|rule| evidence.focus.is_none_or(|focus| focus == rule.focus));
     let found = wanted.filter_map(|rule| rule.judge(evidence)).collect();
-    let mut findings = rank::ranked(found);
-    let mut notes = evidence.notes.clone();
-    if findings.len() > MOST_FINDINGS {
-        notes.push(format!("{} lesser findings are left out", findings.len() - MOST_FINDINGS));
-        findings.truncate(MOST_FINDINGS);
+    let (looked_at, notes) = (evidence.numbers(), evidence.notes.clone());
+    answer(found, Triage { looked_at, lately, window, notes, ..Triage::default() })
+}
+
+/// Ranks findings and makes the answer of them.
+fn answer(found: Vec<Finding>, rest: Triage) -> Triage {
+    let mut triage = Triage { findings: rank::ranked(found), ..rest };
+    let all = triage.findings.len();
+    triage.findings.truncate(MOST_FINDINGS);
+    while size(&triage) + LEFT_OUT > MOST_BYTES && shortened(&mut triage) {}
+    if triage.findings.len() < all {
+        triage.notes.push(format!("{} lesser findings are left out", all - triage.findings.len()));
     }
-    Triage { findings, looked_at: evidence.numbers(), lately, window, notes }
+    triage
+}
+
+/// Room for the note that something is left out.
+const LEFT_OUT: usize = 64;
+
+fn size(triage: &Triage) -> usize {
+    serde_json::to_vec(triage).map_or(0, |text| text.len())
+}
+
+/// Leaves out what is missed least; false if nothing is left of that.
+fn shortened(triage: &mut Triage) -> bool {
+    if triage.lately.changed.len() > 2 {
+        return triage.lately.changed.pop().is_some();
+    }
+    if triage.findings.len() > 4 {
+        return triage.findings.pop().is_some();
+    }
+    if let Some(finding) = triage.findings.iter_mut().rev().find(|finding| finding.who.len() > 1) {
+        return finding.who.pop().is_some();
+    }
+    if triage.notes.len() > 3 {
+        return triage.notes.pop().is_some();
+    }
+    if triage.lately.changed.pop().is_some() || triage.looked_at.len() > 8 && triage.looked_at.pop().is_some() {
+        return true;
+    }
+    triage.findings.len() > 1 && triage.findings.pop().is_some()
+}
+
+/// Says that there was more to look at.
+fn only(focus: Focus) -> String {
+    format!("only {} was looked at", serde_json::json!(focus).as_str().unwrap_or_default())
 }
 
 /// The answer as a person reads it.
@@ -108,6 +164,38 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_has_four_kilobytes_at_most_and_says_what_is_left_out() {
+        use finding::{Judged, Next, Who};
+        let who = |pid| Who { pid: Some(pid), comm: "x".repeat(15), cgroup: "/c".repeat(100), ..Who::default() };
+        let one = |rule: &rules::Rule| {
+            let evidence = (0..5).map(|n| Number::new(&"n".repeat(20), f64::from(n) + 0.5, "threads on average")).collect();
+            let next = Next::probe("runq_latency", serde_json::json!({ "pid": 7 }), serde_json::json!({ "by": "pid" }));
+            let summary = "Something is wrong, and it takes a sentence to say what.".to_owned();
+            let who = vec![who(1), who(2), who(3)];
+            Finding::new(rule.kind, Judged { impact: 0.9, confidence: 0.9, summary, evidence, who, next })
+        };
+        let changed = vec![
+            lately::Change {
+                metric: "m".repeat(30),
+                labels: "l".repeat(200),
+                measure: "per_second".into(),
+                before: 1.0,
+                now: 1e9,
+                unit: "ns".into(),
+            };
+            5
+        ];
+        let lately = Lately { compared_with: "an hour ago".into(), changed, lack: String::new() };
+        let notes = vec!["x did not run: ".repeat(13); 15];
+        let looked_at = vec![Number::new("context_switches", 12_345.6, "1/s"); 25];
+        let found = rules::RULES.iter().map(one).collect();
+        let answer = answer(found, Triage { looked_at, lately, notes, ..Triage::default() });
+        assert!(size(&answer) <= MOST_BYTES && text(&answer).len() <= MOST_BYTES, "{}", size(&answer));
+        assert!(answer.findings.len() >= 2 && answer.looked_at.len() >= 8, "{answer:?}");
+        assert!(answer.notes.iter().any(|note| note.contains("lesser findings are left out")), "{answer:?}");
+    }
 
     #[test]
     fn numbers_are_rounded_to_three_digits() {

@@ -73,14 +73,22 @@ impl HttpServer {
         self.folder.path().join("tokens")
     }
 
-    async fn of(mut command: Command, folder: TempDir) -> Self {
+    /// Starts it by a command whose files are in a folder.
+    pub async fn of(mut command: Command, folder: TempDir) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let first = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().expect("it has ended at once");
-        let address = first.split("://").nth(1).and_then(|rest| rest.split('/').next()).map(str::parse);
-        let address = address.unwrap_or_else(|| panic!("no address: {first}")).unwrap();
-        let log = Arc::new(Mutex::new(first));
+        let mut said = String::new();
+        let address = loop {
+            let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
+            let line = line.unwrap_or_else(|| panic!("it has ended and said: {said}"));
+            said.push_str(&line);
+            said.push('\n');
+            if let Some((_, rest)) = line.split_once("://") {
+                break rest.split('/').next().unwrap().parse().unwrap();
+            }
+        };
+        let log = Arc::new(Mutex::new(said));
         let kept = Arc::clone(&log);
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
@@ -112,6 +120,11 @@ impl HttpServer {
         let params = json!({ "name": name, "arguments": arguments });
         let heard = self.ask(&Ask::message(token, &stateless("tools/call", params))).await;
         Answer::of(&heard.message())
+    }
+
+    /// Its files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its process id.

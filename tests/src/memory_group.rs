@@ -24,7 +24,17 @@ impl Limited {
 
     /// Moves a process into it.
     pub fn add(&self, pid: u32) {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        fs::write(self.procs(), pid.to_string()).unwrap();
+    }
+
+    /// Moves a process out of it, to the group above.
+    pub fn release(&self, pid: u32) {
+        fs::write(self.0.with_file_name("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// The file that takes the ids of processes to move.
+    pub fn procs(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
     }
 }
 

@@ -29,6 +29,36 @@ pub fn program() -> &'static Path {
     })
 }
 
+/// The processes that a process has started, and theirs, in the order of starting.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> =
+        lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    children.iter().flat_map(|child| std::iter::once(*child).chain(descendants(*child))).collect()
+}
+
+/// The command name of a process; empty, where it has ended.
+pub fn comm(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// The launcher of a server, if it has one.
+pub fn launcher_of(pid: u32) -> Option<u32> {
+    descendants(pid).into_iter().find(|pid| comm(*pid) == "mcptrace-launch")
+}
+
+/// The bpftrace that a server's launcher runs, once it has become that.
+pub fn bpftrace_of(pid: u32) -> Option<u32> {
+    descendants(launcher_of(pid)?).into_iter().find(|pid| comm(*pid) == "bpftrace")
+}
+
+/// Whether a process runs. Zombies have ended: whoever is their parent by now may not reap.
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X']))
+}
+
 /// What a process may do, by its threads: permitted capabilities and those that it could ever get, and whether it may gain any.
 /// Bits are those of capabilities(7).
 ///

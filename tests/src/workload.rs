@@ -2,9 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "part of the tests")]
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::ExitStatusExt as _,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use mcptrace::report::Envelope;
@@ -68,7 +71,24 @@ impl Workload {
     fn answer(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
+        self.wait_until_asleep();
         line.trim_end().to_owned()
+    }
+
+    /// On a busy machine it may take a while from its answer to the read in which it waits for the next command, and what it does in
+    /// between would be counted with whatever comes after.
+    fn wait_until_asleep(&self) {
+        let begun = Instant::now();
+        while self.state().is_some_and(|state| !matches!(state, 'S' | 'Z' | 'X')) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the workload does not come to rest");
+            sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// The state of its main thread, as proc(5) calls it.
+    fn state(&self) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
 };
 
 use mcptrace_tests::{
+    http::{ALICE as ALICES_TOKEN, Ask, BOB as BOBS_TOKEN, HttpServer, stateless, write_private},
     mcp::{Client, PATIENCE, ServerProcess, left_over, programs_held},
-    program::program,
+    program::{bpftrace_of, descendants, is_alive, program},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -155,6 +156,50 @@ async fn users_without_privilege_trace_through_the_daemon_and_see_their_own() {
 }
 
 #[tokio::test]
+async fn triage_answers_at_once_from_the_recorder_unless_it_is_told_how_long_to_look() {
+    let daemon = Daemon::start().await;
+    let mut root = daemon.root().await;
+    let live = root.tool("triage", json!({ "seconds": 1 })).await.success();
+    assert_eq!(live["source"], "live", "whoever says how long gets that");
+    // A few seconds have to be recorded first; until then it looks itself.
+    let begun = Instant::now();
+    let recorded = loop {
+        let answer = root.tool("triage", json!({})).await;
+        if answer.structured["source"] == "recorder" {
+            break answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{}", answer.text);
+    };
+    assert!(recorded.text.contains("as recorded") && recorded.text.len() <= 4096, "{}", recorded.text);
+    let found = recorded.success();
+    assert!(found.to_string().len() <= 4096 && found["looked_at"].as_array().unwrap().len() >= 8, "{found}");
+    let names: Vec<_> = found["looked_at"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"cpu_used") && names.contains(&"runq_wait_p99"), "{names:?}");
+    let one = root.tool("triage", json!({ "focus": "disk" })).await.success();
+    assert_eq!(one["source"], "recorder");
+    assert!(one["notes"].to_string().contains("only disk was looked at"), "{one}");
+    // Answers out of the history start nothing: only the live looks are on record.
+    let starts = daemon.audit().iter().filter(|line| line["event"] == "start").count();
+    assert!(starts >= 1, "{starts}");
+}
+
+#[tokio::test]
+async fn a_daemon_says_how_long_it_has_recorded_from_its_first_seconds_on() {
+    let daemon = Daemon::start().await;
+    let file = daemon.folder.path().join("state/recorder.json");
+    let mut said = Vec::new();
+    let begun = Instant::now();
+    while said.last().is_none_or(|ticks| *ticks < 4) {
+        assert!(begun.elapsed() < PATIENCE, "{said:?}");
+        if let Some(status) = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) {
+            said.push(status["ticks"].as_u64().unwrap());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(said.iter().any(|ticks| (1..4).contains(ticks)), "not only at the end: {said:?}");
+}
+
+#[tokio::test]
 async fn a_stranger_is_turned_away_and_recorded() {
     let daemon = Daemon::start().await;
     let mut stranger = daemon.client_of(STRANGER);
@@ -196,7 +241,8 @@ async fn a_daemon_that_is_killed_leaves_nothing_attached_and_can_be_started_anew
     let mut root = daemon.root().await;
     root.tool("exec_program", script).await.success();
     daemon.recorders().await;
-    let (programs, children) = (programs_held(daemon.pid()), children(daemon.pid()));
+    wait_for(|| bpftrace_of(daemon.pid()).is_some()).await;
+    let (programs, children) = (programs_held(daemon.pid()), descendants(daemon.pid()));
     daemon.child.start_kill().unwrap();
     timeout(PATIENCE, daemon.child.wait()).await.unwrap().unwrap();
     assert_eq!(left_over(&programs).await, [0_u32; 0]);
@@ -313,16 +359,61 @@ async fn a_second_daemon_does_not_take_the_socket_of_the_first() {
     daemon.root().await;
 }
 
-/// The processes that this one has started.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+/// A daemon that serves over HTTP too, as the configuration or the flag says.
+async fn over_http(by_flag: bool) -> HttpServer {
+    let folder = Daemon::folder("");
+    let (config, tokens) = (folder.path().join("config.toml"), folder.path().join("tokens"));
+    write_private(&tokens, &format!("alice {ALICES_TOKEN}\nbob {BOBS_TOKEN}\n"));
+    let mut command = Command::new(program());
+    command.arg("daemon").arg("--config").arg(&config);
+    if by_flag {
+        command.args(["--http", "127.0.0.1:0", "--http-tokens"]).arg(&tokens);
+    } else {
+        let http = format!("\n[http]\nlisten = true\naddress = \"127.0.0.1:0\"\ntokens = \"{}\"\n", tokens.display());
+        fs::write(&config, fs::read_to_string(&config).unwrap() + &http).unwrap();
+    }
+    HttpServer::of(command, folder).await
 }
 
-fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
+#[tokio::test]
+async fn it_serves_over_http_beside_its_socket() {
+    for by_flag in [false, true] {
+        let daemon = over_http(by_flag).await;
+        let long = json!({ "probe": "syscall_counts", "seconds": 600, "background": true });
+        let id = daemon.tool(ALICES_TOKEN, "run_probe", long).await.success()["execution_id"].clone();
+        // By name of the token, as over HTTP alone.
+        let of_bob = daemon.tool(BOBS_TOKEN, "get_result", json!({ "execution_id": id })).await;
+        assert!(of_bob.is_error, "{}", of_bob.text);
+        let guess = Ask::message(&"x".repeat(40), &stateless("tools/list", json!({})));
+        assert_eq!(daemon.ask(&guess).await.status, 401);
+        // The executions of both ways in are the same.
+        let socket = daemon.folder().join("socket");
+        let (read, write) = UnixStream::connect(socket).await.unwrap().into_split();
+        let mut root = Client::new(read, write);
+        root.initialize("2025-11-25").await;
+        assert_eq!(status(&mut root, &id, 0).await, "running");
+        let stopped = root.tool("stop_execution", json!({ "execution_id": id })).await.success();
+        assert_eq!(stopped["status"], "stopped");
+        let seen = daemon.tool(ALICES_TOKEN, "get_result", json!({ "execution_id": id })).await.success();
+        assert_eq!(seen["status"], "stopped");
+        let audit = fs::read_to_string(daemon.folder().join("audit.jsonl")).unwrap();
+        let start = audit.lines().find(|line| line.contains("\"event\":\"start\"")).unwrap();
+        let start: Value = serde_json::from_str(start).unwrap();
+        assert_eq!((&start["principal"], &start["transport"]), (&json!("token:alice"), &json!("http")), "{start}");
+    }
+}
+
+#[tokio::test]
+async fn http_that_is_not_safe_ends_the_start() {
+    let folder = Daemon::folder("");
+    for (arguments, want) in [(&["--http"][..], "HTTP needs a token"), (&["--http", "0.0.0.0:0"], "--tls-cert")] {
+        let mut command = Command::new(program());
+        command.arg("daemon").arg("--config").arg(folder.path().join("config.toml")).args(arguments);
+        let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(want), "{said}");
+        assert!(!folder.path().join("socket").exists(), "nothing is left of it");
+    }
 }
 
 async fn wait_for(mut done: impl FnMut() -> bool) {

@@ -617,6 +617,108 @@ fn what_changed_most_comes_first() {
     assert!(!named("steady") && !named("noisy"), "{rows:?}");
 }
 
+/// A thousand control groups in an hour, each with a process of its own for three seconds; there are only 300 process ids.
+#[test]
+fn short_groups_and_process_ids_that_are_used_again_stay_apart() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let metric = metrics::metric("cpu_process_ns").unwrap();
+    let second = |n: i64| {
+        let group = n * 1000 / 3600;
+        let pid = (300 + group % 300).to_string();
+        let labels = [&*pid, &format!("job-{}", group % 7), &format!("/jobs/{group:064x}")].map(str::to_owned);
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let others = ["others", "", ""];
+        let amount = |ns| tick::Value::Sum(ns);
+        tick(
+            n,
+            vec![
+                mcptrace_tests::simulated::sample(metric, &labels, amount(1_000_000)),
+                mcptrace_tests::simulated::sample(metric, &others, amount(7)),
+            ],
+        )
+    };
+    keep(&mut keeper, (1..=3600).map(second));
+    let grouped = |by: &str, filter: &str, from: i64| {
+        let query = Query { group_by: by.into(), filter: filter.into(), top: 200, ..query("cpu_process_ns", from, 3600) };
+        ask(folder.path(), &query, 3600)
+    };
+    let all = grouped("none", "", 0);
+    assert_eq!(total(&all), 3600 * 1_000_007, "nothing is lost among them");
+    assert_eq!(table(&grouped("cgroup", "", 0)).rows_total, 1002, "and each of the groups has its own");
+    assert_eq!(total(&grouped("comm", "comm=job-3", 0)) % 1_000_000, 0);
+    // Three and four processes have had this id, each in a group of its own.
+    let one = grouped("", "pid=350", 0);
+    assert_eq!(table(&one).rows_total, 4, "{:?}", table(&one));
+    let groups: std::collections::BTreeSet<_> = table(&one).rows.iter().map(|row| row["cgroup"].to_string()).collect();
+    assert_eq!(groups.len(), 4);
+    let lately = grouped("", "pid=350", 3000);
+    assert!(table(&lately).rows_total < 2, "{:?}", table(&lately));
+}
+
+/// CPUs come and go: a level says how many there were, and rates are by time and not by CPU.
+#[test]
+fn cpus_that_go_offline_and_come_back_are_seen_and_rates_stay_right() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let [mode, online] = ["cpu_mode_ns", "cpus_online"].map(|name| metrics::metric(name).unwrap());
+    let second = |n: i64| {
+        let cpus = if (100..200).contains(&n) { 1 } else { 2 };
+        let sample = mcptrace_tests::simulated::sample;
+        let [idle, user] = ["idle", "user"].map(|name| sample(mode, &[name], tick::Value::Sum(cpus * 500_000_000)));
+        tick(n, vec![idle, user, sample(online, &[], tick::Value::Gauge(cpus as f64))])
+    };
+    keep(&mut keeper, (1..=300).map(second));
+    let cpus = ask(folder.path(), &query("cpus_online", 0, 300), 300);
+    let row = &table(&cpus).rows[0];
+    assert_eq!((row["least"].as_f64(), row["greatest"].as_f64()), (Some(1.0), Some(2.0)));
+    for (from, to, rate) in [(0, 98, 1e9), (101, 198, 5e8), (201, 300, 1e9)] {
+        let user = ask(folder.path(), &Query { filter: "mode=user".into(), ..query("cpu_mode_ns", from, to) }, 300);
+        let found = table(&user).rows[0]["per_second"].as_f64().unwrap();
+        assert!((found - rate).abs() < rate / 50.0, "{found} from {from} to {to}");
+    }
+}
+
+#[test]
+fn triage_answers_out_of_the_last_minute_and_says_so() {
+    use mcptrace::triage::{Focus, Source, finding::Kind, recorded};
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let sample = |name: &str, labels: &[&str], sum: u64| {
+        mcptrace_tests::simulated::sample(metrics::metric(name).unwrap(), labels, tick::Value::Sum(sum))
+    };
+    let second = |n: i64| {
+        // Half an hour of calm; then a program that takes both CPUs, while others wait.
+        let busy = if n > 1800 { 1_960_000_000 } else { 40_000_000 };
+        let samples = vec![
+            sample("cpu_mode_ns", &["user"], busy),
+            sample("cpu_mode_ns", &["idle"], 2_000_000_000 - busy),
+            sample("cpu_process_ns", &["4711", "culprit", "/system.slice/x"], busy * 9 / 10),
+            sample("cpu_process_ns", &["others", "", ""], busy / 10),
+            sample("pressure_some_ns", &["cpu"], busy * 48 / 100),
+        ];
+        let coverage = metrics::GROUPS.iter().map(|group| tick::Coverage { group, share: 1.0, why: None });
+        Tick { coverage: coverage.collect(), ..tick(n, samples) }
+    };
+    let look = |second: i64, focus| recorded::look(folder.path(), focus, START + second).unwrap();
+    keep(&mut keeper, (1..=2).map(second));
+    assert_eq!(look(2, None), None, "two seconds say nothing");
+    keep(&mut keeper, (3..=1800).map(second));
+    let calm = look(1800, None).unwrap();
+    assert!(calm.findings.is_empty() && calm.looked_at.len() >= 5, "{calm:?}");
+    keep(&mut keeper, (1801..=1900).map(second));
+    let found = look(1900, None).unwrap();
+    assert_eq!((found.source, found.window.seconds), (Source::Recorder, 60.0));
+    let first = &found.findings[0];
+    assert_eq!((first.kind, first.who[0].pid, &*first.who[0].comm), (Kind::CpuSaturation, Some(4711), "culprit"));
+    assert!((first.who[0].value - 176.0).abs() < 1.0, "{:?} % of one CPU", first.who[0].value);
+    assert!(mcptrace::triage::text(&found).contains(" as recorded"), "{}", mcptrace::triage::text(&found));
+    assert!(look(1900, Some(Focus::Disk)).unwrap().findings.is_empty());
+    assert_eq!(look(1960, None), None, "what is a minute old is not now");
+    drop(keeper);
+    assert_eq!(look(1900, None), None, "nobody records any more");
+}
+
 /// A second of a busy host, of the metrics that the recorder has.
 fn busy(n: i64) -> Tick {
     let seed = n as u64;

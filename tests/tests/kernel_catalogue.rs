@@ -1,17 +1,19 @@
 //! Every probe on the kernel that runs: as it is, with every filter at once, and with each of its options. A probe that cannot run says what the
-//! kernel lacks; a program that the kernel refuses is a defect. Needs root; without, it fails.
+//! kernel lacks, and that must be what [`mcptrace_tests::lacks`] says; a program that the kernel refuses is a defect. Needs root; without, it fails.
 //!
-//! What it prints (`--nocapture`) are the rows of docs/kernels.md.
+//! It prints a line of JSON for each probe, of which `cargo xtask test --kernel … --write` makes the table of docs/kernels.md.
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use std::{iter::once, process::Command};
+use std::process::Command;
 
 use mcptrace::{
     executions::Refusal,
-    kernel::filter::Filter,
+    kernel::{filter::Filter, hook, loader::Kernel},
     probes::{Entry, PROBES},
     report::Status,
 };
 use mcptrace_tests::{
+    lacks::{How, Lack, lacks},
     probing::{ALL, try_start},
     workload::Workload,
 };
@@ -28,28 +30,90 @@ enum Outcome {
     NotTaken,
     /// The kernel lacks something.
     Unsupported(String),
+    /// The kernel lacks something for this way.
+    Refused(String),
     Failed(String),
 }
 
 #[test]
 fn every_probe_runs_in_every_way_or_says_what_the_kernel_lacks() {
     let mut workload = Workload::start(PROGRAM);
-    let mut failed = Vec::new();
+    let mut wrong = Vec::new();
     for entry in PROBES {
-        let ways = ways(entry, workload.pid());
-        let outcomes: Vec<_> =
-            ways.iter().map(|(options, filter)| outcome(entry, options, filter, &mut workload)).collect();
-        println!("{}", row(entry, &outcomes));
-        assert_ne!(outcomes[0], Outcome::NotTaken, "{}", entry.name);
-        let wrong = ways.into_iter().zip(outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-        failed.extend(
-            wrong.map(|((options, filter), outcome)| format!("{} {options} {filter:?}: {outcome:?}", entry.name)),
-        );
+        let lacks = lacks(entry.name);
+        let mut sayings = hooks(entry);
+        let mut taken = false;
+        for (options, filter) in ways(entry, workload.pid()) {
+            let outcome = outcome(entry, &options, &filter, &mut workload);
+            let runs = lacks.iter().all(|lack| lack.how != How::NotAtAll);
+            if !outcome.may_be(runs) {
+                wrong.push(format!("{} {options} {filter:?}: {outcome:?}", entry.name));
+            }
+            taken |= outcome != Outcome::NotTaken;
+            sayings.extend(outcome.sayings());
+        }
+        assert!(taken, "{} was tried in no way", entry.name);
+        wrong.extend(unlike(&sayings, &lacks).into_iter().map(|what| format!("{}: {what}", entry.name)));
+        println!("catalogue: {}", line(entry, &lacks));
     }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// As it is, with all filters, then with each option and each of its words.
+/// What a probe says of what it does without.
+type Saying = (How, String);
+
+/// Functions that it attaches to in place of tracepoints.
+fn hooks(entry: &Entry) -> Vec<Saying> {
+    let attached = hook::resolve(entry.hooks, &Kernel::get().unwrap().layout).unwrap_or_default();
+    let names = attached.iter().map(|one| one.hook.to_string()).filter(|name| name.starts_with("fexit/"));
+    names.map(|name| (How::Elsewhere, name)).collect()
+}
+
+impl Outcome {
+    /// What is said is compared apart.
+    fn may_be(&self, runs: bool) -> bool {
+        match self {
+            Self::Ran(_) => runs,
+            Self::NotTaken | Self::Refused(_) | Self::Unsupported(_) => true,
+            Self::Failed(_) => false,
+        }
+    }
+
+    fn sayings(self) -> Vec<Saying> {
+        match self {
+            Self::Ran(notes) => notes.into_iter().map(|note| (How::InPart, note)).collect(),
+            Self::Unsupported(reason) => vec![(How::NotAtAll, reason)],
+            Self::Refused(reason) => vec![(How::NotEveryWay, reason)],
+            Self::NotTaken | Self::Failed(_) => Vec::new(),
+        }
+    }
+}
+
+/// What is said and is not in the table, and what is in the table and is not said.
+fn unlike(sayings: &[Saying], lacks: &[&Lack]) -> Vec<String> {
+    let says = |lack: &Lack, (how, what): &Saying| lack.how == *how && what.contains(lack.says);
+    let new = sayings.iter().filter(|saying| !lacks.iter().any(|lack| says(lack, saying)));
+    let unsaid = lacks.iter().filter(|lack| !sayings.iter().any(|saying| says(lack, saying)));
+    let mut unlike: Vec<_> = new.map(|(how, what)| format!("{how:?} is not in the table: {what}")).collect();
+    unlike.extend(unsaid.map(|lack| format!("the table has {:?}, which it does not say: {}", lack.how, lack.says)));
+    unlike.dedup();
+    unlike
+}
+
+/// A cell of docs/kernels.md.
+fn line(entry: &Entry, lacks: &[&Lack]) -> Value {
+    let is = |how: How| lacks.iter().any(|lack| lack.how == how);
+    let runs = match (is(How::NotAtAll), is(How::InPart) || is(How::NotEveryWay)) {
+        (true, _) => "no",
+        (false, true) => "in part",
+        (false, false) => "yes",
+    };
+    let mut notes: Vec<_> = lacks.iter().map(|lack| lack.note).collect();
+    notes.dedup();
+    json!({ "probe": entry.name, "runs": runs, "notes": notes })
+}
+
+/// As it is, with all filters, with each option and each of its words, and at several places.
 fn ways(entry: &Entry, pid: u32) -> Vec<(Value, Filter)> {
     let plain = required(entry.name);
     let mut ways = vec![(plain.clone(), scope(entry.name, pid)), (plain.clone(), filters(entry, pid))];
@@ -58,7 +122,17 @@ fn ways(entry: &Entry, pid: u32) -> Vec<(Value, Filter)> {
         with[name] = value;
         ways.push((with, scope(entry.name, pid)));
     }
+    ways.extend(several_places(entry.name).map(|options| (options, Filter { pid: Some(pid), ..Filter::default() })));
     ways
+}
+
+/// One program at several places.
+fn several_places(probe: &str) -> Option<Value> {
+    match probe {
+        "function_latency" => Some(json!({ "binary": PROGRAM, "function": "mcptrace_*" })),
+        "usdt_events" => Some(json!({ "binary": "libc", "usdt": "libc:memory_*" })),
+        _ => None,
+    }
 }
 
 /// Options without which a probe has nothing to look at.
@@ -118,6 +192,7 @@ fn values(name: &str, property: &Value) -> Vec<Value> {
 fn outcome(entry: &Entry, options: &Value, filter: &Filter, workload: &mut Workload) -> Outcome {
     let execution = match try_start(entry.name, options, filter) {
         Ok(execution) => execution,
+        Err(Refusal::Option(error)) if error.message.contains("this kernel") => return Outcome::Refused(error.message),
         Err(Refusal::Option(_)) => return Outcome::NotTaken,
         Err(Refusal::Unsupported { reason, .. }) => return Outcome::Unsupported(reason),
         Err(refusal) => return Outcome::Failed(refusal.to_string()),
@@ -138,27 +213,6 @@ fn outcome(entry: &Entry, options: &Value, filter: &Filter, workload: &mut Workl
 fn lacking(notes: Vec<String>) -> Vec<String> {
     // What its recursion guard kept from programs is not told of any probe by kernels before 5.12.
     notes.into_iter().filter(|note| note.contains("this kernel") && !note.contains("before 5.12")).collect()
-}
-
-fn row(entry: &Entry, outcomes: &[Outcome]) -> String {
-    let ran: Vec<_> = outcomes
-        .iter()
-        .filter_map(|outcome| if let Outcome::Ran(lacks) = outcome { Some(lacks) } else { None })
-        .collect();
-    let taken = outcomes.iter().filter(|outcome| **outcome != Outcome::NotTaken).count();
-    let why = outcomes.iter().find_map(|outcome| match outcome {
-        Outcome::Unsupported(reason) => Some(reason.clone()),
-        Outcome::Failed(error) => Some(format!("FAILED: {error}")),
-        Outcome::Ran(_) | Outcome::NotTaken => None,
-    });
-    let name = entry.name;
-    match why {
-        Some(why) => format!("| `{name}` | {} of {taken} ways: {why} |", ran.len()),
-        None => format!(
-            "| {} |",
-            once(format!("`{name}` | {taken} ways")).chain(ran[0].clone()).collect::<Vec<_>>().join("; ")
-        ),
-    }
 }
 
 /// The options of every probe have values to try here, but for those that name files and functions.

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use aya_obj::btf::BtfKind;
 use mcptrace::kernel::{
     cost,
     hook::{Attach, Function, Hook},
@@ -102,4 +103,23 @@ fn a_function_that_is_not_there_is_named() {
         let error = Function::find(file, symbol, pid).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+/// The loader keeps a part of the kernel's types only; each number in it must be the one of the whole.
+#[test]
+fn the_loaders_numbers_are_those_of_the_kernel() {
+    let whole = aya::Btf::from_sys_fs().unwrap();
+    let part = Kernel::get().unwrap().btf();
+    let number = |types: &aya::Btf, name: &str, kind| types.id_by_type_name_kind(name, kind).ok();
+    for (name, kind) in [
+        ("btf_trace_sched_switch", BtfKind::Typedef),
+        ("btf_trace_sys_enter", BtfKind::Typedef),
+        ("btf_trace_block_rq_complete", BtfKind::Typedef),
+        ("bpf_iter_task", BtfKind::Func),
+        ("cap_capable", BtfKind::Func),
+    ] {
+        assert!(number(&whole, name, kind).is_some(), "{name}");
+        assert_eq!(number(part, name, kind), number(&whole, name, kind), "{name}");
+    }
+    assert_eq!(number(part, "vfs_read", BtfKind::Func), None, "what no program attaches to is left out");
 }

@@ -276,7 +276,7 @@ fn taken_in(envelope: &Envelope) -> (u64, u64) {
 fn assert_all_accounted_for(envelope: &Envelope, opens: u64) {
     assert_adds_up(envelope);
     let loss = &envelope.loss;
-    assert_eq!(loss.seen.unwrap() + loss.missed.unwrap(), opens, "{loss:?}");
+    assert_eq!(loss.seen.unwrap() + loss.missed.unwrap_or(0), opens, "{loss:?}");
     let (total, evicted) = taken_in(envelope);
     assert_eq!(loss.delivered, Some(total));
     // 8 MB of events are kept; the rest is counted, and said.

@@ -9,6 +9,7 @@ use mcptrace::{
 };
 use mcptrace_tests::{
     memory_group::Limited,
+    named_group::Named,
     probing::{around, assert_no_loss, events, of_pid},
     workload,
     workload::{Workload, hex},
@@ -54,6 +55,39 @@ fn every_program_is_seen_once_with_its_parent_and_masked_arguments() {
             assert!(!row.contains_key("arguments_bytes"), "all of them are there: {row:?}");
         }
         assert!(envelope.notes.iter().any(|note| note.contains("masked")), "{:?}", envelope.notes);
+    }
+}
+
+/// Those who start and end are shown with their container or unit, those who signal with their container.
+#[test]
+fn whoever_runs_in_a_container_or_unit_is_shown_with_it() {
+    let id = format!("4f2a99{:058x}", std::process::id());
+    let service = format!("mcptrace-test-{}.service", std::process::id());
+    for (path, field, name) in [
+        (format!("docker-{id}.scope"), "container", &id[..12]),
+        (format!("system.slice/{service}"), "unit", service.as_str()),
+    ] {
+        let group = Named::new(&path);
+        let mut workload = workload!();
+        group.add(&workload);
+        for probe in ["process_exec", "process_exit"] {
+            let envelope = around(probe, &json!({}), &family(&workload), || {
+                workload.run(&format!("spawn 7 {}", words(&["/bin/true"])));
+            });
+            assert_no_loss(&envelope);
+            let rows = with(&envelope, "comm", &json!("true"));
+            assert_eq!(rows.len(), 7, "{probe}");
+            assert!(rows.iter().all(|row| row.get(field) == Some(&json!(name))), "{probe}: {:?}", rows[0]);
+        }
+        let envelope = around("signals", &json!({}), &family(&workload), || {
+            workload.run(&format!("spawn 1 {}", words(&["/bin/sh", "-c", "kill -USR1 $$"])));
+        });
+        let rows = with(&envelope, "signal", &json!("SIGUSR1"));
+        assert_eq!(rows.len(), 1, "{:?}", events(&envelope));
+        for role in ["sender", "target"] {
+            let shown = rows[0].get(&format!("{role}_container"));
+            assert_eq!(shown, (field == "container").then(|| json!(name)).as_ref(), "{:?}", rows[0]);
+        }
     }
 }
 
@@ -188,7 +222,7 @@ fn a_timers_signal_has_no_sender_and_others_are_left_out_when_one_is_asked_for()
         workload.run(&format!("raise 3 {}", libc::SIGURG));
         workload.run("interrupt 17");
     });
-    let seen = events(&envelope).len() as u64 + envelope.loss.missed.unwrap();
+    let seen = events(&envelope).len() as u64 + envelope.loss.missed.unwrap_or(0);
     assert!(seen >= 17, "the timer interrupted 17 calls: {:?}", envelope.loss);
     for row in events(&envelope) {
         assert_eq!((&row["signal"], &row["origin"]), (&json!("SIGALRM"), &json!("kernel")));

@@ -130,7 +130,7 @@ fn interrupts_are_counted_as_proc_does() {
     });
     let last = read();
     let (begin, end) = inner.unwrap();
-    let missed = envelope.loss.missed.unwrap() + envelope.loss.dropped_total();
+    let missed = envelope.loss.missed.unwrap_or(0) + envelope.loss.dropped_total();
     let mut vectors = 0;
     for (name, count) in &end.0 {
         let (least, most) = (count - begin.0[name], last.0[name] - outer.0[name]);

@@ -1,10 +1,11 @@
 //! `syscall_counts` and `syscall_latency` on the real kernel, against workloads of known size. Needs root; without, it fails.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use std::{fs, path::PathBuf, process::Command};
+use std::process::Command;
 
 use mcptrace::kernel::filter::Filter;
 use mcptrace_tests::{
+    named_group::Named,
     probing::{
         ALL, Calls, around, assert_no_loss, calls, counts, events, executions, find_series, of_pid, one_series,
         request, rows, series, stop,
@@ -191,37 +192,11 @@ fn filters_that_are_set_must_all_match() {
     assert!(count_where(&filter, || drop(one.run("getppid 7"))).names().is_empty());
 }
 
-/// A control group below the cgroup2 mount; removed when dropped.
-struct Cgroup {
-    mount: PathBuf,
-    path: String,
-}
-
-impl Cgroup {
-    fn new(path: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
-        let mount = PathBuf::from(mount.split(' ').nth(1).unwrap());
-        fs::create_dir_all(mount.join(path)).unwrap();
-        Self { mount, path: path.to_owned() }
-    }
-
-    fn add(&self, workload: &Workload) {
-        fs::write(self.mount.join(&self.path).join("cgroup.procs"), workload.pid().to_string()).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(self.mount.join(&self.path));
-    }
-}
-
 #[test]
 fn the_cgroup_filter_shows_the_group_and_those_below() {
     let name = format!("mcptrace_test_{}", std::process::id());
     let (outer, inner, beside) =
-        (Cgroup::new(&name), Cgroup::new(&format!("{name}/inner")), Cgroup::new(&format!("{name}_beside")));
+        (Named::new(&name), Named::new(&format!("{name}/inner")), Named::new(&format!("{name}_beside")));
     let groups = (outer, inner, beside);
     let (mut a, mut b, mut c) = (workload!(), workload!(), workload!());
     groups.0.add(&a);
@@ -247,7 +222,7 @@ fn the_cgroup_filter_shows_the_group_and_those_below() {
 fn the_container_filter_shows_one_container() {
     let id = format!("4f2a{:060x}", std::process::id());
     let other_id = format!("5f2a{:060x}", std::process::id());
-    let groups = [id.as_str(), &other_id].map(|id| Cgroup::new(&format!("docker-{id}.scope")));
+    let groups = [id.as_str(), &other_id].map(|id| Named::new(&format!("docker-{id}.scope")));
     let (mut one, mut other) = (workload!(), workload!());
     groups[0].add(&one);
     groups[1].add(&other);

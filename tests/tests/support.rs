@@ -12,6 +12,10 @@ use std::{
 
 use libbpf_rs::query::ProgInfoIter;
 use mcptrace::kernel::support::{Check, Info, Options, info, text};
+use mcptrace_tests::{
+    lacks::{How, lacks},
+    probing::kernel_version,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -102,6 +106,15 @@ fn kprobes_work_exactly_where_the_kernel_has_them() {
     }
 }
 
+/// Those that attach to many places at once came last.
+#[test]
+fn newer_ways_work_from_their_kernel_on() {
+    let fprobe = option("FPROBE") == Some(true);
+    for (name, has) in [("kprobe_multi", fprobe), ("uprobe_multi", kernel_version() >= (6, 6))] {
+        assert_eq!(attach(name).works, Some(has), "{:?}", attach(name));
+    }
+}
+
 /// bpftrace lists functions only where they can be traced; here it is the kernel's own file that tells.
 #[test]
 fn fentry_is_refused_in_plain_words_where_a_policy_forbids_it() {
@@ -116,11 +129,15 @@ fn fentry_is_refused_in_plain_words_where_a_policy_forbids_it() {
 }
 
 #[test]
-fn all_native_probes_are_available() {
+fn native_probes_are_available_where_the_kernel_lacks_nothing_for_them() {
     let probes = &found().probes;
     assert_eq!(probes.len(), mcptrace::probes::PROBES.len());
     for probe in probes {
-        assert!(probe.available, "{probe:?}");
+        let lack = lacks(&probe.name).into_iter().find(|lack| lack.how == How::NotAtAll);
+        assert_eq!(probe.available, lack.is_none(), "{probe:?}");
+        if let Some(lack) = lack {
+            assert!(probe.reason.as_ref().unwrap().contains(lack.says), "{probe:?}");
+        }
         let reads_only = probe.name == "bpf_programs";
         assert!(probe.hooks.is_empty() == reads_only && probe.cost_ns > 0.0, "{probe:?}");
         assert!(
@@ -278,7 +295,9 @@ fn namespaces_that_matter_are_told() {
 #[test]
 fn the_text_is_short_and_bounded() {
     let whole = text(found(), 1 << 20);
-    assert!(whole.starts_with(&format!("mcptrace {}: all native probes run here\n", env!("CARGO_PKG_VERSION"))));
+    let lacking = found().probes.iter().any(|probe| !probe.available);
+    let all = format!("mcptrace {}: all native probes run here\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(whole.starts_with(&all), !lacking, "{whole}");
     assert!(whole.len() < 6000, "{}", whole.len());
     for most in [200, 1000, 3000] {
         assert!(text(found(), most).len() <= most);

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: what tracing costs, beside other tools, written to docs/performance.md.
 
+mod recorder;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -21,8 +23,12 @@ const NOTES_END: &str = "<!-- end of notes -->";
 pub(crate) struct Options {
     #[command(flatten)]
     packages: packages::InstallOptions,
-    /// Only these probes, and only what they add to an event; prints and writes nothing
+    /// Only these probes, and only what they add to an event; or `recorder`: what the recorder costs programs; or `latency`: how soon
+    /// watchers are told. Prints and writes nothing
     probes: Vec<String>,
+    /// Only this part, which is put into the document in place of the old one; may be given several times
+    #[arg(long = "part", value_name = "costs|startup|memory|flood|server|growth")]
+    parts: Vec<String>,
     /// How often everything is measured in turn
     #[arg(long)]
     rounds: Option<u32>,
@@ -34,7 +40,12 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let needs: Vec<_> = TO_BUILD.iter().chain(TO_TEST).collect();
     packages::ensure_installed(&needs, &options.packages)?;
-    let programs = build()?;
+    match options.probes.as_slice() {
+        [one] if one == "recorder" => return recorder::run(&build(&[])?, options.rounds.unwrap_or(9)),
+        [one] if one == "latency" => return latency(&build(&["latency"])?),
+        _ => {}
+    }
+    let programs = build(&["bench"])?;
     packages::become_able("attaching programs needs root")?;
     let measured = measure(&programs, options)?;
     println!("{measured}");
@@ -45,21 +56,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     write(&workspace_root().join(DOCUMENT), &measured)
 }
 
-/// The folder of the release programs, which are built as the user who runs this.
-fn build() -> Result<PathBuf> {
+/// The folder of the release programs, which are built as the user who runs this: mcptrace, and those of the tests' package.
+fn build(others: &[&str]) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args([
-        "build",
-        "--release",
-        "--target-dir",
-        "target",
-        "--package",
-        "mcptrace",
-        "--package",
-        "mcptrace-tests",
-    ]);
-    process::run(build.args(["--bin", "mcptrace", "--bin", "bench"]))?;
+    build.args(["build", "--release", "--target-dir", "target", "--package", "mcptrace", "--bin", "mcptrace"]);
+    if !others.is_empty() {
+        build.args(["--package", "mcptrace-tests"]).args(others.iter().flat_map(|other| ["--bin", *other]));
+    }
+    process::run(&mut build)?;
     Ok(workspace_root().join("target/release"))
+}
+
+fn latency(programs: &Path) -> Result<()> {
+    process::run(packages::as_root(&programs.join("latency").to_string_lossy()).arg(programs.join("mcptrace")))
 }
 
 fn measure(programs: &Path, options: &Options) -> Result<String> {
@@ -67,6 +76,9 @@ fn measure(programs: &Path, options: &Options) -> Result<String> {
     bench.arg("--server").arg(programs.join("mcptrace")).args(&options.probes);
     if options.quick {
         bench.arg("--quick");
+    }
+    for part in &options.parts {
+        bench.args(["--part", part]);
     }
     if let Some(rounds) = options.rounds {
         bench.args(["--rounds", &rounds.to_string()]);
@@ -81,9 +93,21 @@ fn write(path: &Path, measured: &str) -> Result<()> {
     Ok(())
 }
 
-/// The new document, with what people have written into the old one.
+/// The parts of the document, in its order; the program that measures prints each between two comments.
+const PARTS: [&str; 6] = ["costs", "startup", "memory", "flood", "server", "growth"];
+const PART_END: &str = "<!-- end of part -->";
+
+/// The new document: parts that were measured, those that were not as they stood, and what people have written into the old one.
 fn document(measured: &str, old: &str) -> String {
-    format!("{HEAD}\n{}\n\n{NOTES_BEGIN}\n{}\n{NOTES_END}\n", measured.trim(), notes(old))
+    let parts: Vec<&str> = PARTS.iter().filter_map(|name| part(measured, name).or_else(|| part(old, name))).collect();
+    format!("{HEAD}\n{}\n\n{NOTES_BEGIN}\n{}\n{NOTES_END}\n", parts.join("\n\n"), notes(old))
+}
+
+/// A part with the comments around it.
+fn part<'text>(text: &'text str, name: &str) -> Option<&'text str> {
+    let from = text.find(&format!("<!-- part: {name} -->"))?;
+    let length = text[from..].find(PART_END)? + PART_END.len();
+    Some(&text[from..from + length])
 }
 
 fn notes(old: &str) -> &str {
@@ -95,21 +119,34 @@ const HEAD: &str = "\
 # What tracing costs
 
 `cargo xtask bench` measures this and writes this page; only the notes at its end are written by hand. Absolute numbers belong to the
-machine named below, and other load on it moves them; all variants are measured in turn within one run, so their ratios hold better.
-To reproduce: `cargo xtask bench` (root, about ten minutes), or `cargo xtask bench PROBE` for one probe without writing this page.
+machine that each part names, and other load on it moves them; all variants are measured in turn within one run, so their ratios hold better.
+To reproduce: `cargo xtask bench` (root, about 20 minutes on a quiet machine), `cargo xtask bench --part costs` for a part, or
+`cargo xtask bench PROBE` for one probe without writing this page.
 ";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn measured(name: &str, number: u32) -> String {
+        format!("<!-- part: {name} -->\n## Of {name}\n\n{number}\n{PART_END}\n")
+    }
+
     #[test]
     fn notes_outlive_a_new_run() {
-        let first = document("## Numbers\n\n1\n", "");
+        let first = document(&measured("costs", 11), "");
         let written = first.replace("## What was tried", "## What was tried\n\nAll sorts.");
-        let second = document("## Numbers\n\n2\n", &written);
-        assert!(second.contains("2\n") && !second.contains("1\n"), "{second}");
+        let second = document(&measured("costs", 22), &written);
+        assert!(second.contains("22\n") && !second.contains("11\n"), "{second}");
         assert_eq!(second.matches("All sorts.").count(), 1);
-        assert_eq!(document("## Numbers\n\n2\n", &second), second);
+        assert_eq!(document(&measured("costs", 22), &second), second);
+    }
+
+    #[test]
+    fn a_part_takes_the_place_of_the_old_one_and_leaves_the_others() {
+        let all = document(&(measured("costs", 11) + &measured("memory", 33)), "");
+        let second = document(&measured("memory", 44), &all);
+        assert!(second.contains("11\n") && second.contains("44\n") && !second.contains("33\n"), "{second}");
+        assert!(second.find("Of costs") < second.find("Of memory"), "{second}");
     }
 }

@@ -4,7 +4,9 @@
 
 mod bench;
 mod build_ebpf;
+mod checks;
 mod demo;
+mod kernels;
 mod mcp_client;
 mod package;
 mod packages;
@@ -12,6 +14,7 @@ mod process;
 mod soak;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::process;
+use crate::vm;
 
 /// Options of every task that may install packages.
 #[derive(Debug, clap::Args)]
@@ -32,6 +34,7 @@ pub(crate) struct Need {
 enum FoundBy {
     Program(&'static str),
     Header(&'static str),
+    File(&'static str),
 }
 
 /// What distributors call it; several names are separated by spaces.
@@ -170,6 +173,70 @@ pub(crate) const TO_TEST: &[Need] = &[
     },
 ];
 
+/// What booting another kernel needs. Kernels are Debian's, so its tools and keys are wanted elsewhere too, where distributors have them.
+pub(crate) const TO_EMULATE: &[Need] = &[
+    Need {
+        what: "qemu",
+        why: "emulates the machine that another kernel runs on",
+        found_by: FoundBy::Program("qemu-system-x86_64"),
+        required: true,
+        packages: Packages {
+            apt: "qemu-system-x86",
+            dnf: "qemu-system-x86-core",
+            pacman: "qemu-system-x86",
+            zypper: "qemu-x86",
+            apk: "qemu-system-x86_64",
+        },
+    },
+    Need {
+        what: "a static busybox",
+        why: "is the first program of the guest",
+        found_by: FoundBy::Program("busybox"),
+        required: true,
+        packages: Packages {
+            apt: "busybox-static",
+            dnf: "busybox",
+            pacman: "busybox",
+            zypper: "busybox-static",
+            apk: "busybox-static",
+        },
+    },
+    Need {
+        what: "kmod",
+        why: "lists what modules of a kernel need each other",
+        found_by: FoundBy::Program("depmod"),
+        required: true,
+        packages: Packages { apt: "kmod", dnf: "kmod", pacman: "kmod", zypper: "kmod", apk: "kmod" },
+    },
+    Need {
+        what: "apt-get",
+        why: "fetches Debian's kernels",
+        found_by: FoundBy::Program("apt-get"),
+        required: true,
+        packages: Packages { apt: "apt", dnf: "apt", pacman: "apt", zypper: "apt", apk: "apt" },
+    },
+    Need {
+        what: "dpkg-deb",
+        why: "unpacks Debian's kernels",
+        found_by: FoundBy::Program("dpkg-deb"),
+        required: true,
+        packages: Packages { apt: "dpkg", dnf: "dpkg", pacman: "dpkg", zypper: "dpkg", apk: "dpkg" },
+    },
+    Need {
+        what: "the keys of Debian's archive",
+        why: "apt-get checks the kernels' signatures with them",
+        found_by: FoundBy::File(vm::KEYS),
+        required: true,
+        packages: Packages {
+            apt: "debian-archive-keyring",
+            dnf: "debian-keyring",
+            pacman: "debian-archive-keyring",
+            zypper: "debian-keyring",
+            apk: "debian-archive-keyring",
+        },
+    },
+];
+
 /// Installs what is missing. An error if something required is missing afterwards.
 pub(crate) fn ensure_installed(needs: &[&Need], options: &InstallOptions) -> Result<()> {
     let missing = missing(needs);
@@ -246,6 +313,7 @@ impl FoundBy {
         match self {
             Self::Program(name) => !process::all_in_path(name).is_empty(),
             Self::Header(name) => compiles(&format!("#include <{name}>\n")),
+            Self::File(path) => Path::new(path).exists(),
         }
     }
 }

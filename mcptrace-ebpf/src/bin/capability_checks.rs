@@ -70,16 +70,16 @@ fn see<C: EbpfContext>(ctx: &C, capability: u32, result: i32) -> i32 {
 /// Counts a check; false if the map has no room for it.
 #[inline(always)]
 fn counted(key: &CapabilityKey, result: i32) -> bool {
-    if CHECKS.get_ptr_mut(key).is_none() {
+    let value = CHECKS.get_ptr_mut(key).or_else(|| {
         let none = CapabilityCount { granted: 0, refused: 0 };
         // Another CPU may have been first (BPF_NOEXIST is 1): then there is one to add to all the same.
         let _ = CHECKS.insert(key, none, 1);
-    }
-    CHECKS.get_ptr_mut(key).is_some_and(|value| {
-        // SAFETY: a pointer into the map's value.
-        unsafe { add(if result == 0 { &raw mut (*value).granted } else { &raw mut (*value).refused }, 1) };
-        true
-    })
+        CHECKS.get_ptr_mut(key)
+    });
+    let Some(value) = value else { return false };
+    // SAFETY: a pointer into the map's value.
+    unsafe { add(if result == 0 { &raw mut (*value).granted } else { &raw mut (*value).refused }, 1) };
+    true
 }
 
 #[inline(always)]

@@ -42,11 +42,12 @@ fn dropped(ctx: BtfTracePointContext) -> i32 {
     count(Counter::Seen);
     let skb: *const u8 = ctx.arg(0);
     let key = key(&ctx, skb);
-    if DROPS.get_ptr(key).is_none() {
+    let cell = DROPS.get_ptr_mut(key).or_else(|| {
         // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
         let _ = DROPS.insert(key, DropCell { packets: 0, bytes: 0 }, 1);
-    }
-    let Some(cell) = DROPS.get_ptr_mut(key) else {
+        DROPS.get_ptr_mut(key)
+    });
+    let Some(cell) = cell else {
         count(Counter::MapFull);
         return 0;
     };

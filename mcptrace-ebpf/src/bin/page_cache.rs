@@ -222,14 +222,16 @@ fn cell() -> Option<*mut CacheCell> {
     }
     count_shared(Counter::Seen);
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if PROCESSES.get_ptr(pid).is_none() {
+    // A look-up is most of what this costs: a second one only for a process that is new.
+    let cell = PROCESSES.get_ptr_mut(pid).or_else(|| {
         let comm = bpf_get_current_comm().unwrap_or_default();
         let empty =
             CacheCell { events: 0, read: 0, read_missed: 0, faulted: 0, fault_missed: 0, added: 0, dirtied: 0, comm };
         // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
         let _ = PROCESSES.insert(pid, empty, 1);
-    }
-    let Some(cell) = PROCESSES.get_ptr_mut(pid) else {
+        PROCESSES.get_ptr_mut(pid)
+    });
+    let Some(cell) = cell else {
         count_shared(Counter::MapFull);
         return None;
     };
@@ -241,10 +243,10 @@ fn cell() -> Option<*mut CacheCell> {
 #[inline(always)]
 fn thread() -> Option<*mut Thread> {
     let tid = bpf_get_current_pid_tgid() as u32;
-    if THREADS.get_ptr(tid).is_none() {
+    THREADS.get_ptr_mut(tid).or_else(|| {
         let _ = THREADS.insert(tid, IDLE, 1);
-    }
-    THREADS.get_ptr_mut(tid)
+        THREADS.get_ptr_mut(tid)
+    })
 }
 
 mcptrace_ebpf::object!();

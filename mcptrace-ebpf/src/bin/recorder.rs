@@ -24,7 +24,7 @@ use mcptrace_ebpf::{
     },
     lock_kind,
     process::{Ended, exit_status, is_last_thread, start_time},
-    request_slot, running, running_for, running_process,
+    request_slot, running,
     socket::protocol,
     tcp_state::{CLOSE, ESTABLISHED, SYN_RECV, SYN_SENT},
 };
@@ -34,6 +34,9 @@ use mcptrace_ebpf::{
 static TASK_STATE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_LEADER: Global<u32> = Global::new(0);
+/// `task_struct.se.sum_exec_runtime`.
+#[unsafe(no_mangle)]
+static TASK_RUNTIME: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_SIGNAL: Global<u32> = Global::new(0);
 /// As in `block_latency`.
@@ -134,7 +137,10 @@ fn switch(ctx: BtfTracePointContext) -> i32 {
         let index = cpu * 2 + epoch;
         let (Some(cpu), Some(bank)) = (CPUS.get_ptr_mut(cpu), BANKS.get_ptr_mut(index)) else { return 0 };
         let (left, came) = (task_tid(prev), task_tid(next));
-        let was = ptr::read_volatile(&raw const (*cpu).running);
+        // A program that the kernel skipped leaves another thread behind.
+        let ran = if (*cpu).tid == u64::from(left) { runtime(prev).wrapping_sub((*cpu).runtime) } else { 0 };
+        (*cpu).tid = u64::from(came);
+        (*cpu).runtime = runtime(next);
         // The idle thread is process 0, for which nothing is kept.
         let is = if came == 0 { 0 } else { running(task_tgid(next), now) };
         ptr::write_volatile(&raw mut (*cpu).running, is);
@@ -148,7 +154,7 @@ fn switch(ctx: BtfTracePointContext) -> i32 {
             if times_runq && can_go_on {
                 start(&STARTS, left, now);
             }
-            charge(index, prev, was, now);
+            charge(index, prev, ran);
         }
         if times_runq && came != 0 {
             match take_start(&STARTS, came) {
@@ -174,22 +180,29 @@ fn wakeup_new(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Adds the time since which a CPU has been running a process.
+/// What the scheduler has charged a thread so far, in nanoseconds. It is up to date in `sched_switch`, and not the time between two switches:
+/// what the host or an interrupt took is not in it, and what a thread that wakes on an idle CPU takes to get there may be.
 #[inline(always)]
-unsafe fn charge(bank: u32, task: *const u8, was: u64, now: u64) {
-    // SAFETY: the caller passes a task.
-    let tgid = unsafe { task_tgid(task) };
-    // A program that the kernel skipped leaves another process behind.
-    if running_process(was) != tgid {
+unsafe fn runtime(task: *const u8) -> u64 {
+    // SAFETY: the caller passes a BTF pointer to task_struct.
+    unsafe { load(task, TASK_RUNTIME.load()) }
+}
+
+/// Adds what a thread has run to its process.
+#[inline(always)]
+unsafe fn charge(bank: u32, task: *const u8, ran: u64) {
+    if ran == 0 {
         return;
     }
+    // SAFETY: the caller passes a task.
+    let tgid = unsafe { task_tgid(task) };
     let Some(slot) = PROCESSES.get_ptr_mut(bank * PROCESS_SLOTS + (tgid & (PROCESS_SLOTS - 1))) else { return };
     // SAFETY: a pointer into the map's value, which only this CPU writes.
     unsafe {
         if (*slot).tgid != tgid {
             claim(slot, task, bank & 1);
         }
-        (*slot).ns += running_for(was, now);
+        (*slot).ns += ran;
     }
 }
 
@@ -210,10 +223,14 @@ unsafe fn claim(slot: *mut ProcessSlot, task: *const u8, bank: u32) {
 #[inline(always)]
 fn spill(slot: &ProcessSlot, bank: u32) {
     let key = SpillKey { tgid: slot.tgid, bank };
+    // Another CPU may be first with this process (BPF_NOEXIST is 1): then its entry is used.
+    if SPILLED.get_ptr_mut(key).is_none() && SPILLED.insert(key, slot, 1).is_ok() {
+        return;
+    }
     if let Some(spilled) = SPILLED.get_ptr_mut(key) {
         // SAFETY: a pointer into the map's value.
         unsafe { add(&raw mut (*spilled).ns, slot.ns) };
-    } else if SPILLED.insert(key, slot, 0).is_err() {
+    } else {
         // SAFETY: the helper takes nothing.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         if let Some(bank) = BANKS.get_ptr_mut(cpu * 2 + bank) {

@@ -71,15 +71,16 @@ fn exit_with_error(ctx: *mut c_void) -> i32 {
 /// Counts an error; false if the map has no room for it.
 #[inline(always)]
 fn counted(key: &ErrorKey) -> bool {
-    if ERRORS.get_ptr_mut(key).is_none() {
+    // One look-up is most of what this costs: a second one only for a key that is new.
+    let value = ERRORS.get_ptr_mut(key).or_else(|| {
         // Another CPU may have been first (BPF_NOEXIST is 1): then there is one to add to all the same.
         let _ = ERRORS.insert(key, 0_u64, 1);
-    }
-    ERRORS.get_ptr_mut(key).is_some_and(|value| {
-        // SAFETY: a pointer into the map's value.
-        unsafe { add(value, 1) };
-        true
-    })
+        ERRORS.get_ptr_mut(key)
+    });
+    let Some(value) = value else { return false };
+    // SAFETY: a pointer into the map's value.
+    unsafe { add(value, 1) };
+    true
 }
 
 #[inline(always)]

@@ -18,21 +18,25 @@ pub struct Control {
     pub zero: [u64; 6],
 }
 
-/// What a CPU is doing.
+/// What a CPU is doing. Only programs of that CPU write it.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct CpuNow {
     /// The process that it runs and since when, as of [`running`]; 0 for none.
     pub running: u64,
+    /// The thread that it runs; 0 for none.
+    pub tid: u64,
+    /// What the scheduler had charged that thread when it began to run (`sched_entity.sum_exec_runtime`), in nanoseconds.
+    pub runtime: u64,
     /// When its hardware interrupt began.
     pub hard_start: u64,
     /// When its soft interrupt began.
     pub soft_start: u64,
     /// Fills a cache line.
-    pub zero: [u64; 5],
+    pub zero: [u64; 3],
 }
 
-/// Bits of [`CpuNow::running`] that hold the time, in nanoseconds: 73 minutes. User space renews them once a second.
+/// Bits of [`CpuNow::running`] that hold the time, in nanoseconds: 73 minutes.
 pub const RUNNING_TIME_BITS: u32 = 42;
 /// Masks the time.
 pub const RUNNING_TIME_MASK: u64 = (1 << RUNNING_TIME_BITS) - 1;
@@ -224,10 +228,15 @@ pub const REQUEST_SLOT_BITS: u32 = 14;
 /// Block requests that can be under way and timed.
 pub const REQUEST_SLOTS: u32 = 1 << REQUEST_SLOT_BITS;
 
-/// The slot of a block request: the upper bits of a multiplicative hash of its address (Knuth, volume 3, 6.4).
+/// The slot of a block request.
+///
+/// Requests stand in tables at an even stride, which a single multiplication maps to few places; two with the upper bits folded down
+/// between them spread any stride like chance (the construction of MurmurHash3's finalizer, public domain, with odd constants of its own).
 #[inline(always)]
 pub const fn request_slot(request: u64) -> u32 {
-    (request.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - REQUEST_SLOT_BITS)) as u32
+    let once = request.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let folded = once ^ once >> 32;
+    (folded.wrapping_mul(0xd6e8_feb8_6659_fd93) >> (64 - REQUEST_SLOT_BITS)) as u32
 }
 
 /// A device, an operation and the bank.
@@ -329,13 +338,25 @@ mod tests {
         }
     }
 
-    #[test]
-    fn requests_are_spread_over_the_slots() {
+    /// How many of 1,024 requests at a stride share their slot with an earlier one.
+    fn collisions(first: u64, stride: u64) -> usize {
         let mut used = [false; REQUEST_SLOTS as usize];
-        let first = 0xffff_8880_1234_0000_u64;
-        let collisions =
-            (0..1024).filter(|n| core::mem::replace(&mut used[request_slot(first + n * 384) as usize], true));
-        // A table of pointers at a stride of 384 bytes: one in five shares its slot. Far fewer are under way at once.
-        assert!(collisions.count() < 256);
+        (0..1024)
+            .filter(|n| core::mem::replace(&mut used[request_slot(first + n * stride) as usize], true))
+            .count()
+    }
+
+    #[test]
+    fn requests_are_spread_over_the_slots_whatever_their_stride() {
+        // Thrown at random, 1,024 into 16,384 slots collide 31 times, with a standard deviation of 5.4.
+        let (mut all, mut tables) = (0, 0);
+        for first in [0xffff_8880_1234_0000_u64, 0xffff_9c1e_c07a_8000, 0xffff_0000_c5d0_2040] {
+            for stride in (64..=4096).step_by(64) {
+                let found = collisions(first, stride);
+                assert!(found < 31 + 6 * 6, "{found} of 1,024 at a stride of {stride}");
+                (all, tables) = (all + found, tables + 1);
+            }
+        }
+        assert!(all < tables * 36, "{} in the mean", all / tables);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde_json::Value;
 
-use super::process::MAP_KEYS;
+use super::child::MAP_KEYS;
 use super::record::{self, HelperError, Node, Record};
 use super::reports::{Print, map_report, shown};
 use super::text::{escape, head, map_lines};

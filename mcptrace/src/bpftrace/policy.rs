@@ -15,8 +15,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    Bpftrace, check_input,
+    Bpftrace,
     error::{Category, ScriptError, position},
+    task::check_input,
 };
 
 /// Which scripts are run.

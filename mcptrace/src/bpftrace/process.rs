@@ -1,49 +1,18 @@
-//! A child in a process group of its own: started with nothing but what it needs, read without blocking, ended whole.
-//!
-//! The parent-death signal fires when the thread that spawned ends, not the process (prctl(2)): the thread that spawns
-//! must live as long as the child.
+//! The output of a child: read without blocking, to the end.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::sandbox::{Cgroup, Sandbox, Steps};
-
-/// What the child gets of this process's environment. `BPFTRACE_BTF` and its kin say where kernel types and headers
-/// are; `TZ` and `TZDIR` are for `time()`.
-const ENVIRONMENT: &[&str] = &[
-    "PATH",
-    "TZ",
-    "TZDIR",
-    "BPFTRACE_BTF",
-    "BPFTRACE_VMLINUX",
-    "BPFTRACE_KERNEL_SOURCE",
-    "BPFTRACE_KERNEL_BUILD",
-    "BPFTRACE_MAX_PROBES",
-    "BPFTRACE_STRLEN",
-];
-
-/// Without this setting bpftrace 0.17 asks the kernel for its types in a way that takes `CAP_SYS_ADMIN`, which it lacks in a box.
-const BTF: (&str, &str) = ("BPFTRACE_BTF", "/sys/kernel/btf/vmlinux");
-
-/// Landlock keeps bpftrace from looking into processes, and 0.17 crashes when it cannot look for the names of their functions.
-const NO_USER_SYMBOLS: &str = "BPFTRACE_NO_USER_SYMBOLS";
-
-/// How many keys a map may have, by the names of this setting up to bpftrace 0.20 and after. It is bpftrace's default
-/// too, which holds under sudo.
-pub(crate) const MAP_KEYS: u64 = 4096;
-const MAP_KEYS_NAMES: [&str; 2] = ["BPFTRACE_MAP_KEYS_MAX", "BPFTRACE_MAX_MAP_KEYS"];
+use super::child::Own;
+use super::launcher::Running;
 
 /// One read.
 const CHUNK: usize = 64 * 1024;
-/// How much a pipe is to hold; a pipe has 64 KB unless asked, and 1 MB is what anybody may ask for (pipe(7)).
-const PIPE_BYTES: usize = 1 << 20;
 /// So many reads of a stream at once, then the clock and the stop are looked at again.
 const READS: usize = 8;
 /// How often a full pipe is emptied before a signal, at most: the writer may be faster.
@@ -62,57 +31,37 @@ pub(crate) enum Stream {
     Err,
 }
 
-/// A running child and the process group that it leads.
+/// A running bpftrace and what it writes.
 #[derive(Debug)]
 pub(crate) struct Process {
-    child: Child,
-    group: Pid,
+    child: Held,
     out: Option<File>,
     err: Option<File>,
     buffer: Vec<u8>,
     status: Option<ExitStatus>,
-    /// What it is counted and killed with. It goes after the child.
-    cgroup: Option<Cgroup>,
+}
+
+/// Whose child it is.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// This process's.
+    Own(Own),
+    /// The launcher's.
+    Launched(Running),
 }
 
 impl Process {
-    /// Starts `words` followed by `arguments`, in a box if there is to be one. An error means that nothing runs.
-    pub(crate) fn spawn(words: &[String], arguments: &[&str], sandbox: Option<&Sandbox>) -> io::Result<Self> {
-        let (program, fixed) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let prepared = sandbox.map(|sandbox| sandbox.prepare(words)).transpose()?;
-        let (steps, cgroup, inside) =
-            prepared.map_or((None, None, None), |one| (Some(one.steps), one.cgroup, Some(one.program)));
-        let mut command = Command::new(inside.as_deref().unwrap_or(program));
-        command.args(fixed).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.env_clear().envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.envs(MAP_KEYS_NAMES.map(|name| (name, MAP_KEYS.to_string())));
-        if sandbox.is_some() {
-            command.env(NO_USER_SYMBOLS, "1");
-        }
-        // Given an empty file, bpftrace 0.17 crashes.
-        let has_types = std::fs::metadata(BTF.1).is_ok_and(|file| file.len() > 0);
-        if sandbox.is_some() && std::env::var_os(BTF.0).is_none() && has_types {
-            command.env(BTF.0, BTF.1);
-        }
-        command.env("LC_ALL", "C.UTF-8").current_dir("/");
-        let parent = rustix::process::getpid();
-        let begin = move || {
-            lead(steps.is_some())?;
-            leash(parent)?;
-            steps.as_ref().map_or(Ok(()), Steps::enter)
-        };
-        // SAFETY: all of it only makes system calls that are async-signal-safe, and allocates nothing.
-        unsafe { command.pre_exec(begin) };
-        let mut child = command.spawn()?;
-        let out = child.stdout.take().map(|pipe| nonblocking(pipe.into())).transpose()?;
-        let err = child.stderr.take().map(|pipe| nonblocking(pipe.into())).transpose()?;
-        let group = Pid::from_child(&child);
-        Ok(Self { child, group, out, err, buffer: vec![0; CHUNK], status: None, cgroup })
+    /// A child that has just been started. `out` and `err` do not block.
+    pub(super) fn new(child: Held, out: File, err: File) -> Self {
+        Self { child, out: Some(out), err: Some(err), buffer: vec![0; CHUNK], status: None }
     }
 
     /// The child's process id.
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        match &self.child {
+            Held::Own(own) => own.id(),
+            Held::Launched(running) => running.id(),
+        }
     }
 
     /// Hands on what the child has written, waiting at most `timeout` for something to come.
@@ -131,10 +80,13 @@ impl Process {
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
 
-    /// Whether the child has ended. It is not reaped, so that its group's number cannot pass to others yet.
-    pub(crate) fn has_ended(&self) -> bool {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        self.status.is_some() || !matches!(rustix::process::waitid(WaitId::Pid(self.group), options), Ok(None))
+    /// Whether the child has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.status.is_some()
+            || match &mut self.child {
+                Held::Own(own) => own.has_ended(),
+                Held::Launched(running) => running.status().is_some(),
+            }
     }
 
     /// Pumps until the child ends, `until` is reached or `stop` says so; true when it has ended.
@@ -169,17 +121,26 @@ impl Process {
     }
 
     /// Sends a signal to the whole group. It fails when the child is not ours to signal, as under sudo.
-    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
-        if self.status.is_some() {
-            return Ok(());
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match &self.child {
+            _ if self.status.is_some() => Ok(()),
+            Held::Own(own) => own.signal(signal),
+            Held::Launched(running) => running.signal(signal),
         }
-        Ok(rustix::process::kill_process_group(self.group, signal)?)
+    }
+
+    fn kill(&self) {
+        match &self.child {
+            _ if self.status.is_some() => {}
+            Held::Own(own) => own.kill(),
+            // Where that cannot be said any more, the launcher has killed it.
+            Held::Launched(running) => drop(running.signal(Signal::KILL)),
+        }
     }
 
     /// Kills what is left of the group, reads what is left in the pipes, and reaps. `None`: it could not be killed.
     pub(crate) fn finish(&mut self, sink: &mut dyn FnMut(Stream, &[u8])) -> Option<ExitStatus> {
-        let _ = self.signal(Signal::KILL);
-        self.cgroup.iter().for_each(Cgroup::kill);
+        self.kill();
         let ended = self.pump_until(Instant::now() + KILL_WAIT, &|| false, sink);
         let until = Instant::now() + DRAIN;
         while Instant::now() < until && self.has_more() {
@@ -196,7 +157,10 @@ impl Process {
 
     fn reap(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
-            self.status = self.child.wait().ok();
+            self.status = match &mut self.child {
+                Held::Own(own) => own.reap(),
+                Held::Launched(running) => running.status(),
+            };
         }
         self.status
     }
@@ -208,52 +172,12 @@ impl Drop for Process {
         if self.status.is_some() || self.finish(&mut |_, _| ()).is_some() {
             return;
         }
-        let pid = self.group;
+        // That of the launcher is waited for there.
+        let Held::Own(own) = &self.child else { return };
+        let pid = own.group();
         let reaper = move || rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED).map(drop);
         let _ = std::thread::Builder::new().name("reaper".into()).spawn(reaper);
     }
-}
-
-/// How a child ended, in words.
-pub(crate) fn ending(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
-        (None, None) => "ended".into(),
-    }
-}
-
-/// Runs in the child before exec: it leads a group of its own, and in a box a session.
-fn lead(session: bool) -> io::Result<()> {
-    if session {
-        rustix::process::setsid()?;
-    } else {
-        rustix::process::setpgid(None, None)?;
-    }
-    Ok(())
-}
-
-/// Runs in the child before exec: it dies with its parent, dumps no core and takes signals as if started by a shell.
-fn leash(parent: Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // A parent that died before the line above sends no signal any more.
-    if rustix::process::getppid() != Some(parent) {
-        return Err(io::ErrorKind::NotConnected.into());
-    }
-    let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(rustix::process::Resource::Core, no_core)?;
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: setting a default disposition has no preconditions.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    Ok(())
-}
-
-fn nonblocking(pipe: OwnedFd) -> io::Result<File> {
-    rustix::io::ioctl_fionbio(&pipe, true)?;
-    // Refused where the user's pipes hold too much already; a small one does, less well.
-    let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE_BYTES);
-    Ok(pipe.into())
 }
 
 /// Reads until there is nothing, or enough for one turn; forgets the pipe at its end.

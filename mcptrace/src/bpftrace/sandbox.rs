@@ -22,6 +22,8 @@ use serde::Serialize;
 pub(super) use cgroup::Cgroup;
 pub(super) use child::Steps;
 
+use super::launcher;
+
 /// Memory of bpftrace, in bytes: it takes 90 MB to start, and maps and stacks on top.
 const MEMORY: u64 = 768 << 20;
 /// Threads of bpftrace.
@@ -86,18 +88,10 @@ impl Sandbox {
         &self.parts
     }
 
-    /// What a reader of a result must know. `None`: all of it works.
-    pub(super) fn note(&self) -> Option<String> {
-        let lacking = self.parts.iter().filter(|part| !part.works);
-        let lacking: Vec<String> =
-            lacking.map(|part| format!("{} ({})", part.name, part.reason.as_deref().unwrap_or_default())).collect();
-        (!lacking.is_empty())
-            .then(|| format!("the script's box lacks what this machine does not give: {}", lacking.join(", ")))
-    }
-
     /// Makes ready what the child needs, so that it has nothing to do but system calls.
     pub(super) fn prepare(&self, words: &[String]) -> io::Result<Prepared> {
-        let (steps, program) = steps(words, &|name| self.has(name))?;
+        let (mut steps, program) = steps(words, &|name| self.has(name))?;
+        steps.become_root = !rustix::process::geteuid().is_root();
         let cgroup = if self.has(CGROUP) { Some(Cgroup::new(MEMORY, THREADS)?) } else { None };
         Ok(Prepared { steps: steps.joining(cgroup.as_ref())?, cgroup, program })
     }
@@ -107,18 +101,42 @@ impl Sandbox {
     }
 
     fn try_out() -> Self {
-        let part = |(name, purpose)| {
-            let reason = attempt(name).err().map(|error| error.to_string());
-            Part { name, purpose, works: reason.is_none(), reason }
-        };
-        Self { parts: PARTS.into_iter().map(part).collect() }
+        Self { parts: parts(|name| attempt(name).err().map(|error| error.to_string())) }
     }
+}
+
+/// The box that scripts get here: the launcher's, if this process has one, and else its own.
+pub fn in_force() -> Vec<Part> {
+    match launcher::get() {
+        Some(Ok(launcher)) => launcher.parts(),
+        Some(Err(why)) => parts(|_| Some(format!("the launcher could not be started: {why}"))),
+        None => Sandbox::get().parts().to_vec(),
+    }
+}
+
+/// All parts, each with why it does not work.
+pub(super) fn parts(reason: impl Fn(&str) -> Option<String>) -> Vec<Part> {
+    let part = |(name, purpose)| {
+        let reason = reason(name);
+        Part { name, purpose, works: reason.is_none(), reason }
+    };
+    PARTS.into_iter().map(part).collect()
+}
+
+/// What a reader of a result must know. `None`: all of it works.
+pub(super) fn note(parts: &[Part]) -> Option<String> {
+    let lacking = parts.iter().filter(|part| !part.works);
+    let lacking: Vec<String> =
+        lacking.map(|part| format!("{} ({})", part.name, part.reason.as_deref().unwrap_or_default())).collect();
+    (!lacking.is_empty())
+        .then(|| format!("the script's box lacks what this machine does not give: {}", lacking.join(", ")))
 }
 
 fn steps(words: &[String], has: &dyn Fn(&str) -> bool) -> io::Result<(Steps, String)> {
     let files = view::Files::of(words, has(VIEW))?;
     let steps = Steps {
         cgroups: Vec::new(),
+        become_root: false,
         view: if has(VIEW) { Some(files.view()?) } else { None },
         network: has(NETWORK),
         capabilities: has(CAPABILITIES),
@@ -147,7 +165,7 @@ fn attempt(name: &str) -> io::Result<()> {
     // SAFETY: `enter` only makes system calls that are async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(enter) };
     let status = command.status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(super::process::ending(status))) }
+    if status.success() { Ok(()) } else { Err(io::Error::other(super::child::ending(status))) }
 }
 
 /// Whether a path is there, links followed.

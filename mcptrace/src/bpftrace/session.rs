@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::child::ending;
 use super::collect::Collector;
 use super::error::{ScriptError, spoken};
-use super::process::{Process, Stream, ending};
+use super::process::{Process, Stream};
 use super::text::{escape, head};
 use super::{Cut, Limits, Snapshot};
 

@@ -7,7 +7,10 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::Value;
 
 use super::{Failure, output};
-use crate::config::{self, Config, ConfigError, DEFAULT_FILE, Loaded, VARIABLE};
+use crate::{
+    config::{self, Config, ConfigError, DEFAULT_FILE, Loaded, VARIABLE},
+    kernel::shed,
+};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -28,7 +31,7 @@ pub(super) fn flag() -> Arg {
 
 /// The settings for a command, which the process goes by from here on.
 pub(super) fn load(matches: &ArgMatches) -> Result<Loaded, Failure> {
-    let loaded = config::load(given(matches))?;
+    let loaded = shed::by_own_right(|| config::load(given(matches)))?;
     loaded.config.apply();
     Ok(loaded)
 }
@@ -52,8 +55,8 @@ pub(super) fn define() -> Command {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     match matches.subcommand() {
-        Some(("check", matches)) => check(matches),
-        Some(("show", matches)) => output::text(&config::show(&config::load(given(matches))?)),
+        Some(("check", matches)) => shed::by_own_right(|| check(matches)),
+        Some(("show", matches)) => output::text(&config::show(&shed::by_own_right(|| config::load(given(matches)))?)),
         Some(("defaults", _)) => output::text(&config::document()),
         _ => Err(Failure::usage("check, show or defaults?")),
     }

@@ -3,20 +3,23 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use rustix::thread::CapabilitySet;
 use tokio::{
     runtime, select,
-    task::{JoinHandle, spawn_blocking},
+    sync::oneshot,
+    task::{JoinError, JoinHandle, spawn_blocking},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, config, policy, run::interrupts, serve::chain};
+use super::{Failure, config, http, policy, run::interrupts, serve::chain};
 use crate::{
     audit::Audit,
+    bpftrace::launcher,
     config::Config,
     executions::Executions,
     kernel::shed,
@@ -29,14 +32,17 @@ use crate::{
     },
     server::{
         Hub,
+        http::{Service, StartError},
         unix::{self, Access},
     },
 };
 
 /// How soon after the start it says what recording costs: after the first measurement.
 const FIRST_REPORT: Duration = Duration::from_secs(6);
-/// How often it is looked whether something has changed.
+/// How often it is looked whether something has changed; before the first report every second, so that who asks is not told that nothing
+/// was recorded yet.
 const EVERY: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "\
 What is recorded: time on CPUs by process, waits for a CPU, context switches, block requests, TCP connections, network devices,
@@ -46,7 +52,7 @@ when there is room. It ends at SIGTERM, SIGINT or SIGHUP; nothing stays attached
 
 pub(super) fn define() -> Command {
     Command::new("daemon")
-        .about("Record what the machine does, at a bounded cost, and serve MCP on a unix socket")
+        .about("Record what the machine does, at a bounded cost, and serve MCP on a unix socket, and over HTTP if asked to")
         .arg(
             Arg::new("state")
                 .long("state")
@@ -74,6 +80,7 @@ pub(super) fn define() -> Command {
                 .help("Where MCP is served [default: socket.path, /run/mcptrace/mcptrace.sock]"),
         )
         .args(policy::arguments())
+        .args(http::arguments())
         .arg(Arg::new("no-syscalls").long("no-syscalls").action(ArgAction::SetTrue).help("Never look at system calls"))
         .arg(
             Arg::new("seconds")
@@ -100,17 +107,22 @@ fn budget(text: &str) -> Result<f64, String> {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (config, must_serve) = configured(matches)?;
+    let prints = matches.get_flag("print");
+    let serves = !prints || must_serve || config.http.listen;
+    if serves {
+        launcher::start(&config.launcher());
+    }
     // Before there is a second thread: each has capabilities of its own.
-    shed::shed(shed::needed_by_daemon(config.policy().level))?;
+    let for_http = if config.http.listen { shed::needed_over_http() } else { CapabilitySet::empty() };
+    shed::shed(shed::needed_by_daemon() | for_http)?;
     let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
     let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
     let sink = sink(matches, &folder, config.recorder.size_mb)?;
-    let prints = matches.get_flag("print");
     let folder = (!prints).then_some(folder);
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let served = if prints && !must_serve { None } else { serving(&config, must_serve)? };
+        let served = if serves { serving(&config, must_serve).await? } else { None };
         let recorded = record(options, sink, folder.as_deref(), seconds).await;
         if let Some(served) = served {
             served.end().await;
@@ -122,7 +134,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 /// The server beside the recorder.
 struct Served {
     end: CancellationToken,
-    task: JoinHandle<std::io::Result<()>>,
+    socket: Option<JoinHandle<std::io::Result<()>>>,
+    http: Option<JoinHandle<Result<(), StartError>>>,
     executions: Arc<Executions>,
 }
 
@@ -130,32 +143,80 @@ impl Served {
     /// Closes all connections, stops everything and waits until nothing is attached.
     async fn end(self) {
         self.end.cancel();
-        if let Ok(Err(error)) = self.task.await {
+        if let Some(Ok(Err(error))) = wait_for(self.socket).await {
             say(&format!("the socket has failed: {error}"));
+        }
+        if let Some(Ok(Err(error))) = wait_for(self.http).await {
+            say(&format!("HTTP has failed: {}", chain(&error)));
         }
         let _ = spawn_blocking(move || self.executions.stop_all()).await;
     }
 }
 
-/// Serves on the socket. Recording goes on without it unless somebody has asked for it by name.
-fn serving(config: &Config, must: bool) -> Result<Option<Served>, Failure> {
+/// What a task ended with, if there is one.
+async fn wait_for<T>(task: Option<JoinHandle<T>>) -> Option<Result<T, JoinError>> {
+    match task {
+        Some(task) => Some(task.await),
+        None => None,
+    }
+}
+
+/// Serves on the socket, and over HTTP if that is asked for: the same executions. Recording goes on without the socket unless somebody has
+/// asked for it by name.
+async fn serving(config: &Config, must: bool) -> Result<Option<Served>, Failure> {
     let access = Access::of(&config.socket);
     let listening = match unix::listen(config.socket.path.clone(), &access) {
-        Ok(listening) => listening,
+        Ok(listening) => Some(listening),
         Err(error) if must => return Err(Failure::failed(chain(&error))),
         Err(error) => {
-            say(&format!("recording only, nobody can connect: {}", chain(&error)));
-            return Ok(None);
+            let rest = if config.http.listen {
+                "nobody can connect to the socket"
+            } else {
+                "recording only, nobody can connect"
+            };
+            say(&format!("{rest}: {}", chain(&error)));
+            None
         }
     };
-    let place = listening.path().map_or_else(|| "systemd's socket".to_owned(), |path| path.display().to_string());
+    if listening.is_none() && !config.http.listen {
+        return Ok(None);
+    }
     let audit = Audit::new(&config.audit(true));
     audit.configured(config::in_force(config)).map_err(|error| Failure::failed(error.to_string()))?;
     let executions = Arc::new(Executions::audited(config.served_limits(), audit));
     let (hub, end) = (Hub::new(Arc::clone(&executions)), CancellationToken::new());
-    let task = tokio::spawn(unix::run(listening, hub, access, end.clone()));
-    say(&format!("serving MCP on {place}"));
-    Ok(Some(Served { end, task, executions }))
+    let http = if config.http.listen { Some(over_http(config, &hub, &end).await?) } else { None };
+    let socket = listening.map(|listening| {
+        let place = listening.path().map_or_else(|| "systemd's socket".to_owned(), |path| path.display().to_string());
+        let task = tokio::spawn(unix::run(listening, hub, access, end.clone()));
+        say(&format!("serving MCP on {place}"));
+        task
+    });
+    Ok(Some(Served { end, socket, http, executions }))
+}
+
+/// Serves over HTTP; returns when it listens.
+async fn over_http(
+    config: &Config,
+    hub: &Arc<Hub>,
+    end: &CancellationToken,
+) -> Result<JoinHandle<Result<(), StartError>>, Failure> {
+    let options = http::options(config.http.clone())?;
+    let service = Service::new(&options, Arc::clone(hub), end.clone()).map_err(http::failure)?;
+    let (listens, listening) = oneshot::channel();
+    let say_so = http::ready("mcptrace daemon", &options);
+    let task = tokio::spawn(service.serve(move |address| {
+        say_so(address);
+        // Whoever waits for it is this function.
+        let _ = listens.send(());
+    }));
+    if listening.await.is_ok() {
+        return Ok(task);
+    }
+    match task.await {
+        Ok(Err(error)) => Err(http::failure(error)),
+        Ok(Ok(())) | Err(_) => Err(Failure::failed("HTTP has ended before it began")),
+    }
 }
 
 /// The settings, and whether they name the socket.
@@ -163,7 +224,8 @@ fn configured(matches: &ArgMatches) -> Result<(Config, bool), Failure> {
     let loaded = config::load(matches)?;
     let flag = matches.get_one::<PathBuf>("socket");
     let must = flag.is_some() || loaded.says("socket.path");
-    let mut config = policy::of(matches, loaded.config);
+    let mut config = http::of(matches, policy::of(matches, loaded.config));
+    config.http.listen |= http::is_asked_for(matches);
     config.socket.path = flag.cloned().unwrap_or(config.socket.path);
     let size = matches.get_one::<u64>("size-cap").copied();
     let budget = matches.get_one::<f64>("budget").copied();
@@ -203,18 +265,21 @@ async fn record(
 
 /// Says what recording costs, soon after the start and whenever what is recorded changes; and tells other processes.
 async fn report(recorder: &Recorder, folder: Option<&Path>) {
-    tell(folder, &recorder.status());
-    sleep(FIRST_REPORT).await;
+    let begun = Instant::now();
     let mut status = recorder.status();
-    say(&cost(&status));
+    tell(folder, &status);
+    let mut has_said_cost = false;
     loop {
-        tell(folder, &status);
-        sleep(EVERY).await;
+        sleep(if begun.elapsed() < FIRST_REPORT { SECOND } else { EVERY }).await;
         let now = recorder.status();
+        tell(folder, &now);
         let states = |status: &Status| status.groups.iter().map(|group| group.state.clone()).collect::<Vec<_>>();
         if states(&now) != states(&status) {
             say(&format!("{}; {}", groups(&now), cost(&now)));
+        } else if !has_said_cost && begun.elapsed() >= FIRST_REPORT {
+            say(&cost(&now));
         }
+        has_said_cost |= begun.elapsed() >= FIRST_REPORT;
         if now.error != status.error {
             say(&now.error.as_ref().map_or_else(|| "kept again".to_owned(), |error| format!("not kept: {error}")));
         }

@@ -80,19 +80,29 @@ fn take<T: Clone + Send + Sync + 'static>(setting: &mut T, matches: &ArgMatches,
 /// Serves until a signal asks for the end.
 pub(super) fn run(executions: Executions, settings: Http) -> Result<(), Failure> {
     let options = options(settings)?;
-    let scheme = if options.tls.is_some() { "https" } else { "http" };
-    let ready = |address: SocketAddr| {
-        // Whoever read it may have gone.
-        let _ = writeln!(std::io::stderr(), "mcptrace: serving MCP at {scheme}://{address}/mcp");
-    };
-    http::run(executions, &options, ready).map_err(|error| match error {
-        StartError::Settings(why) => Failure::usage(why),
-        other => Failure::failed(chain(&other)),
-    })
+    http::run(executions, &options, ready("mcptrace", &options)).map_err(failure)
 }
 
-fn options(settings: Http) -> Result<Options, Failure> {
-    let Http { address, tokens, certificate, key, url, origins, issuer, jwks } = settings;
+/// Says where it listens, once it does.
+pub(super) fn ready(who: &'static str, options: &Options) -> impl FnOnce(SocketAddr) + Send + use<> {
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    move |address| {
+        // Whoever read it may have gone.
+        let _ = writeln!(std::io::stderr(), "{who}: serving MCP at {scheme}://{address}/mcp");
+    }
+}
+
+/// Settings that are not safe are the caller's mistake.
+pub(super) fn failure(error: StartError) -> Failure {
+    match error {
+        StartError::Settings(why) => Failure::usage(why),
+        other => Failure::failed(chain(&other)),
+    }
+}
+
+/// As the server takes them, with the token of the environment.
+pub(super) fn options(settings: Http) -> Result<Options, Failure> {
+    let Http { address, tokens, certificate, key, url, origins, issuer, jwks, listen: _ } = settings;
     let given = |path: &Path| !path.as_os_str().is_empty();
     let token = match std::env::var(TOKEN_VARIABLE) {
         Ok(token) => Some(token),

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     audit::Audit,
-    bpftrace::tools,
+    bpftrace::{launcher, tools},
     executions::{Executions, ScriptRequest},
     kernel::discovery::{self, Access},
     principal::Principal,
@@ -124,6 +124,7 @@ fn trace(matches: &ArgMatches) -> Result<(), Failure> {
         by: Principal::cli().into(),
     };
     let config = policy::of(matches, config::load(matches)?.config);
+    launcher::start(&config.launcher());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let envelope = runtime.block_on(async {
         let interrupted = interrupts()?;

@@ -7,9 +7,11 @@ use clap::{ArgMatches, Command};
 use super::{Failure, config, http, policy, pump};
 use crate::{
     audit::Audit,
+    bpftrace::launcher,
     executions::Executions,
     kernel::{loader, privilege, shed},
-    server::stdio,
+    memory,
+    server::{stdio, tools},
 };
 
 pub(super) fn define() -> Command {
@@ -27,8 +29,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let over_http = http::is_asked_for(matches);
     let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
+        launcher::start(&settings.launcher());
         // Before there is a second thread: each has capabilities of its own.
-        shed::shed(shed::needed_over_http(settings.policy().level))?;
+        shed::shed(shed::needed_over_http())?;
         return http::run(executions, settings.http);
     }
     if loader::lack_of_privilege().is_some() {
@@ -37,7 +40,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
             Err(why) => say(&why),
         }
     }
-    shed::shed(shed::needed(settings.policy().level))?;
+    launcher::start(&settings.launcher());
+    shed::shed(shed::needed())?;
+    // Every client asks for it first. What writes the schemas is not needed again.
+    drop(tools::list());
+    memory::release_start();
     stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
 }
 

@@ -12,28 +12,28 @@ use tokio::{runtime, select, time::sleep};
 use super::{Failure, config, output, progress::draw, run::interrupts};
 use crate::{
     audit::Audit,
+    config::Config,
     executions::{Executions, Refusal},
     principal::Principal,
     recorder::place,
     triage::{
-        self, Focus,
-        gather::{Gathering, SECONDS},
+        self, Focus, Triage,
+        gather::{Gathering, SECONDS, USUAL},
         lately,
     },
 };
 
 pub(super) fn define() -> Command {
     Command::new("triage")
-        .about("Look at everything for some seconds and rank what is wrong")
+        .about("Rank what is wrong: out of the recorder's last minute, or by looking for some seconds")
         .arg(
             Arg::new("seconds")
                 .short('d')
                 .long("seconds")
                 .value_name("N")
-                .default_value("10")
                 .allow_negative_numbers(true)
                 .value_parser(length)
-                .help("How long to look, in seconds"),
+                .help("Look live, for so long [default: the recorder's last minute at once; 10 s where nothing is recorded]"),
         )
         .arg(
             Arg::new("focus")
@@ -49,9 +49,16 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let seconds = matches.get_one::<f64>("seconds").copied().unwrap_or(10.0);
+    let seconds = matches.get_one::<f64>("seconds").copied();
     let focus = matches.get_one::<Focus>("focus").copied();
     let config = config::load(matches)?.config;
+    let recorded = || triage::recorded::now(&place::folder(None), focus);
+    let recorded = if seconds.is_none() { recorded() } else { None };
+    let triage = recorded.map_or_else(|| live(&config, seconds.unwrap_or(USUAL), focus), Ok)?;
+    if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
+}
+
+fn live(config: &Config, seconds: f64, focus: Option<Focus>) -> Result<Triage, Failure> {
     let records = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let trail = records.trail(&Principal::cli(), json!({ "tool": "triage", "focus": focus }));
     trail.starts(seconds).map_err(Refusal::from)?;
@@ -61,7 +68,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (evidence, window) = gathering.finish();
     let triage = triage::judge(&evidence, window, lately::look(&place::folder(None)));
     trail.ended("completed", None, triage.window.seconds, None);
-    if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
+    Ok(triage)
 }
 
 fn length(text: &str) -> Result<f64, String> {

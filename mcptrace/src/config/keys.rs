@@ -32,6 +32,13 @@ pub const KEYS: &[Key] = &[
         "Their arguments are what users type: passwords too.",
     ),
     key(
+        "bpftrace.command",
+        "",
+        "The command of bpftrace, such as `sudo -n bpftrace`; empty: `bpftrace` on the PATH. Through sudo or doas there is no box, and a script \
+         ends itself when its time is up; each result says so. Words are separated by blanks.",
+        "In its box bpftrace is started by the server's launcher, which needs no sudo.",
+    ),
+    key(
         "limits.running",
         "",
         "Executions that run at once.",
@@ -120,11 +127,12 @@ pub const KEYS: &[Key] = &[
         "A quarter of all, so that one user cannot keep others out.",
     ),
     key(
-        "http.address",
+        "http.listen",
         "",
-        "Where `mcptrace serve --http` listens.",
-        "Loopback: anything else needs `certificate` and `key`.",
+        "Whether `mcptrace daemon` serves over HTTP beside its socket (`mcptrace serve` does when it is told to by `--http`).",
+        "What can be reached over the network is asked for, never there by itself.",
     ),
+    key("http.address", "", "Where HTTP is served.", "Loopback: anything else needs `certificate` and `key`."),
     key(
         "http.tokens",
         "",

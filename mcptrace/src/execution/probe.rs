@@ -163,7 +163,7 @@ impl ProbeSource {
         live.take();
         self.reader.ended();
         drop(live);
-        crate::kernel::loader::release_free_memory();
+        crate::memory::release_free();
         result
     }
 

@@ -252,7 +252,7 @@ pub fn image(kernel: &Kernel, plan: &Plan) -> Result<Image, LoadError> {
 /// The committed object, or one of the same name in the folder `MCPTRACE_OBJECTS`: those built with diagnostics. The variable is not
 /// looked at where the program has more privilege than its caller (file capabilities).
 fn object(plan: &Plan) -> Cow<'static, [u8]> {
-    let Some(folder) = std::env::var_os("MCPTRACE_OBJECTS").filter(|_| !is_privileged_by_file()) else {
+    let Some(folder) = std::env::var_os("MCPTRACE_OBJECTS").filter(|_| !super::privilege::is_by_file()) else {
         return Cow::Borrowed(plan.object);
     };
     let path = std::path::Path::new(&folder).join(plan.probe).with_extension("o");
@@ -263,11 +263,6 @@ fn object(plan: &Plan) -> Cow<'static, [u8]> {
             Cow::Borrowed(plan.object)
         }
     }
-}
-
-fn is_privileged_by_file() -> bool {
-    // SAFETY: getauxval reads a table that the kernel gave to the process.
-    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// What an object built with `cargo xtask build-ebpf --log` says goes to the log.

@@ -3,6 +3,8 @@
 //! libbpf parses the BTF; this module finds names quickly and renders types as C. [`KernelBtf`] maps or holds about
 //! 6 MB: load it, ask everything, drop it.
 
+mod attach_points;
+
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -550,6 +552,31 @@ mod tests {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(&data).unwrap();
             KernelBtf { btf: Btf::from_path(file.path()).unwrap(), index: OnceCell::new() }
+        }
+    }
+
+    #[test]
+    fn attach_points_have_the_numbers_of_the_whole() {
+        let types = Types::new();
+        let int = types.int();
+        let prototype = types.prototype(int, &[("__data", int)]);
+        types.structure("s", 4, &[("a", int, 0, 0)]);
+        let switch = types.typedef("btf_trace_sched_switch", types.pointer(prototype));
+        types.typedef("pid_t", int);
+        let iter = types.function("bpf_iter_task", prototype);
+        types.function("vfs_read", prototype);
+        let wanted = types.function("cap_capable", prototype);
+        types.function("after_all", prototype);
+        let bytes = types.read().attach_points(&["cap_capable"]);
+
+        let part = aya::Btf::parse(&bytes, aya::Endianness::default()).unwrap();
+        let number = |name: &str, kind| part.id_by_type_name_kind(name, kind).ok();
+        use aya_obj::btf::BtfKind::{Func, Typedef};
+        assert_eq!(number("btf_trace_sched_switch", Typedef), Some(switch as u32));
+        assert_eq!(number("bpf_iter_task", Func), Some(iter as u32));
+        assert_eq!(number("cap_capable", Func), Some(wanted as u32));
+        for (absent, kind) in [("pid_t", Typedef), ("vfs_read", Func), ("after_all", Func)] {
+            assert_eq!(number(absent, kind), None, "{absent}");
         }
     }
 

@@ -149,7 +149,7 @@ pub struct Layout {
 }
 
 /// Functions of the kernel that probes attach to where it has no tracepoint.
-const FUNCTIONS: &[&str] = &["cap_capable"];
+pub(super) const FUNCTIONS: &[&str] = &["cap_capable"];
 
 impl Layout {
     /// Finds every offset and tracepoint.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     programs::{
         BtfTracePoint, FExit, PerfEvent, ProbeKind, Program, ProgramError, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -22,10 +22,11 @@ use super::{
     btf::{BtfError, KernelBtf},
     hook::{Attach, Function, Hook, resolve},
     image::{Image, ImageError},
-    layout::Layout,
-    privilege,
+    layout::{self, Layout},
+    privilege, support,
     uprobes::{self, Multi},
 };
+use crate::memory;
 
 /// Why native probes cannot be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -146,12 +147,17 @@ impl Kernel {
     fn read() -> Result<Self, LoadError> {
         // What fails comes back as an error; libbpf would write it to standard error as well.
         libbpf_rs::set_print(None);
-        let layout = Layout::read(&KernelBtf::load()?);
-        let btf = Btf::from_sys_fs().map_err(LoadError::ParseBtf)?;
+        let types = KernelBtf::load()?;
+        let layout = Layout::read(&types);
+        let functions = [layout::FUNCTIONS, support::FUNCTIONS].concat();
+        let points = types.attach_points(&functions);
+        drop(types);
+        let btf = Btf::parse(&points, Endianness::default()).map_err(LoadError::ParseBtf)?;
+        drop(points);
         // The objects carry no CO-RE relocations, so the loader needs no types of its own.
         let mut loader = EbpfLoader::new();
         loader.btf(None);
-        release_free_memory();
+        memory::release_free();
         Ok(Self { btf, loader: Mutex::new(loader), layout })
     }
 
@@ -222,7 +228,7 @@ impl Kernel {
         programs.into_iter().next().ok_or(LoadError::Btf(BtfError::Missing))
     }
 
-    /// The kernel's types as aya has them, for programs that are loaded one by one.
+    /// What programs attach to, as aya has it, for those that are loaded one by one.
     pub fn btf(&self) -> &Btf {
         &self.btf
     }
@@ -410,13 +416,4 @@ fn causes<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
-}
-
-/// Gives freed memory back to the system: parsing the kernel's types frees some 20 MB at once, which glibc would keep.
-pub fn release_free_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim only touches the allocator's own state.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }

@@ -36,6 +36,31 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability { name: "CAP_SYS_RESOURCE", number: 24, purpose: "lock memory for eBPF maps before kernel 5.11" },
 ];
 
+/// What building the box of a script takes, and what bpftrace has in it: the launcher's, not the server's.
+pub const FOR_SCRIPTS: &[Capability] = &[
+    Capability { name: "CAP_SYS_ADMIN", number: 21, purpose: "make the namespaces of the box and mount what it shows" },
+    Capability { name: "CAP_SETPCAP", number: 8, purpose: "take from bpftrace for good what it does not need" },
+    Capability {
+        name: "CAP_DAC_OVERRIDE",
+        number: 1,
+        purpose: "make control groups, in folders that are read-only even for root",
+    },
+    Capability { name: "CAP_BPF", number: 39, purpose: "bpftrace: load eBPF programs and maps" },
+    Capability { name: "CAP_PERFMON", number: 38, purpose: "bpftrace: attach programs" },
+    Capability { name: "CAP_DAC_READ_SEARCH", number: 2, purpose: "bpftrace: read tracefs and binaries" },
+    Capability { name: "CAP_SYSLOG", number: 34, purpose: "bpftrace: resolve kernel addresses to symbols" },
+    Capability { name: "CAP_SYS_PTRACE", number: 19, purpose: "bpftrace: attach to functions of others' processes" },
+    Capability { name: "CAP_IPC_LOCK", number: 14, purpose: "bpftrace: buffers beyond the limit of locked memory" },
+    Capability { name: "CAP_SYS_RESOURCE", number: 24, purpose: "bpftrace: lock memory before kernel 5.11" },
+];
+
+/// What it takes beyond that where the launcher is not root's.
+pub const FOR_SCRIPTS_OF_OTHERS: &[Capability] = &[
+    Capability { name: "CAP_SETUID", number: 7, purpose: "start bpftrace as root, which it insists on" },
+    Capability { name: "CAP_SETGID", number: 6, purpose: "the same for its group" },
+    Capability { name: "CAP_KILL", number: 5, purpose: "end a bpftrace that is root's" },
+];
+
 /// The inode numbers of the initial namespaces (`PROC_USER_INIT_INO` and others, include/linux/proc_ns.h).
 const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -69,6 +94,9 @@ pub struct Process {
     /// `CapEff`.
     #[serde(skip)]
     pub effective: u64,
+    /// `CapPrm`.
+    #[serde(skip)]
+    pub permitted: u64,
     /// `CapBnd`.
     #[serde(skip)]
     pub bounding: u64,
@@ -126,9 +154,12 @@ impl Process {
     /// Those names, and what it has or needs anyway: setcap takes away what it is not told.
     fn with(&self, names: &[&str]) -> String {
         let needed = self.missing_for_native();
-        let wanted =
-            |one: &&Capability| names.contains(&one.name) || needed.contains(&one.name) || has(self.effective, one);
-        let all: Vec<_> = CAPABILITIES.iter().filter(wanted).map(|one| one.name.to_lowercase()).collect();
+        let wanted = |one: &&Capability| {
+            names.contains(&one.name) || needed.contains(&one.name) || has(self.effective | self.permitted, one)
+        };
+        let mut all: Vec<_> = everything().filter(wanted).map(|one| one.name.to_lowercase()).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        all.retain(|name| seen.insert(name.clone()));
         all.join(",")
     }
 }
@@ -141,7 +172,7 @@ pub fn process() -> Process {
     let effective = effective();
     Process {
         uid: rustix::process::geteuid().as_raw(),
-        capabilities: held(effective, bounding().1),
+        capabilities: held(effective, bounding().1, CAPABILITIES.iter()),
         no_new_privs: super::shed::came_with_no_new_privs(),
         in_user_namespace: elsewhere("/proc/self/ns/user", INITIAL_USER_NAMESPACE),
         in_pid_namespace: elsewhere("/proc/self/ns/pid", INITIAL_PID_NAMESPACE),
@@ -149,8 +180,21 @@ pub fn process() -> Process {
         container: isolated.then(marked).flatten(),
         program,
         effective,
+        permitted: rustix::thread::capabilities(None).map_or(0, |sets| sets.permitted.bits()),
         bounding: bounding().0,
     }
+}
+
+/// Those of the capabilities that building the box of scripts takes that a set has, for root or for another user.
+pub fn for_scripts(set: u64, is_root: bool) -> Vec<Held> {
+    let others = FOR_SCRIPTS_OF_OTHERS.iter().filter(|_| !is_root);
+    held(set, bounding().1, FOR_SCRIPTS.iter().chain(others))
+}
+
+/// Whether this program has capabilities of its file (setcap): whoever started it, and set its environment, may have less privilege.
+pub fn is_by_file() -> bool {
+    // SAFETY: getauxval reads a table that the kernel gave to the process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// The effective capabilities of the calling thread, as a bit set.
@@ -165,7 +209,7 @@ pub fn has_syslog() -> bool {
 
 /// The bounding set, and the set of capabilities that the kernel knows.
 fn bounding() -> (u64, u64) {
-    let asked = CAPABILITIES.iter().map(|capability| CapabilitySet::from_bits_retain(1 << capability.number));
+    let asked = everything().map(|capability| CapabilitySet::from_bits_retain(1 << capability.number));
     asked.fold((0, 0), |(bounding, known), set| match rustix::thread::capability_is_in_bounding_set(set) {
         Ok(true) => (bounding | set.bits(), known | set.bits()),
         Ok(false) => (bounding, known | set.bits()),
@@ -185,7 +229,12 @@ pub fn missing_for_native() -> Vec<&'static str> {
 }
 
 fn by_name(name: &str) -> Option<&'static Capability> {
-    CAPABILITIES.iter().find(|capability| capability.name == name)
+    everything().find(|capability| capability.name == name)
+}
+
+/// All that is known by name; some several times, for several purposes.
+fn everything() -> impl Iterator<Item = &'static Capability> {
+    CAPABILITIES.iter().chain(FOR_SCRIPTS).chain(FOR_SCRIPTS_OF_OTHERS)
 }
 
 fn missing_of(set: u64) -> Vec<&'static str> {
@@ -195,14 +244,22 @@ fn missing_of(set: u64) -> Vec<&'static str> {
     lacking.map(|capability| capability.name).collect()
 }
 
-/// Capabilities that the kernel does not know yet (`CAP_BPF` before 5.8) are left out.
-fn held(effective: u64, known: u64) -> Vec<Held> {
+/// Capabilities that the kernel does not know yet (`CAP_BPF` before 5.8), or does not ask for any more, are left out.
+fn held(effective: u64, known: u64, all: impl Iterator<Item = &'static Capability>) -> Vec<Held> {
     let row = |one: &Capability| Held {
         name: one.name.to_owned(),
         held: has(effective, one),
         purpose: one.purpose.to_owned(),
     };
-    CAPABILITIES.iter().filter(|one| has(known, one)).map(row).collect()
+    all.filter(|one| has(known, one) && (one.name != "CAP_SYS_RESOURCE" || locks_memory())).map(row).collect()
+}
+
+/// Whether maps count as locked memory: before Linux 5.11.
+pub fn locks_memory() -> bool {
+    let release = rustix::system::uname();
+    let mut numbers = release.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
+    let (major, minor) = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+    major.zip(minor).is_none_or(|version| version < (5, 11))
 }
 
 /// Whether a namespace is another than the initial one. Not, where it cannot be read.
@@ -249,7 +306,7 @@ mod tests {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
             u64::from_str_radix(line.trim(), 16).unwrap()
         };
-        let ours = CAPABILITIES.iter().fold(0, |all, one| all | 1 << one.number);
+        let ours = everything().fold(0, |all, one| all | 1 << one.number);
         let process = process();
         assert_eq!(process.effective, set("CapEff:"));
         assert_eq!(process.bounding, set("CapBnd:") & ours);
@@ -257,10 +314,11 @@ mod tests {
 
     #[test]
     fn capabilities_that_the_kernel_does_not_know_are_left_out() {
-        let rows = held(1 << 21, ALL >> 3);
+        let rows = held(1 << 21, ALL >> 3, CAPABILITIES.iter());
         assert!(rows.iter().all(|row| row.name != "CAP_BPF" && row.name != "CAP_PERFMON"));
         assert!(rows.iter().find(|row| row.name == "CAP_SYS_ADMIN").unwrap().held);
-        assert_eq!(held(0, ALL).len(), CAPABILITIES.len());
+        let here = CAPABILITIES.len() - usize::from(!locks_memory());
+        assert_eq!(held(0, ALL, CAPABILITIES.iter()).len(), here);
     }
 
     #[test]

@@ -23,17 +23,20 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub(super) use self::attach::FUNCTIONS;
 pub use self::text::text;
 use super::{
-    loader::{Kernel, release_free_memory},
-    privilege::{self, Process},
+    loader::Kernel,
+    privilege::{self, Held, Process},
 };
 use crate::{
     bpftrace::{
+        launcher,
         policy::Policy,
-        sandbox::{Part, Sandbox},
+        sandbox::{self, Part},
     },
     executions::Limits,
+    memory,
     recorder::status as recorder,
 };
 
@@ -51,6 +54,12 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self { bpftrace: true, bpftrace_command: None, limits: Limits::default() }
+    }
+}
+
+impl Options {
+    fn command(&self) -> Option<&[String]> {
+        self.bpftrace_command.as_deref().or(self.limits.bpftrace.as_deref())
     }
 }
 
@@ -123,6 +132,12 @@ impl Info {
 pub struct Scripts {
     /// What the operator allows
     pub policy: Policy,
+    /// The process that builds the box and starts bpftrace, where this one is a server that has one
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub launcher: Option<u32>,
+    /// Capabilities that this takes: those of the launcher, or of this process where there is none
+    pub capabilities: Vec<Held>,
     /// The parts of the box that they run in
     #[serde(rename = "box")]
     pub parts: Vec<Part>,
@@ -367,15 +382,24 @@ pub fn info(options: &Options) -> Info {
         security: machine.security.clone(),
         config_source: machine.config.source.clone(),
         config: machine.config.facts(),
-        bpftrace: options.bpftrace.then(|| bpftrace::check(options.bpftrace_command.as_deref())),
-        scripts: Scripts { policy: options.limits.scripts, parts: Sandbox::get().parts().to_vec() },
+        bpftrace: options.bpftrace.then(|| bpftrace::check(options.command())),
+        scripts: scripts(&options.limits),
         recorder: options.limits.history.as_deref().and_then(recorder::read),
         limits: bounds(&options.limits),
         probes,
     };
     info.problems = problems::find(&info, &facts);
-    release_free_memory();
+    memory::release_free();
     info
+}
+
+fn scripts(limits: &Limits) -> Scripts {
+    Scripts {
+        policy: limits.scripts,
+        launcher: launcher::process_id(),
+        capabilities: launcher::capabilities(),
+        parts: sandbox::in_force(),
+    }
 }
 
 fn bounds(limits: &Limits) -> Bounds {

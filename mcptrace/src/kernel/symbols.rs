@@ -126,7 +126,7 @@ fn serve(jobs: &Receiver<Job>) {
         let _ = job.answer.send(names(&symbolizer, &job));
     }
     drop(symbolizer);
-    super::loader::release_free_memory();
+    crate::memory::release_free();
 }
 
 fn symbolizer() -> Symbolizer {

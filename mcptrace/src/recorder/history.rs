@@ -5,6 +5,7 @@
 
 mod compare;
 pub mod coverage;
+pub mod past;
 pub mod range;
 pub mod reader;
 mod sql;

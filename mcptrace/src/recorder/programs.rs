@@ -8,13 +8,14 @@ use aya::{
 };
 use mcptrace_wire::{
     BlockStats, Control, CpuBank, CpuNow, DeviceKey, IRQS, PROCESS_SLOTS, ProcessEvent, ProcessSlot, SharedBank,
-    SpillKey, Tally, running, running_for, running_process,
+    SpillKey, Tally,
 };
 
 use super::{
     kept::{Kept, ProcessTime},
     mapped::{Mapped, store},
     metrics,
+    running::Running,
 };
 use crate::{
     kernel::{
@@ -44,7 +45,7 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         name: metrics::CPU,
         attach: &[Attach::tracepoint("switch", "sched_switch")],
-        needs: &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE", "TASK_LEADER"],
+        needs: &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE", "TASK_LEADER", "TASK_RUNTIME"],
     },
     Group {
         name: metrics::RUNQ,
@@ -154,6 +155,7 @@ pub(super) struct Programs {
     bank: usize,
     control: Mapped<Control>,
     cpus: Mapped<CpuNow>,
+    running: Running,
     banks: Mapped<CpuBank>,
     processes: Mapped<ProcessSlot>,
     shared: Mapped<SharedBank>,
@@ -186,6 +188,7 @@ impl Programs {
             shared: Mapped::new(&ebpf, "SHARED", 2).map_err(mapping)?,
             hard: Mapped::new(&ebpf, "HARD", 2 * IRQS as usize).map_err(mapping)?,
             starts: Mapped::new(&ebpf, "STARTS", mcptrace_wire::START_SLOTS as usize).map_err(mapping)?,
+            running: Running::default(),
             events,
             ebpf,
         })
@@ -214,6 +217,7 @@ impl Programs {
         }
         if name == metrics::CPU {
             self.cpus.clear();
+            self.running.clear();
         }
         let outcome = self.kernel.attach_loaded(&mut self.ebpf, "recorder", group.attach, &mut self.attached);
         if let Err(error) = outcome {
@@ -255,10 +259,10 @@ impl Programs {
             self.banks.with_cleared(cpu * 2 + old, |bank| kept.add_cpu(bank));
             self.read_processes(cpu * 2 + old, &mut kept);
         }
+        self.read_spilled(old as u32, &mut kept);
         if self.is_on(metrics::CPU) {
             self.read_running(&mut kept);
         }
-        self.read_spilled(old as u32, &mut kept);
         self.shared.with_cleared(old, |bank| kept.set_shared(bank));
         self.read_hard(old, &mut kept);
         self.read_devices(old as u32, &mut kept);
@@ -276,22 +280,14 @@ impl Programs {
         }
     }
 
-    /// Adds the time of what is running at this moment, and has the kernel count from now on.
-    fn read_running(&self, kept: &mut Kept) {
-        /// More than a process can have been running since the last tick: the kernel's clock was read after ours.
-        const ODD: u64 = 1 << 41;
-        for cpu in 0..self.cpus.len() {
+    /// Adds the time of what is running at this moment.
+    fn read_running(&mut self, kept: &mut Kept) {
+        let cpus = (0..self.cpus.len()).map(|cpu| {
             // SAFETY: a word of the value.
             let word = unsafe { self.cpus.word(cpu, |cpu| &raw mut (*cpu).running) };
-            let was = word.load(std::sync::atomic::Ordering::SeqCst);
-            let (tgid, now) = (running_process(was), monotonic_ns());
-            let ran = running_for(was, now);
-            let order = std::sync::atomic::Ordering::SeqCst;
-            // If another thread came meanwhile, the kernel has counted it.
-            if tgid != 0 && ran < ODD && word.compare_exchange(was, running(tgid, now), order, order).is_ok() {
-                kept.process(tgid).ns += ran;
-            }
-        }
+            (word.load(std::sync::atomic::Ordering::SeqCst), monotonic_ns())
+        });
+        self.running.settle(cpus, kept);
     }
 
     fn read_spilled(&mut self, bank: u32, kept: &mut Kept) {

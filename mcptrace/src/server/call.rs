@@ -25,6 +25,8 @@ use crate::{
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(1);
+/// How often it is looked whether an event has come.
+const LOOK: Duration = Duration::from_millis(4);
 /// How long an execution may take to detach after it was told to stop.
 const STOP_TIME: Duration = Duration::from_secs(15);
 
@@ -179,6 +181,25 @@ impl Call {
                 && execution.seconds() < execution.planned_seconds()
             {
                 self.tell(execution, token.clone()).await;
+            }
+        }
+    }
+
+    /// Waits for an event from a place in the sequence on, or the end; false if the call was cancelled. It looks instead of being woken:
+    /// a wakeup for each of many events would cost more than they do.
+    pub(super) async fn wait_for_event(&self, execution: &Execution, from: u64, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        let one = Page { from, limit: 1, max_bytes: usize::MAX };
+        loop {
+            let is_there = execution.source().events(&one).is_none_or(|(events, _)| !events.rows.is_empty());
+            let left = until.saturating_duration_since(Instant::now());
+            if is_there || left.is_zero() {
+                return true;
+            }
+            match self.wait(execution, left.min(LOOK)).await {
+                Waited::Ended => return true,
+                Waited::TimeUp => {}
+                Waited::Cancelled => return false,
             }
         }
     }

@@ -18,10 +18,15 @@ use tokio::{select, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{Server, resources::EXECUTION_URI};
-use crate::{execution::Execution, report::Status};
+use crate::{
+    execution::{Execution, Page},
+    report::Status,
+};
 
-/// The least time between two notices about an execution: what came meanwhile is told by one.
+/// The least time between two notices about an execution: what came meanwhile is told by one. Events are to be read soon; what is summed up
+/// changes all the time.
 const PACE: Duration = Duration::from_millis(250);
+const PACE_OF_EVENTS: Duration = Duration::from_millis(10);
 /// Resources that one connection watches, at most.
 const MOST: usize = 64;
 
@@ -115,6 +120,8 @@ where
     T: Future<Output = bool>,
 {
     let mut told = None;
+    let none = Page { from: 0, limit: 0, max_bytes: 0 };
+    let pace = if execution.source().events(&none).is_some() { PACE_OF_EVENTS } else { PACE };
     loop {
         let state = state(execution);
         let ended = state.0 != Status::Running;
@@ -130,7 +137,7 @@ where
         }
         select! {
             () = end.cancelled() => return,
-            () = async { sleep(PACE).await; } => {}
+            () = sleep(pace) => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{Focus, evidence::Evidence, rules::RULES, system::System};
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
 
 /// Shortest and longest time that is looked at, in seconds.
 pub const SECONDS: std::ops::RangeInclusive<f64> = 1.0..=45.0;
+
+/// What is usual.
+pub const USUAL: f64 = 10.0;
 
 /// How much longer than wanted probes may run if nobody ends them.
 const SPARE: f64 = 30.0;
@@ -67,7 +70,7 @@ impl Gathering {
             }
         }
         if let Some(focus) = focus {
-            notes.push(format!("only {} was looked at", json!(focus).as_str().unwrap_or_default()));
+            notes.push(super::only(focus));
         }
         Self { focus, before: System::read(), started: SystemTime::now(), executions, running, notes }
     }

@@ -60,15 +60,18 @@ impl Rule {
     }
 }
 
+/// CPUs count as used up from here.
+pub(super) const USED_UP: f64 = 0.9;
+
 /// How bad a value is, from 0.2 at the level where it is worth knowing to 1 at the level where work does not get done; `None` below.
 /// Between them by orders of magnitude.
-fn over(value: f64, notable: f64, bad: f64) -> Option<f64> {
+pub(super) fn over(value: f64, notable: f64, bad: f64) -> Option<f64> {
     let place = (value / notable).ln() / (bad / notable).ln();
     (value >= notable).then(|| 0.2 + 0.8 * place.clamp(0.0, 1.0))
 }
 
 /// Milliseconds of nanoseconds.
-fn ms(ns: u64) -> f64 {
+pub(super) fn ms(ns: u64) -> f64 {
     ns as f64 / 1e6
 }
 

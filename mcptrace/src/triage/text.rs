@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Number, Triage,
+    MOST_BYTES, Number, Source, Triage,
     finding::{Finding, Who},
     lately::{Change, Lately},
 };
@@ -11,9 +11,6 @@ use crate::{
     report::text::units::{decimal, plain, seconds},
     text::clipped,
 };
-
-/// The whole text at most, in bytes.
-const MOST_BYTES: usize = 4096;
 
 pub(super) fn triage(triage: &Triage) -> String {
     let mut text = head(triage);
@@ -47,6 +44,10 @@ fn changed(lately: &Lately) -> String {
 
 fn head(triage: &Triage) -> String {
     let length = seconds(triage.window.seconds);
+    let length = match triage.source {
+        Source::Live => length,
+        Source::Recorder => format!("the last {length} as recorded"),
+    };
     match triage.findings.len() {
         0 => format!("Nothing stands out in {length}."),
         1 => format!("One thing stands out in {length}:"),

@@ -94,6 +94,8 @@ fn perform(words: &[&str]) -> Vec<i64> {
             times(1).for_each(|_| assert_eq!(raw(libc::SYS_openat, [-100, path, 0, 0]), -i64::from(libc::ENOENT)));
         }
         "close_bad" => call(libc::SYS_close, number(1)),
+        "close_bad_named" => close_bad_named(number(1), number(2)),
+        "getppid_threads" => getppid_threads(number(1), number(2)),
         "sigreturn" => sigreturn(number(1)),
         "interrupt" => interrupt(number(1)),
         "fork" => times(2).for_each(|_| _ = fork(words[1], number(3), None)),
@@ -125,11 +127,13 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "file_read_random" => files::read(&text(words[1]), number(2), number(3), true),
         "file_fail_reads" => files::fail_reads(&text(words[1]), number(2)),
         "file_write_nameless" => files::write_nameless(number(1), number(2)),
+        "file_write_each" => files::write_each(number(1)),
         "file_write_deleted" => files::write_deleted(&text(words[1]), number(2), number(3)),
         "file_sync" => return files::sync(&text(words[1]), words[2], number(3)),
         "file_forget" => files::forget(&text(words[1])),
         "file_touch" => files::touch(&text(words[1]), number(2)),
         "burn" => burn_cpu(number(1)),
+        "migrate" => return vec![migrate(number(1))],
         "naps" => take_naps(number(1), number(2)),
         "futex_naps" => times(1).for_each(|_| wait_for_futex(number(2))),
         "futex_changed" => times(1).for_each(|_| refuse_futex()),
@@ -145,6 +149,7 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "tcp_unanswered" => return net::unanswered(number(1), number(2)),
         "udp_bind" => return net::bind(words[1]),
         "udp_receive" => net::receive(number(1), number(2)),
+        "ip_unknown" => net::send_unknown(number(1)),
         "udp_send" => net::send(words[1], number(2), number(3), number(4)),
         other => panic!("unknown command {other}"),
     }
@@ -168,6 +173,24 @@ fn raw(number: i64, arguments: [i64; 4]) -> i64 {
 fn call(number: i64, times: i64) {
     for _ in 0..times {
         raw(number, [-1, 0, 0, 0]);
+    }
+}
+
+/// Closes what is not open so often, each time under the next of so many names.
+fn close_bad_named(times: i64, names: i64) {
+    for time in 0..times {
+        // Fifteen bytes have room in a name.
+        let name = format!("n{}\0", time % names);
+        // SAFETY: a string with its NUL.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }, 0);
+        raw(libc::SYS_close, [-1, 0, 0, 0]);
+    }
+}
+
+fn getppid_threads(threads: i64, times: i64) {
+    let all: Vec<_> = (0..threads).map(|_| thread::spawn(move || call(libc::SYS_getppid, times))).collect();
+    for thread in all {
+        thread.join().unwrap();
     }
 }
 
@@ -563,6 +586,20 @@ fn cycles_per_millisecond() -> u64 {
     thread::sleep(Duration::from_millis(20));
     let (time, cycles) = (start.elapsed(), time_stamp() - first);
     cycles * 1_000_000 / time.as_nanos() as u64
+}
+
+/// Goes from CPU to CPU for so many milliseconds, computing a little on each; how often.
+fn migrate(milliseconds: i64) -> i64 {
+    let cpus = thread::available_parallelism().unwrap().get() as i64;
+    let (end, slice) = (time_stamp() + milliseconds as u64 * cycles_per_millisecond(), cycles_per_millisecond() / 50);
+    let mut times = 0;
+    while time_stamp() < end {
+        pin(times % cpus);
+        times += 1;
+        let until = time_stamp() + slice;
+        while time_stamp() < until {}
+    }
+    times
 }
 
 /// Sleeps so often for so many microseconds.

@@ -8,8 +8,8 @@ use super::{
     parser::{Call, Script},
 };
 use crate::bpftrace::{
+    child::MAP_KEYS,
     error::{Category, nearest},
-    process::MAP_KEYS,
 };
 
 /// How many probes a program may attach, wildcards counted as what they stand for; the bound of bpftrace 0.17 too.

@@ -64,14 +64,20 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Removes it if it is empty; true when it is gone.
+    pub(crate) fn is_removed(&mut self) -> bool {
+        self.folders.retain(|folder| fs::remove_dir(folder).is_err());
+        self.folders.is_empty()
+    }
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
         self.kill();
         let until = Instant::now() + EMPTY;
-        self.folders.retain(|folder| fs::remove_dir(folder).is_err());
-        while !self.folders.is_empty() && Instant::now() < until {
+        while !self.is_removed() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
-            self.folders.retain(|folder| fs::remove_dir(folder).is_err());
         }
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Steps {
     pub(super) view: Option<View>,
     pub(super) network: bool,
     pub(super) capabilities: bool,
+    /// Whether the launcher is another user: bpftrace before 0.25 runs as root only.
+    pub(super) become_root: bool,
     pub(super) landlock: Option<OwnedFd>,
     pub(super) filter: Vec<libc::sock_filter>,
 }
@@ -69,6 +71,9 @@ impl Steps {
         }
         // SAFETY: no memory is involved.
         checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+        if self.become_root {
+            become_root()?;
+        }
         self.landlock.as_ref().map_or(Ok(()), restrict)?;
         forget_files();
         if self.filter.is_empty() { Ok(()) } else { install(&self.filter) }
@@ -188,6 +193,16 @@ fn drop_capabilities() -> io::Result<()> {
         checked(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) })?;
     }
     Ok(())
+}
+
+/// What root gets at exec is bounded by what it had before, since no privileges may be gained any more.
+fn become_root() -> io::Result<()> {
+    // SAFETY: the calls take numbers; a list of no groups is not looked at.
+    unsafe {
+        checked(libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) as i32)?;
+        checked(libc::syscall(libc::SYS_setresgid, 0, 0, 0) as i32)?;
+        checked(libc::syscall(libc::SYS_setresuid, 0, 0, 0) as i32)
+    }
 }
 
 fn restrict(ruleset: &OwnedFd) -> io::Result<()> {

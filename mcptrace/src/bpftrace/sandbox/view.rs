@@ -15,6 +15,7 @@ use landlock::{
 };
 
 use super::{
+    super::child::variable,
     child::{Place, View},
     exists, open_path,
 };
@@ -62,7 +63,7 @@ impl Files {
     pub(super) fn of(words: &[String], view: bool) -> io::Result<Self> {
         let program = fs::canonicalize(words.first().ok_or(io::ErrorKind::InvalidInput)?)?;
         let named = words.iter().skip(1).map(PathBuf::from).filter(|path| path.is_absolute() && exists(path));
-        let settings = SETTINGS.iter().filter_map(std::env::var_os).map(PathBuf::from).filter(|path| exists(path));
+        let settings = SETTINGS.iter().filter_map(|name| variable(name)).map(PathBuf::from).filter(|path| exists(path));
         let fixed = FOLDERS.iter().chain(FILES).map(PathBuf::from).filter(|path| exists(path));
         let shell = fs::canonicalize(SHELL).ok();
         let idle = IDLE.iter().find_map(|path| fs::canonicalize(path).ok()).filter(|_| view);

@@ -27,6 +27,8 @@ const OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/attach_types.o")
 const TRACEPOINT: &str = "sched_process_exit";
 /// Seldom called, in every kernel from 5.10 to 7.3, and it returns: 7.3 refuses fexit at functions that do not.
 const FUNCTION: &str = "vfs_fallocate";
+/// Functions that are attached to by their type.
+pub(in crate::kernel) const FUNCTIONS: &[&str] = &[FUNCTION];
 
 /// One way to attach.
 struct Way {

@@ -13,7 +13,7 @@ const MOST_INFO: usize = 16 << 10;
 /// Asks it, once for each version that is found.
 pub(super) fn check(command: Option<&[String]>) -> BpftraceSupport {
     static KNOWN: Mutex<Option<BpftraceSupport>> = Mutex::new(None);
-    let found = match Bpftrace::find(command) {
+    let found = match Bpftrace::served(command) {
         Ok(found) => found,
         Err(error) => return missing(&error, command),
     };

@@ -93,6 +93,6 @@ fn bpftrace(info: &Info) -> Option<Problem> {
     let bpftrace = info.bpftrace.as_ref().filter(|bpftrace| !bpftrace.works)?;
     let reason = bpftrace.reason.as_deref().unwrap_or("it does not answer");
     let what = format!("scripts cannot run: {reason}; native probes work without bpftrace");
-    let root = "run as root, or give a command that does, such as sudo -n bpftrace";
+    let root = "run as root, or set bpftrace.command to one that does, such as \"sudo -n bpftrace\"";
     Some(problem(what, bpftrace.remedy.clone().unwrap_or_else(|| root.to_owned()), false))
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Check, Info, Part, Problem};
+use crate::{bpftrace::policy::Level, kernel::privilege::Held};
 
 /// Renders within so many bytes; says what was left out.
 pub fn text(info: &Info, most_bytes: usize) -> String {
@@ -16,6 +17,7 @@ pub fn text(info: &Info, most_bytes: usize) -> String {
     lines.extend(section("Maps", &info.map_types));
     lines.extend(section("Helpers", &info.helpers));
     lines.extend(bpftrace(info));
+    lines.extend(capabilities(info));
     bounded(&lines, most_bytes)
 }
 
@@ -124,6 +126,27 @@ fn bpftrace(info: &Info) -> Vec<String> {
         let _ = write!(line, ", says it lacks: {}", off.join(", "));
     }
     vec![String::new(), "bpftrace".to_owned(), line.trim_end().to_owned(), scripts(info)]
+}
+
+/// What is held, and what for: by what traces, and by what builds the box of scripts. Nothing does where no scripts are allowed.
+fn capabilities(info: &Info) -> Vec<String> {
+    let scripts = &info.scripts;
+    let builder = match scripts.launcher {
+        _ if scripts.policy.level == Level::Never => None,
+        Some(launcher) => Some(format!("  of the launcher, process {launcher}, for the box of scripts")),
+        None => Some("  of this process, for the box of scripts (a server starts a launcher for it)".to_owned()),
+    };
+    let mut lines = vec![String::new(), "Capabilities".to_owned(), "  of this process, for native probes".to_owned()];
+    lines.extend(info.process.capabilities.iter().map(row));
+    if let Some(builder) = builder {
+        lines.push(builder);
+        lines.extend(scripts.capabilities.iter().map(row));
+    }
+    lines
+}
+
+fn row(one: &Held) -> String {
+    format!("    {:4} {:20} {}", if one.held { "yes" } else { "no" }, one.name, one.purpose)
 }
 
 fn scripts(info: &Info) -> String {

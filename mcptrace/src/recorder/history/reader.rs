@@ -18,6 +18,7 @@ use crate::{
         },
         tick::Kind,
     },
+    report::Row,
     suggest::nearest,
 };
 
@@ -196,6 +197,17 @@ impl Reader {
         let rows = statement.query_map((ns(span.from), ns(span.to)), |row| {
             let at_ns: i64 = row.get(0)?;
             Ok(Mark { at: at_ns as f64 / 1e9, kind: row.get(1)?, seconds: row.get(2)?, text: row.get(3)? })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The latest events of a window: kind and fields.
+    pub fn events(&self, span: Span, most: usize) -> Result<Vec<(String, Row)>, HistoryError> {
+        let sql = "SELECT kind, fields FROM event_log WHERE at_ns >= ?1 AND at_ns < ?2 ORDER BY at_ns DESC LIMIT ?3";
+        let mut statement = self.connection.prepare(sql)?;
+        let ns = |second: i64| second.saturating_mul(1_000_000_000);
+        let rows = statement.query_map((ns(span.from), ns(span.to), most as i64), |row| {
+            Ok((row.get(0)?, serde_json::from_str(&row.get::<_, String>(1)?).unwrap_or_default()))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

@@ -23,8 +23,8 @@ pub(super) const ROW: Row = Row {
     name: "get_result",
     title: "Read an execution",
     description: "Reads what an execution found so far, running or ended. Use it for background runs, for scripts, and to read on with \
-        the cursor of a reply that had more. wait_seconds waits for the end, which is better than asking again and again. Not for \
-        starting anything.",
+        the cursor of a reply. wait_seconds waits for the end, or with a cursor of events (e0: the first) for the next ones, which is better \
+        than asking again and again. Not for starting anything.",
     input: || schema_for!(Arguments),
     output: schema::of_result::<Reading>,
     effect: Effect::Reads,
@@ -46,7 +46,7 @@ struct Arguments {
     /// From `more` of the reply before; instead of offset
     #[serde(default)]
     cursor: String,
-    /// Wait for the end, at most so long
+    /// Wait at most so long
     #[serde(default)]
     #[schemars(range(min = 0, max = 50))]
     wait_seconds: f64,
@@ -107,7 +107,12 @@ async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
     let execution = call.find(&arguments.execution_id)?;
     let part = Part::of(&arguments)?;
-    if call.wait(&execution, Duration::from_secs_f64(arguments.wait_seconds)).await == Waited::Cancelled {
+    let most = Duration::from_secs_f64(arguments.wait_seconds);
+    let goes_on = match part.kind {
+        Some('e') => call.wait_for_event(&execution, part.from, most).await,
+        _ => call.wait(&execution, most).await != Waited::Cancelled,
+    };
+    if !goes_on {
         return Err(ToolError::new("cancelled", "the call was cancelled; the execution goes on"));
     }
     reply(&call, &execution, part).await

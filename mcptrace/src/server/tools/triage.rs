@@ -14,15 +14,20 @@ use crate::{
         error::ToolError,
         schema,
     },
-    triage::{self, Focus, Triage, gather::Gathering, lately},
+    triage::{
+        self, Focus, Triage,
+        gather::{self, Gathering},
+        lately,
+    },
 };
 
 pub(super) const ROW: Row = Row {
     name: "triage",
     title: "What is wrong here",
     description: "Ranks what is wrong with this machine: CPUs, run queue, memory, disks, network, locks, processes; each finding with \
-        numbers, who, and the next call. Use it first when the question is why something is slow and nothing is known yet. It runs some \
-        fifteen probes together, which costs busy programs a few percent for that time. Not for a question that one probe answers.",
+        numbers, who, and the next call. Use it first when the question is why something is slow and nothing is known yet. Where the \
+        recorder runs it answers at once from the last minute; with seconds, or without a recorder, it runs some fifteen probes, which \
+        costs busy programs a few percent. Not for a question that one probe answers.",
     input: || schema_for!(Arguments),
     output: || schema::outline(schema::of_result::<Triage>()),
     effect: Effect::Starts,
@@ -32,22 +37,24 @@ pub(super) const ROW: Row = Row {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Arguments {
-    /// How long to look, in seconds
-    #[serde(default = "ten")]
-    #[schemars(range(min = 1, max = 45))]
-    seconds: f64,
+    /// Look live, for so long. Without: the recorder's last minute, else 10 s
+    #[serde(default)]
+    #[schemars(with = "f64", range(min = 1, max = 45))]
+    seconds: Option<f64>,
     /// Look at one area only
     #[serde(default)]
     #[schemars(with = "Focus")]
     focus: Option<Focus>,
 }
 
-fn ten() -> f64 {
-    10.0
-}
-
 async fn run(mut call: Call) -> Outcome {
     let Arguments { seconds, focus } = call.arguments()?;
+    if seconds.is_none()
+        && let Some(triage) = call.looking(move |executions| recorded(executions.limits().history.as_deref(), focus)).await?
+    {
+        return Reply::with_text(triage::text(&triage), &triage);
+    }
+    let seconds = seconds.unwrap_or(gather::USUAL);
     let trail = call.trail(json!({ "tool": "triage", "focus": focus }));
     let place = call.place_for_triage().inspect_err(|busy| trail.refused(busy.category, &busy.message))?;
     trail.starts(seconds).map_err(Refusal::from)?;
@@ -60,6 +67,11 @@ async fn run(mut call: Call) -> Outcome {
         return Err(ToolError::cancelled());
     }
     Reply::with_text(triage::text(&triage), &triage)
+}
+
+/// The recorder's answer, if it has one; what keeps it from answering is no reason not to look live.
+fn recorded(history: Option<&Path>, focus: Option<Focus>) -> Option<Triage> {
+    triage::recorded::now(history?, focus)
 }
 
 fn finish(gathering: Gathering, history: Option<&Path>) -> Triage {

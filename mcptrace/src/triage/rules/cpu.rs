@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Rule, ms, over};
+use super::{Rule, USED_UP, ms, over};
 use crate::triage::{
     Focus, Number,
     evidence::{Evidence, about, number, part, sort, word},
@@ -19,9 +19,6 @@ pub(super) const INTERRUPTS: Rule =
     Rule { kind: Kind::IrqLoad, focus: Focus::Cpu, probes: &["irq_time"], judge: interrupts };
 pub(super) const THROTTLING: Rule =
     Rule { kind: Kind::CgroupThrottling, focus: Focus::Cpu, probes: &[], judge: throttling };
-
-/// CPUs count as used up from here.
-const USED_UP: f64 = 0.9;
 
 /// All CPUs are used, and threads wait for them.
 fn saturation(evidence: &Evidence) -> Option<Judged> {

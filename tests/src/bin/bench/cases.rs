@@ -1,6 +1,8 @@
 //! What is compared: for each probe a workload, and the same question asked of other tools.
 
 use anyhow::{Context as _, Result};
+use mcptrace::{executions::ProbeRequest, kernel::filter::Filter};
+use serde_json::Map;
 
 use crate::{variant::Variant, workload::Workload};
 
@@ -12,43 +14,100 @@ pub(crate) struct Case {
     /// What gives it events.
     pub(crate) workload: Workload,
     /// Its options, as JSON; empty for none.
-    pub(crate) options: &'static str,
+    options: &'static str,
+    /// Whether the probe looks at this process alone, as it may have to.
+    own: bool,
     /// The same question as a bpftrace script; empty if there is none that could.
-    pub(crate) script: &'static str,
+    script: &'static str,
     /// The same question as a program of libbpf-tools and its arguments; empty if there is none.
-    pub(crate) tool: &'static [&'static str],
+    tool: &'static [&'static str],
     /// What its added cost may be at most, as a ratio to that of another variant.
     pub(crate) targets: &'static [(Variant, f64)],
     /// Where the questions differ.
     pub(crate) remark: &'static str,
 }
 
+/// In what is given to tools these stand for this program and this process.
+const PROGRAM: &str = "{program}";
+const PROCESS: &str = "{process}";
+
+impl Case {
+    /// What the probe is asked for, as the server would be.
+    pub(crate) fn request(&self, seconds: f64) -> Result<ProbeRequest> {
+        let options =
+            if self.options.is_empty() { Ok(Map::new()) } else { serde_json::from_str(&filled(self.options)?) };
+        let filter = Filter { pid: self.own.then(std::process::id), ..Filter::default() };
+        let probe = self.probe.to_owned();
+        Ok(ProbeRequest { probe, seconds, filter, options: options?, ..ProbeRequest::default() })
+    }
+
+    /// bpftrace with its script; `None` if there is none.
+    pub(crate) fn bpftrace(&self) -> Result<Option<Vec<String>>> {
+        if self.script.is_empty() {
+            return Ok(None);
+        }
+        let words = ["bpftrace", "-q", "-e"].map(str::to_owned);
+        Ok(Some(words.into_iter().chain([filled(self.script)?]).collect()))
+    }
+
+    /// The program of libbpf-tools with its arguments; `None` if there is none.
+    pub(crate) fn tool(&self) -> Result<Option<Vec<String>>> {
+        if self.tool.is_empty() {
+            Ok(None)
+        } else {
+            self.tool.iter().map(|word| filled(word)).collect::<Result<_>>().map(Some)
+        }
+    }
+
+    /// What the program of libbpf-tools is called; empty if there is none.
+    pub(crate) fn tool_name(&self) -> String {
+        self.tool.iter().filter(|word| !word.contains('{')).copied().collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn filled(text: &str) -> Result<String> {
+    let program = std::env::current_exe()?;
+    let program = program.to_str().context("the path of this program is no text")?;
+    Ok(text.replace(PROGRAM, program).replace(PROCESS, &std::process::id().to_string()))
+}
+
+/// What a case is made of that it does not write.
+const CASE: Case = Case {
+    probe: "",
+    workload: Workload::Getppid,
+    options: "",
+    own: false,
+    script: "",
+    tool: &[],
+    targets: &[],
+    remark: "",
+};
+
 /// Every probe, in the order of the catalogue.
 pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "syscall_counts",
         workload: Workload::Getppid,
-        options: "",
         script: "tracepoint:raw_syscalls:sys_enter { @calls[args->id] = count(); }
             tracepoint:raw_syscalls:sys_exit /args->ret < 0 && args->ret >= -4095/ { @errors[args->id] = count(); }",
         tool: &["syscount"],
         targets: &[(Variant::Empty, 1.2), (Variant::Tool, 0.65)],
         remark: "syscount attaches one program, at return, and counts no errors; mcptrace and bpftrace count calls at entry and errors at return, with two.",
+        ..CASE
     },
     Case {
         probe: "syscall_latency",
         workload: Workload::Getppid,
-        options: "",
         script: "tracepoint:raw_syscalls:sys_enter { @start[tid] = nsecs; }
             tracepoint:raw_syscalls:sys_exit /@start[tid]/ { @ns[args->id] = hist(nsecs - @start[tid]); delete(@start[tid]); }",
         tool: &["syscount", "-L"],
         targets: &[(Variant::Tool, 0.6)],
         remark: "syscount -L keeps a sum of latencies, bpftrace a histogram of powers of two, mcptrace one with an error of 6.25 %.",
+        ..CASE
     },
     Case {
         probe: "file_opens",
         workload: Workload::OpenClose,
-        options: "",
         script: "tracepoint:syscalls:sys_enter_creat { @path[tid] = args->pathname; @start[tid] = nsecs; }
             tracepoint:syscalls:sys_enter_open, tracepoint:syscalls:sys_enter_openat, tracepoint:syscalls:sys_enter_openat2 {
                 @path[tid] = args->filename; @start[tid] = nsecs;
@@ -61,24 +120,23 @@ pub(crate) const CASES: &[Case] = &[
         tool: &["opensnoop"],
         targets: &[(Variant::Tool, 0.15)],
         remark: "All write an event per open; what the others print goes to /dev/null.",
+        ..CASE
     },
     Case {
         probe: "block_latency",
         workload: Workload::DirectRead,
-        options: "",
         script: "tracepoint:block:block_rq_issue { @start[args->dev, args->sector] = nsecs; }
             tracepoint:block:block_rq_complete /@start[args->dev, args->sector]/ {
                 @ns[args->dev, args->rwbs] = hist(nsecs - @start[args->dev, args->sector]);
                 delete(@start[args->dev, args->sector]);
             }",
         tool: &["biolatency", "-D", "-F"],
-        targets: &[],
         remark: "The others time service only; mcptrace times queue and service. The device's own jitter is far above all of them.",
+        ..CASE
     },
     Case {
         probe: "runq_latency",
         workload: Workload::PingPong,
-        options: "",
         script: "tracepoint:sched:sched_wakeup, tracepoint:sched:sched_wakeup_new { @queued[args->pid] = nsecs; }
             tracepoint:sched:sched_switch {
                 if (args->prev_state == 0) { @queued[args->prev_pid] = nsecs; }
@@ -87,225 +145,231 @@ pub(crate) const CASES: &[Case] = &[
         tool: &["runqlat"],
         targets: &[(Variant::Tool, 0.6)],
         remark: "An event is a switch to the other thread and back: two waits.",
+        ..CASE
     },
     Case {
         probe: "cpu_profile",
         workload: Workload::Compute,
-        options: "",
         script: "profile:hz:99 { @[kstack, ustack, comm] = count(); }",
-        tool: &[],
-        targets: &[],
         remark: "All sample 99 times a second and CPU; an event is a millisecond of computing, so a tenth of a sample.",
+        ..CASE
     },
     Case {
         probe: "offcpu_stacks",
         workload: Workload::PingPong,
-        options: "",
         script: "tracepoint:sched:sched_switch { @start[args->prev_pid] = nsecs; if (@start[args->next_pid]) { @ns[args->next_pid, kstack, ustack] = sum(nsecs - @start[args->next_pid]); delete(@start[args->next_pid]); } }",
         tool: &["offcputime"],
-        targets: &[],
         remark: "Two waits to an event. The stacks of bpftrace are those of the thread that leaves the CPU, which is not the one that waited: it has no way to keep a stack.",
+        ..CASE
     },
     Case {
         probe: "wakeup_chains",
         workload: Workload::PingPong,
-        options: "",
         script: "tracepoint:sched:sched_wakeup { @[args->comm, kstack, ustack, comm] = count(); }",
         tool: &["wakeuptime"],
-        targets: &[],
         remark: "Two wakeups to an event.",
+        ..CASE
     },
     Case {
         probe: "cpu_slices",
         workload: Workload::PingPong,
-        options: "",
         script: "tracepoint:sched:sched_switch { if (@start[args->next_pid] == 0) { @start[args->next_pid] = nsecs; } if (@start[args->prev_pid]) { @ns = hist(nsecs - @start[args->prev_pid]); delete(@start[args->prev_pid]); } @switches = count(); } tracepoint:sched:sched_migrate_task { @migrations = count(); }",
         tool: &["cpudist"],
-        targets: &[],
         remark: "Two slices to an event. cpudist does not count migrations.",
+        ..CASE
     },
     Case {
         probe: "irq_time",
         workload: Workload::Datagram,
-        options: "",
         script: "tracepoint:irq:softirq_entry { @start[cpu] = nsecs; } tracepoint:irq:softirq_exit /@start[cpu]/ { @ns[args->vec] = hist(nsecs - @start[cpu]); delete(@start[cpu]); } tracepoint:irq:irq_handler_entry { @irq[cpu] = nsecs; } tracepoint:irq:irq_handler_exit /@irq[cpu]/ { @irq_ns[args->irq] = hist(nsecs - @irq[cpu]); delete(@irq[cpu]); }",
         tool: &["softirqs", "-d"],
-        targets: &[],
         remark: "A soft interrupt to an event. softirqs looks at soft interrupts alone.",
+        ..CASE
     },
     Case {
         probe: "syscall_errors",
         workload: Workload::FailingCall,
-        options: "",
         script: "tracepoint:raw_syscalls:sys_exit /args->ret < 0 && args->ret >= -4095/ { @[args->id, args->ret, pid, comm] = count(); }",
         tool: &["syscount", "-x", "-P"],
-        targets: &[],
         remark: "syscount tells processes apart and not errors.",
+        ..CASE
     },
     Case {
         probe: "process_exec",
         workload: Workload::Spawn,
-        options: "",
         script: "tracepoint:syscalls:sys_enter_execve { join(args->argv); } tracepoint:sched:sched_process_exec { printf(\"%d %s %s\\n\", pid, comm, str(args->filename)); }",
         tool: &["execsnoop"],
-        targets: &[],
         remark: "The start of a program takes long and varies by more than any of them adds.",
+        ..CASE
     },
     Case {
         probe: "process_exit",
         workload: Workload::Spawn,
-        options: "",
         script: "tracepoint:sched:sched_process_exit { printf(\"%d %d %s %d\\n\", pid, tid, comm, nsecs); }",
         tool: &["exitsnoop"],
-        targets: &[],
         remark: "The same.",
+        ..CASE
     },
     Case {
         probe: "signals",
         workload: Workload::Signal,
-        options: "",
         script: "tracepoint:signal:signal_generate { printf(\"%d %s %d %d %d\\n\", pid, comm, args->sig, args->pid, args->result); }",
         tool: &["sigsnoop"],
-        targets: &[],
         remark: "sigsnoop looks at the system calls that send signals.",
+        ..CASE
     },
     Case {
         probe: "file_io",
         workload: Workload::CachedRead,
-        options: "",
         script: "tracepoint:syscalls:sys_enter_pread64, tracepoint:syscalls:sys_enter_read, tracepoint:syscalls:sys_enter_write, tracepoint:syscalls:sys_enter_pwrite64 { @start[tid] = nsecs; @fd[tid] = args->fd; } tracepoint:syscalls:sys_exit_pread64, tracepoint:syscalls:sys_exit_read, tracepoint:syscalls:sys_exit_write, tracepoint:syscalls:sys_exit_pwrite64 /@start[tid]/ { @bytes[pid, @fd[tid]] = sum(args->ret); @ns = hist(nsecs - @start[tid]); delete(@start[tid]); delete(@fd[tid]); }",
         tool: &["filetop"],
-        targets: &[],
         remark: "The script knows descriptors, not files.",
+        ..CASE
     },
     Case {
         probe: "fs_sync",
         workload: Workload::Sync,
-        options: "",
         script: "tracepoint:syscalls:sys_enter_fsync, tracepoint:syscalls:sys_enter_fdatasync { @start[tid] = nsecs; } tracepoint:syscalls:sys_exit_fsync, tracepoint:syscalls:sys_exit_fdatasync /@start[tid]/ { @ns[pid, comm] = hist(nsecs - @start[tid]); delete(@start[tid]); }",
-        tool: &[],
-        targets: &[],
         remark: "The script knows processes, not files.",
+        ..CASE
     },
     Case {
         probe: "page_cache",
         workload: Workload::CachedRead,
-        options: "",
         script: "tracepoint:filemap:mm_filemap_get_pages { @hits[pid, comm] = count(); } tracepoint:filemap:mm_filemap_add_to_page_cache { @misses[pid, comm] = count(); } tracepoint:writeback:writeback_dirty_folio { @dirtied[pid, comm] = count(); }",
         tool: &["cachestat"],
-        targets: &[],
         remark: "cachestat does not tell processes apart.",
+        ..CASE
     },
     Case {
         probe: "page_faults",
         workload: Workload::TouchPage,
-        options: "",
         script: "tracepoint:exceptions:page_fault_user { @[pid, comm] = count(); }",
-        tool: &[],
-        targets: &[],
         remark: "The script does not tell minor from major.",
+        ..CASE
     },
     Case {
         probe: "heap_growth",
         workload: Workload::Allocate,
-        options: "",
-        script: "",
-        tool: &[],
-        targets: &[],
-        remark: "Tracing every allocation costs two breakpoints each: restrict it to a process, and sample.",
+        own: true,
+        script: "uprobe:/lib/x86_64-linux-gnu/libc.so.6:malloc /pid == {process}/ { @size[tid] = arg0; }
+            uretprobe:/lib/x86_64-linux-gnu/libc.so.6:malloc /pid == {process} && @size[tid]/ {
+                @blocks[retval] = @size[tid]; @[ustack] = sum(@size[tid]); delete(@size[tid]);
+            }
+            uprobe:/lib/x86_64-linux-gnu/libc.so.6:free /pid == {process}/ { delete(@blocks[arg0]); }",
+        remark: "Three breakpoints to an event: into malloc, out of it, into free. The script never subtracts what is freed.",
+        ..CASE
     },
     Case {
         probe: "tcp_connections",
         workload: Workload::Connect,
-        options: "",
         script: "tracepoint:sock:inet_sock_set_state { printf(\"%d %s %d %d %d %s %s\\n\", pid, comm, args->oldstate, args->newstate, args->dport, ntop(args->family, args->saddr), ntop(args->family, args->daddr)); }",
         tool: &["tcplife"],
-        targets: &[],
         remark: "tcplife tells of lives, not of connects; the script of every change of state.",
+        ..CASE
     },
     Case {
         probe: "packet_drops",
         workload: Workload::RefusedDatagram,
-        options: "",
         script: "tracepoint:skb:kfree_skb { @[args->reason, args->location] = count(); }",
-        tool: &[],
-        targets: &[],
         remark: "libbpf-tools have no such program.",
+        ..CASE
     },
     Case {
         probe: "net_traffic",
         workload: Workload::Datagram,
-        options: "",
         script: "tracepoint:sock:sock_send_length, tracepoint:sock:sock_recv_length { @[pid, comm, args->family] = sum(args->ret); }",
         tool: &["tcptop"],
-        targets: &[],
         remark: "A datagram sent and received to an event. tcptop looks at TCP alone.",
+        ..CASE
     },
     Case {
         probe: "dns_latency",
         workload: Workload::LookUp,
-        options: "",
         script: "uprobe:/lib/x86_64-linux-gnu/libc.so.6:getaddrinfo { @start[tid] = nsecs; } uretprobe:/lib/x86_64-linux-gnu/libc.so.6:getaddrinfo /@start[tid]/ { printf(\"%d %s %d\\n\", pid, comm, nsecs - @start[tid]); delete(@start[tid]); }",
         tool: &["gethostlatency"],
-        targets: &[],
         remark: "Two breakpoints to a look-up, which are most of what any of them costs.",
+        ..CASE
     },
     Case {
         probe: "kernel_locks",
         workload: Workload::Lock,
-        options: "",
         script: "tracepoint:lock:contention_begin { @start[tid] = nsecs; } tracepoint:lock:contention_end /@start[tid]/ { @ns = hist(nsecs - @start[tid]); delete(@start[tid]); }",
         tool: &["klockstat"],
-        targets: &[],
         remark: "Not every write finds the lock taken.",
+        ..CASE
     },
     Case {
         probe: "futex_waits",
         workload: Workload::Futex,
-        options: "",
         script: "tracepoint:syscalls:sys_enter_futex { @start[tid] = nsecs; } tracepoint:syscalls:sys_exit_futex /@start[tid]/ { @ns[pid, comm] = hist(nsecs - @start[tid]); delete(@start[tid]); }",
-        tool: &[],
-        targets: &[],
-        remark: "libbpf-tools of this version have no futexctn.",
+        remark: "Two waits to an event. libbpf-tools of this version have no futexctn.",
+        ..CASE
     },
     Case {
         probe: "function_latency",
         workload: Workload::Function,
-        options: "",
-        script: "",
-        tool: &[],
-        targets: &[],
-        remark: "Two breakpoints to a call.",
+        options: r#"{"binary": "{program}", "function": "mcptrace_bench_function"}"#,
+        script: "uprobe:{program}:mcptrace_bench_function { @start[tid] = nsecs; }
+            uretprobe:{program}:mcptrace_bench_function /@start[tid]/ { @ns = hist(nsecs - @start[tid]); delete(@start[tid]); }",
+        tool: &["funclatency", "{program}:mcptrace_bench_function"],
+        remark: "Two breakpoints to a call, which are most of what any of them costs.",
+        ..CASE
     },
     Case {
         probe: "capability_checks",
         workload: Workload::Capability,
-        options: "",
         script: "tracepoint:capability:cap_capable { @[pid, comm, args->cap, args->ret] = count(); }",
         tool: &["capable"],
-        targets: &[],
         remark: "capable wants kprobes.",
+        ..CASE
     },
     Case {
         probe: "privileged_actions",
         workload: Workload::SetUser,
-        options: "",
         script: "tracepoint:syscalls:sys_enter_setuid { @uid[tid] = args->uid; } tracepoint:syscalls:sys_exit_setuid { printf(\"%d %s %d %d\\n\", pid, comm, @uid[tid], args->ret); delete(@uid[tid]); }",
-        tool: &[],
-        targets: &[],
         remark: "The script looks at setuid alone.",
+        ..CASE
+    },
+    Case {
+        probe: "usdt_events",
+        workload: Workload::Usdt,
+        options: r#"{"binary": "{program}", "usdt": "mcptrace_bench:tick"}"#,
+        script: "usdt:{program}:mcptrace_bench:tick { printf(\"%d %s %d\\n\", pid, comm, arg0); }",
+        remark: "One breakpoint to an event, which is most of what either costs.",
+        ..CASE
+    },
+    Case {
+        probe: "tcp_retransmits",
+        workload: Workload::RefusedConnect,
+        script: "tracepoint:tcp:tcp_retransmit_skb { @again[args->dport, args->state] = count(); }
+            tracepoint:tcp:tcp_send_reset { @sent[args->state, args->reason] = count(); }
+            tracepoint:tcp:tcp_receive_reset { @received[args->dport, args->sport] = count(); }",
+        remark: "An event is a reset sent and received: repeated segments come at their own pace. tcpretrans is not among libbpf-tools.",
+        ..CASE
+    },
+    Case {
+        probe: "memory_reclaim",
+        workload: Workload::Reclaim,
+        script: "tracepoint:vmscan:mm_vmscan_memcg_reclaim_begin { @start[tid] = nsecs; }
+            tracepoint:vmscan:mm_vmscan_memcg_reclaim_end /@start[tid]/ {
+                @ns = hist(nsecs - @start[tid]); @pages = sum(args->nr_reclaimed); delete(@start[tid]);
+            }",
+        remark: "drsnoop looks at the whole machine's shortage alone, not at that of a control group.",
+        ..CASE
+    },
+    Case {
+        probe: "oom_kills",
+        workload: Workload::Victim,
+        script: "tracepoint:oom:mark_victim { printf(\"%d %s\\n\", args->pid, comm); }",
+        remark: "oomkill wants kprobes. To kill a process takes longer and varies by more than either adds.",
+        ..CASE
     },
 ];
 
 /// Probes of events that no loop can make, and why.
 #[cfg(test)]
-const UNMEASURED: &[(&str, &str)] = &[
-    ("memory_reclaim", "the machine would have to run out of memory all the time"),
-    ("oom_kills", "the same"),
-    ("tcp_retransmits", "packets are lost at their own pace"),
-    ("usdt_events", "a trap as those of `function_latency`, one to an event"),
-    ("bpf_programs", "it attaches nothing"),
-];
+pub(crate) const UNMEASURED: &[(&str, &str)] = &[("bpf_programs", "it attaches nothing")];
 
 /// The cases of some probes; all of them if none is named.
 pub(crate) fn chosen(probes: &[String]) -> Result<Vec<&'static Case>> {

@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use mcptrace_tests::memory_group::Limited;
 
 use crate::{TOOLS_CPU, machine};
 
@@ -74,6 +75,109 @@ pub(crate) fn set_user() -> Result<()> {
     // SAFETY: takes a number; of this thread alone, unlike libc's function.
     ensure!(unsafe { libc::syscall(libc::SYS_setuid, libc::getuid()) } == 0, "setuid fails");
     Ok(())
+}
+
+/// Passes the probe `mcptrace_bench:tick`, whose argument is a number in a register. The note is laid out as sys/sdt.h of systemtap
+/// does.
+#[inline(never)]
+pub(crate) fn pass_static_probe(number: u64) {
+    // SAFETY: a nop; the rest goes to a section that is not loaded.
+    unsafe {
+        std::arch::asm!(
+            "990: nop",
+            ".pushsection .note.stapsdt, \"\", \"note\"",
+            ".balign 4",
+            ".4byte 992f - 991f, 994f - 993f, 3",
+            "991: .asciz \"stapsdt\"",
+            "992: .balign 4",
+            "993: .8byte 990b",
+            ".8byte 0",
+            ".8byte 0",
+            ".asciz \"mcptrace_bench\"",
+            ".asciz \"tick\"",
+            ".asciz \"8@{number}\"",
+            "994: .balign 4",
+            ".popsection",
+            number = in(reg) number,
+            options(att_syntax, nostack),
+        );
+    }
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn nobody() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+pub(crate) fn refused_connect(nobody: SocketAddr) -> Result<()> {
+    ensure!(TcpStream::connect(nobody).is_err(), "somebody listens at {nobody}");
+    Ok(())
+}
+
+/// This process in a control group that has as much in the page cache as it may.
+pub(crate) struct FullGroup {
+    group: Limited,
+    /// A file of nothing but holes: no disk is read.
+    file: File,
+    next: u64,
+}
+
+/// What the group may have, what is read at once, and how long the file is.
+const GROUP_BYTES: u64 = 96 << 20;
+const READ_BYTES: u64 = 128 << 10;
+const HOLE_BYTES: u64 = 4 << 30;
+
+impl FullGroup {
+    pub(crate) fn enter() -> Result<Self> {
+        let folder = std::env::current_exe()?;
+        let file = tempfile::tempfile_in(folder.parent().context("no folder")?)?;
+        file.set_len(HOLE_BYTES)?;
+        let group = Limited::new("bench", GROUP_BYTES);
+        group.add(std::process::id());
+        let mut full = Self { group, file, next: 0 };
+        (0..2 * GROUP_BYTES / READ_BYTES).try_for_each(|_| full.read())?;
+        Ok(full)
+    }
+
+    pub(crate) fn read(&mut self) -> Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        let mut buffer = [0; READ_BYTES as usize];
+        self.file.read_exact_at(&mut buffer, self.next)?;
+        self.next = (self.next + READ_BYTES) % HOLE_BYTES;
+        Ok(())
+    }
+}
+
+impl Drop for FullGroup {
+    fn drop(&mut self) {
+        self.group.release(std::process::id());
+    }
+}
+
+/// A control group in which a process dies of its appetite.
+pub(crate) fn group_of_victims() -> Limited {
+    Limited::new("bench_victims", 8 << 20)
+}
+
+/// The argument by which this program becomes a victim.
+pub(crate) const VICTIM: &str = "--victim";
+
+/// Starts a victim and waits for its end.
+pub(crate) fn kill_one(group: &Limited) -> Result<()> {
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    let procs = File::options().write(true).open(group.procs())?;
+    let mut victim = Command::new(std::env::current_exe()?);
+    victim.arg(VICTIM).env_clear();
+    // SAFETY: only a system call between fork and exec. Zero is the process that writes it.
+    unsafe { victim.pre_exec(move || (&procs).write_all(b"0")) };
+    let status = victim.status()?;
+    ensure!(status.signal() == Some(libc::SIGKILL), "the victim lives: {status}");
+    Ok(())
+}
+
+/// What the victim does.
+pub(crate) fn want_memory() {
+    std::hint::black_box(vec![7_u8; 64 << 20]);
 }
 
 /// A fixed piece of work, about a millisecond.

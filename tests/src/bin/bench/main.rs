@@ -5,22 +5,25 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for a terminal")]
 
 mod cases;
+mod client;
 mod document;
 mod flood;
 mod games;
+mod growth;
 mod machine;
 mod memory;
 mod peer;
 mod rounds;
+mod server;
 mod startup;
-mod tracers;
+mod statistics;
 mod variant;
 mod workload;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::{cases::Case, document::Document};
 
@@ -33,22 +36,49 @@ const WORKLOAD_CPU: usize = 1;
 struct Arguments {
     /// Only these probes, and only what they add to an event
     probes: Vec<String>,
+    /// Only these parts; may be given several times
+    #[arg(long = "part", value_enum)]
+    parts: Vec<Part>,
     /// How often everything is measured in turn
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// A few short rounds: shows that it works, not what things cost
     #[arg(long)]
     quick: bool,
-    /// The mcptrace program whose memory is measured
+    /// The mcptrace program whose memory and answers are measured
     #[arg(long)]
     server: Option<PathBuf>,
     /// Be the process that opens files for so many seconds
     #[arg(long, hide = true)]
     flood_child: Option<u64>,
+    /// Be a process that wants more memory than it may have
+    #[arg(long, hide = true)]
+    victim: bool,
+}
+
+/// A part of the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What each probe adds to an event, beside others
+    Costs,
+    /// How long it takes until programs are attached
+    Startup,
+    /// What a server holds
+    Memory,
+    /// How many events a second come through
+    Flood,
+    /// How fast a server answers many calls
+    Server,
+    /// What grows with what a server keeps
+    Growth,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.victim {
+        games::want_memory();
+        return Ok(());
+    }
     if let Some(seconds) = arguments.flood_child {
         println!("{}", flood::child(seconds)?);
         return Ok(());
@@ -56,21 +86,45 @@ fn main() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "this attaches tracing programs: run it as root (cargo xtask bench)");
     let cases = cases::chosen(&arguments.probes)?;
     machine::keep_to_cpu(TOOLS_CPU).context("cannot keep the tools to one CPU")?;
-    let document = if arguments.probes.is_empty() { whole(&arguments, &cases)? } else { costs(&arguments, &cases)? };
+    let document = measure(&arguments, &cases)?;
     println!("{document}");
     Ok(())
 }
 
 /// Start-up comes first: the first call of a process must not find what an earlier measurement has read.
-fn whole(arguments: &Arguments, cases: &[&'static Case]) -> Result<Document> {
-    let startup = startup::measure(cases, arguments.quick)?;
-    let memory = memory::measure(arguments.server.as_deref())?;
-    let flood = flood::measure(arguments.quick)?;
-    Ok(Document { startup: Some(startup), memory, flood: Some(flood), ..costs(arguments, cases)? })
+fn measure(arguments: &Arguments, cases: &[&'static Case]) -> Result<Document> {
+    let quick = arguments.quick;
+    let is_asked_for = |part| arguments.parts.contains(&part) || arguments.parts.is_empty() && arguments.is_whole(part);
+    let server = || arguments.server.as_deref().context("--server is missing");
+    let mut document = Document::new(rounds::Plan::new(arguments.rounds, quick));
+    if is_asked_for(Part::Startup) {
+        document.startup = Some(startup::measure(cases, quick)?);
+    }
+    if is_asked_for(Part::Memory) {
+        document.memory = Some(memory::measure(server()?, cases)?);
+    }
+    if is_asked_for(Part::Flood) {
+        document.flood = Some(flood::measure(quick)?);
+    }
+    if is_asked_for(Part::Server) {
+        machine::keep_to_no_cpu()?;
+        document.server = Some(server::measure(server()?)?);
+        machine::keep_to_cpu(TOOLS_CPU)?;
+    }
+    if is_asked_for(Part::Growth) {
+        document.growth = Some(growth::measure(server()?, quick)?);
+    }
+    if is_asked_for(Part::Costs) {
+        let costs = cases.iter().map(|case| rounds::measure(case, &document.plan)).collect::<Result<_>>()?;
+        document.costs = Some(costs);
+    }
+    document.machine = machine::Machine::read();
+    Ok(document)
 }
 
-fn costs(arguments: &Arguments, cases: &[&'static Case]) -> Result<Document> {
-    let plan = rounds::Plan::new(arguments.rounds, arguments.quick);
-    let costs = cases.iter().map(|case| rounds::measure(case, &plan)).collect::<Result<_>>()?;
-    Ok(Document { machine: machine::Machine::read(), plan, costs, startup: None, memory: None, flood: None })
+impl Arguments {
+    /// Whether a part belongs to what is measured when no part is named: all of them, and of some probes their costs.
+    fn is_whole(&self, part: Part) -> bool {
+        self.probes.is_empty() || part == Part::Costs
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
-use crate::tracers;
+use mcptrace_tests::tracers;
 
 /// How long a tool may take to attach, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,10 +28,10 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Starts a tool and waits until it has attached all its programs.
-    pub(crate) fn start(words: &[&str]) -> Result<Self> {
+    pub(crate) fn start(words: &[String]) -> Result<Self> {
         let started = Instant::now();
         let mut peer = Self { child: spawn(words)?, took: Duration::ZERO };
-        peer.wait_until_attached(started).with_context(|| words[0].to_owned())?;
+        peer.wait_until_attached(started).with_context(|| words[0].clone())?;
         Ok(peer)
     }
 
@@ -79,7 +79,7 @@ pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-fn spawn(words: &[&str]) -> Result<Child> {
+fn spawn(words: &[String]) -> Result<Child> {
     let (program, arguments) = words.split_first().context("no program")?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -48,7 +48,7 @@ pub(crate) struct PeerStart {
 /// Measures start-up. Nothing native may have been called in this process before.
 pub(crate) fn measure(cases: &[&'static Case], quick: bool) -> Result<Startup> {
     eprintln!("bench: start-up");
-    let (runs, peer_runs) = if quick { (3, 1) } else { (11, 3) };
+    let (runs, peer_runs) = if quick { (3, 1) } else { (5, 1) };
     let first_probe = cases[0].probe;
     let first_ms = start_once(cases[0])?;
     let rows = cases.iter().map(|case| row(case, runs, peer_runs)).collect::<Result<_>>()?;
@@ -59,15 +59,15 @@ fn row(case: &'static Case, runs: u32, peer_runs: u32) -> Result<Row> {
     Ok(Row {
         case,
         mcptrace_ms: start_often(case, runs)?,
-        bpftrace: start_peer(case, Variant::Bpftrace, &["bpftrace", "-q", "-e", case.script], peer_runs),
-        tool: start_peer(case, Variant::Tool, case.tool, peer_runs),
+        bpftrace: start_peer(case, Variant::Bpftrace, peer_runs),
+        tool: start_peer(case, Variant::Tool, peer_runs),
     })
 }
 
-/// The median of runs a second apart: what a call finds that is not hot in any cache.
+/// The median of runs half a second apart: what a call finds that is not hot in any cache.
 fn start_often(case: &Case, runs: u32) -> Result<f64> {
     let times = (0..runs).map(|_| {
-        sleep(Duration::from_secs(1));
+        sleep(Duration::from_millis(500));
         start_once(case)
     });
     Ok(median(times.collect::<Result<_>>()?).unwrap_or_default())
@@ -82,17 +82,15 @@ fn start_once(case: &Case) -> Result<f64> {
 }
 
 /// `None` if there is no such tool or it does not run here.
-fn start_peer(case: &Case, variant: Variant, words: &[&str], runs: u32) -> Option<PeerStart> {
-    if !variant.is_there(case) {
-        return None;
-    }
-    let starts: Result<Vec<_>> = (0..runs).map(|_| start_peer_once(words)).collect();
+fn start_peer(case: &Case, variant: Variant, runs: u32) -> Option<PeerStart> {
+    let words = variant.command(case).ok()??;
+    let starts: Result<Vec<_>> = (0..runs).map(|_| start_peer_once(&words)).collect();
     let starts = starts.inspect_err(|error| eprintln!("bench: {error:#}")).ok()?;
     let resident_bytes = starts.iter().map(|(_, bytes)| *bytes).max()?;
     Some(PeerStart { ms: median(starts.into_iter().map(|(ms, _)| ms).collect())?, resident_bytes })
 }
 
-fn start_peer_once(words: &[&str]) -> Result<(f64, u64)> {
+fn start_peer_once(words: &[String]) -> Result<(f64, u64)> {
     let peer = Peer::start(words)?;
     Ok((milliseconds(peer.took), resident_bytes(peer.id())?))
 }

@@ -11,8 +11,6 @@ use mcptrace::{
     probes::Entry,
 };
 
-use serde_json::Map;
-
 use crate::{cases::Case, peer::Peer};
 
 /// Programs that do nothing, as the catalogue's own check loads them.
@@ -44,7 +42,7 @@ impl Variant {
             Self::Empty => "empty programs".to_owned(),
             Self::Mcptrace => "mcptrace".to_owned(),
             Self::Bpftrace => "bpftrace".to_owned(),
-            Self::Tool => case.tool.join(" "),
+            Self::Tool => case.tool_name(),
         }
     }
 
@@ -54,8 +52,7 @@ impl Variant {
             Self::None => Running::Nothing,
             Self::Empty => Running::other(attach_empty(case.probe)?),
             Self::Mcptrace => Running::Probe(Box::new(start_probe(case, LONGEST_SECONDS)?)),
-            Self::Bpftrace => Running::other(Peer::start(&["bpftrace", "-q", "-e", case.script])?),
-            Self::Tool => Running::other(Peer::start(case.tool)?),
+            Self::Bpftrace | Self::Tool => Running::other(Peer::start(&self.command(case)?.context("no such tool")?)?),
         })
     }
 
@@ -64,8 +61,16 @@ impl Variant {
         match self {
             Self::None | Self::Mcptrace => true,
             Self::Empty => mcptrace::probes::find(case.probe).is_some_and(only_tracepoints),
-            Self::Bpftrace => !case.script.is_empty(),
-            Self::Tool => !case.tool.is_empty(),
+            Self::Bpftrace | Self::Tool => self.command(case).is_ok_and(|words| words.is_some()),
+        }
+    }
+
+    /// The words by which a tool is started; `None` if this is no tool or there is none for the case.
+    pub(crate) fn command(self, case: &Case) -> Result<Option<Vec<String>>> {
+        match self {
+            Self::Bpftrace => case.bpftrace(),
+            Self::Tool => case.tool(),
+            Self::None | Self::Empty | Self::Mcptrace => Ok(None),
         }
     }
 }
@@ -109,10 +114,9 @@ impl Running {
     }
 }
 
-/// Starts the probe of a case with no filter, as the server would.
+/// Starts the probe of a case, as the server would.
 pub(crate) fn start_probe(case: &Case, seconds: f64) -> Result<Probe> {
-    let options = if case.options.is_empty() { Ok(Map::new()) } else { serde_json::from_str(case.options) };
-    start(&ProbeRequest { probe: case.probe.to_owned(), seconds, options: options?, ..ProbeRequest::default() })
+    start(&case.request(seconds)?)
 }
 
 fn only_tracepoints(entry: &Entry) -> bool {

@@ -59,6 +59,14 @@ pub(crate) enum Workload {
     SetUser,
     /// Computes for a millisecond.
     Compute,
+    /// Passes a static probe.
+    Usdt,
+    /// Connects to a port where nobody listens.
+    RefusedConnect,
+    /// Reads more into the page cache than a control group may have.
+    Reclaim,
+    /// Starts a process that wants more memory than its control group may have.
+    Victim,
 }
 
 /// The nanoseconds per event of one measurement.
@@ -95,6 +103,10 @@ impl Workload {
             Self::Capability => "system call that asks for a capability",
             Self::SetUser => "setuid",
             Self::Compute => "millisecond of computing",
+            Self::Usdt => "pass of a static probe",
+            Self::RefusedConnect => "TCP connect over the loopback device, refused",
+            Self::Reclaim => "read of 128 KB in a control group that is full",
+            Self::Victim => "start of a program and its end for want of memory",
         }
     }
 
@@ -189,6 +201,22 @@ impl Workload {
                 games::compute();
                 Ok(())
             }),
+            Self::Usdt => time(length, slice, || {
+                games::pass_static_probe(std::hint::black_box(7));
+                Ok(())
+            }),
+            Self::RefusedConnect => {
+                let nobody = games::nobody()?;
+                time(length, slice, || games::refused_connect(nobody))
+            }
+            Self::Reclaim => {
+                let mut reader = games::FullGroup::enter()?;
+                time(length, slice, || reader.read())
+            }
+            Self::Victim => {
+                let group = games::group_of_victims();
+                time(length, slice, || games::kill_one(&group))
+            }
         }
     }
 
@@ -199,15 +227,21 @@ impl Workload {
             Self::Getppid | Self::FailingCall | Self::Capability | Self::SetUser => 1000,
             Self::OpenClose => 2000,
             Self::PingPong | Self::Datagram | Self::RefusedDatagram | Self::Futex => 40,
-            Self::DirectRead | Self::Connect => 8,
+            Self::DirectRead | Self::Connect | Self::Reclaim | Self::RefusedConnect => 8,
             Self::CachedRead | Self::Sync | Self::Signal | Self::LookUp | Self::Lock => 500,
             Self::TouchPage => games::PAGES,
             Self::Allocate | Self::Function => 10_000,
-            Self::Spawn => 1,
+            Self::Usdt => 100,
+            Self::Spawn | Self::Victim => 1,
             // Long enough for the samples of a twentieth of a second.
             Self::Compute => 50,
         }
     }
+}
+
+/// Opens and closes a file so often.
+pub(crate) fn open_and_close(times: u64) -> Result<()> {
+    (0..times).try_for_each(|_| Ok(drop(rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY, Mode::empty())?)))
 }
 
 /// What `function_latency` is asked about: found by its name in this program.

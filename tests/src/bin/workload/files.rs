@@ -52,6 +52,11 @@ pub(crate) fn write_nameless(times: i64, bytes: i64) {
     unsafe { libc::close(descriptor) };
 }
 
+/// Writes once to each of so many files.
+pub(crate) fn write_each(files: i64) {
+    (0..files).for_each(|_| write_nameless(1, 1));
+}
+
 /// Writes to a file whose name is gone.
 pub(crate) fn write_deleted(path: &str, times: i64, bytes: i64) {
     let file = open(path);

@@ -88,6 +88,30 @@ pub(crate) fn send(family: &str, port: i64, times: i64, bytes: i64) {
     }
 }
 
+/// Sends so many packets of a protocol that nobody speaks to this machine itself: 253 is for experiments (RFC 3692).
+pub(crate) fn send_unknown(times: i64) {
+    let to = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+        sin_zero: [0; 8],
+    };
+    // An IPv4 header (RFC 791) with nothing behind it. The kernel fills in its length, checksum and source.
+    let mut header = [0_u8; 20];
+    (header[0], header[8], header[9]) = (0x45, 64, 253);
+    header[16..].copy_from_slice(&[127, 0, 0, 1]);
+    // SAFETY: header and address are good for the calls.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW);
+        assert!(socket >= 0);
+        for _ in 0..times {
+            let (address, length) = ((&raw const to).cast(), size_of_val(&to) as u32);
+            assert_eq!(libc::sendto(socket, header.as_ptr().cast(), header.len(), 0, address, length), 20);
+        }
+        libc::close(socket);
+    }
+}
+
 /// Makes so many connects that nobody answers, each in a socket of its own, waits, and gives up; gives the port. The queue of the listener
 /// has room for one connection, and further SYNs are let fall.
 pub(crate) fn unanswered(times: i64, milliseconds: i64) -> Vec<i64> {

@@ -9,12 +9,12 @@ use std::{
 use libbpf_rs::{ProgramType, query::ProgInfoIter};
 
 /// The ids of all loaded programs that trace, whoever loaded them.
-pub(crate) fn loaded() -> BTreeSet<u32> {
+pub fn loaded() -> BTreeSet<u32> {
     ProgInfoIter::default().filter(|info| traces(info.ty)).map(|info| info.id).collect()
 }
 
 /// Waits until there are none, which takes a moment after they were detached; the ids of those that stay.
-pub(crate) fn wait_for_none(most: Duration) -> BTreeSet<u32> {
+pub fn wait_for_none(most: Duration) -> BTreeSet<u32> {
     let end = Instant::now() + most;
     loop {
         let left = loaded();
@@ -26,7 +26,7 @@ pub(crate) fn wait_for_none(most: Duration) -> BTreeSet<u32> {
 }
 
 /// How many programs a process has attached to tracepoints, through links or perf events.
-pub(crate) fn attached_by(pid: u32) -> usize {
+pub fn attached_by(pid: u32) -> usize {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
     let descriptors = entries.flatten().filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
     descriptors.filter_map(|descriptor| program_of(pid, descriptor)).collect::<BTreeSet<_>>().len()

@@ -1,0 +1,593 @@
+//! The same judgement out of what the recorder kept of the last minute: at once, and without running anything. Pure but for reading.
+//!
+//! Thresholds are those of the rules that look live. What the recorder does not keep (names, signals, locks of programs, throttled groups)
+//! is named in the answer, and who is behind something is known only where the recorder knows processes.
+
+use std::{collections::BTreeMap, path::Path, time::SystemTime};
+
+use serde_json::{Value, json};
+
+use super::{
+    Focus, Number, Source, Triage, answer,
+    evidence::{about, number, part, sort, word},
+    finding::{Finding, Judged, Kind, Next, Who},
+    lately::{self, Lately},
+    rules::{RULES, ms, over},
+};
+use crate::recorder::history::{
+    HistoryError,
+    past::{self, Past},
+};
+
+/// How far back it is looked, in seconds.
+const SECONDS: i64 = 60;
+
+/// The answer out of the history in a folder at present. Whatever keeps it from answering is no reason not to look live.
+pub fn now(folder: &Path, focus: Option<Focus>) -> Option<Triage> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    look(folder, focus, since.as_secs() as i64).unwrap_or_else(|error| {
+        tracing::debug!(%error, "the recorder has no answer");
+        None
+    })
+}
+
+/// The answer out of the history in a folder; `None` if nobody records there at present.
+pub fn look(folder: &Path, focus: Option<Focus>, now: i64) -> Result<Option<Triage>, HistoryError> {
+    let past = past::lately(folder, SECONDS, now)?;
+    Ok(past.map(|past| judge(&past, focus, lately::look(folder))))
+}
+
+/// The answer that a window gives, beside what has changed.
+pub fn judge(past: &Past, focus: Option<Focus>, lately: Lately) -> Triage {
+    let wanted = |kind: Kind| RULES.iter().any(|rule| rule.kind == kind && focus.is_none_or(|one| one == rule.focus));
+    let rules = KINDS.iter().filter(|(kind, _)| wanted(*kind));
+    let found = rules.filter_map(|(kind, rule)| rule(past).map(|judged| Finding::new(*kind, judged))).collect();
+    let mut notes = vec![UNSEEN.to_owned()];
+    notes.extend(focus.map(super::only));
+    let window = past.window.clone().unwrap_or_default();
+    answer(found, Triage { looked_at: numbers(past), lately, source: Source::Recorder, window, notes, ..Triage::default() })
+}
+
+const UNSEEN: &str = "the recorder does not see slow names, signals, locks of programs and throttled groups: give seconds to look live";
+
+/// What the recorder can tell.
+type Rule = fn(&Past) -> Option<Judged>;
+
+const KINDS: &[(Kind, Rule)] = &[
+    (Kind::CpuSaturation, saturation),
+    (Kind::RunqDelay, runq_delay),
+    (Kind::RunawayProcess, runaway),
+    (Kind::CpuSteal, steal),
+    (Kind::IrqLoad, interrupts),
+    (Kind::MemoryReclaim, reclaim),
+    (Kind::MemoryLimit, limit),
+    (Kind::Oom, oom),
+    (Kind::FsyncStorm, fsync_storm),
+    (Kind::DiskSaturation, disk_saturation),
+    (Kind::DiskLatency, disk_latency),
+    (Kind::KernelLockContention, kernel_locks),
+    (Kind::TcpRetransmits, retransmits),
+    (Kind::ConnectionRefused, refused),
+    (Kind::PacketDrops, drops),
+    (Kind::ExecStorm, exec_storm),
+    (Kind::SyscallFailures, failures),
+];
+
+/// Metrics that are amounts of nanoseconds become shares of the time.
+const SECOND: f64 = 1e9;
+
+fn all(_: &[String]) -> bool {
+    true
+}
+
+/// The part of CPU time that some modes took, from 0 to 1.
+fn cpu_share(past: &Past, modes: &[&str]) -> f64 {
+    let whole = past.rate("cpu_mode_ns", all);
+    if whole > 0.0 { past.rate("cpu_mode_ns", |labels| modes.contains(&&*labels[0])) / whole } else { 0.0 }
+}
+
+fn cpu_used(past: &Past) -> f64 {
+    if past.has("cpu_mode_ns") { 1.0 - cpu_share(past, &["idle", "iowait"]) } else { 0.0 }
+}
+
+/// The part of the time in which somebody was stalled by a resource.
+fn stalled(past: &Past, resource: &str) -> Option<f64> {
+    past.has("pressure_some_ns").then(|| past.rate("pressure_some_ns", |labels| labels[0] == resource) / SECOND)
+}
+
+/// Processes by their CPU time, in percent of one CPU.
+fn busiest(past: &Past, least: f64) -> Vec<Who> {
+    let process = |(labels, rate): (&[String], f64)| {
+        let pid = labels[0].parse().ok()?;
+        let percent = part(rate / SECOND * 100.0, "% of one CPU");
+        Some(Who { pid: Some(pid), comm: labels[1].clone(), cgroup: labels[2].clone(), ..percent })
+    };
+    let mut who: Vec<_> = past.rates("cpu_process_ns").filter_map(process).filter(|one| one.value >= least).collect();
+    sort(&mut who);
+    who.truncate(3);
+    who
+}
+
+fn cpus(past: &Past) -> f64 {
+    past.levels("cpus_online").map(|(_, level)| level.greatest).fold(1.0, f64::max)
+}
+
+/// How much was waited, in threads on average: all series together of which the labels are wanted.
+fn waiting(past: &Past, metric: &str, wanted: impl Fn(&[String]) -> bool) -> f64 {
+    let series = past.distributions(metric).filter(|(labels, ..)| wanted(labels));
+    series.map(|(_, values, seconds)| values.sum as f64 / SECOND / seconds).sum()
+}
+
+fn saturation(past: &Past) -> Option<Judged> {
+    let used = cpu_used(past);
+    if used < super::rules::USED_UP {
+        return None;
+    }
+    let waited = waiting(past, "runq_latency_ns", all);
+    let stalled = stalled(past, "cpu").unwrap_or_else(|| waited.min(1.0));
+    let who = busiest(past, 5.0);
+    Some(Judged {
+        impact: over(stalled, 0.2, 0.9)?,
+        confidence: 0.9,
+        summary: "All CPUs are busy and runnable threads wait for them: more work than CPUs.".into(),
+        evidence: vec![
+            Number::new("cpu_used", used * 100.0, "%"),
+            Number::new("time_with_threads_waiting", stalled * 100.0, "%"),
+            Number::new("threads_waiting", waited, "threads on average"),
+        ],
+        next: Next::probe("cpu_profile", about(&who), json!({})),
+        who,
+    })
+}
+
+fn runq_delay(past: &Past) -> Option<Judged> {
+    let (_, values, _) = past.distributions("runq_latency_ns").next()?;
+    let p99 = ms(values.whole().percentile(0.99));
+    let waited = waiting(past, "runq_latency_ns", all);
+    Some(Judged {
+        impact: over(p99, 10.0, 200.0)?.min(over(waited, 0.1, 2.0)?),
+        confidence: 0.7,
+        summary: "Runnable threads wait long until they get a CPU.".into(),
+        evidence: vec![Number::new("wait_p99", p99, "ms"), Number::new("threads_waiting", waited, "threads on average")],
+        next: Next::probe("runq_latency", json!({}), json!({ "by": "pid" })),
+        who: Vec::new(),
+    })
+}
+
+fn runaway(past: &Past) -> Option<Judged> {
+    let who = busiest(past, 85.0);
+    let first = who.first()?.value;
+    let share = (first / 100.0 / cpus(past)).min(1.0);
+    Some(Judged {
+        impact: 0.3 + 0.3 * share,
+        confidence: 0.5 + 0.3 * share,
+        summary: "A process computes without pause.".into(),
+        evidence: vec![
+            Number::new("cpu_of_process", first, "% of one CPU"),
+            Number::new("share_of_machine", share * 100.0, "%"),
+        ],
+        next: Next::probe("cpu_profile", about(&who), json!({})),
+        who,
+    })
+}
+
+fn steal(past: &Past) -> Option<Judged> {
+    let share = cpu_share(past, &["steal"]);
+    Some(Judged {
+        impact: over(share, 0.1, 0.5)?,
+        confidence: 0.9,
+        summary: "The hypervisor gives CPU time of this machine to others.".into(),
+        evidence: vec![Number::new("steal", share * 100.0, "% of CPU time")],
+        who: Vec::new(),
+        next: Next::probe("runq_latency", json!({}), json!({ "by": "cpu" })),
+    })
+}
+
+fn interrupts(past: &Past) -> Option<Judged> {
+    let used = past.rate("interrupt_ns", all) / SECOND;
+    let handler = |(labels, rate): (&[String], f64)| {
+        let device = format!("{} {}", labels[0], labels[1]);
+        Who { device, ..part(rate / SECOND * 100.0, "% of one CPU") }
+    };
+    let mut who: Vec<_> = past.rates("interrupt_ns").map(handler).collect();
+    sort(&mut who);
+    who.truncate(1);
+    // Interrupts belong to nobody; whoever is busiest is likely to cause them.
+    who.extend(busiest(past, 5.0));
+    Some(Judged {
+        impact: over(used, 0.2, cpus(past) * 0.6)?,
+        confidence: 0.8,
+        summary: "Interrupts take a large part of the CPUs.".into(),
+        evidence: vec![Number::new("interrupts", used * 100.0, "% of one CPU")],
+        who,
+        next: Next::probe("irq_time", json!({}), json!({})),
+    })
+}
+
+fn reclaim(past: &Past) -> Option<Judged> {
+    let direct = waiting(past, "reclaim_stall_ns", |labels| labels[0] != "cgroup");
+    let pressure = stalled(past, "memory").unwrap_or(0.0);
+    // Pressure inside one control group is the group's.
+    let of_machine = if direct > 0.0 { pressure } else { 0.0 };
+    Some(Judged {
+        impact: over(direct.max(of_machine), 0.02, 0.5)?,
+        confidence: 0.85,
+        summary: "The machine is short of memory: programs stall while they reclaim it.".into(),
+        evidence: vec![
+            Number::new("stalled_in_reclaim", direct * 100.0, "% of one thread's time"),
+            Number::new("time_with_memory_stalls", pressure * 100.0, "%"),
+            Number::new("swapped", past.rate("swap_pages", all), "pages/s"),
+        ],
+        who: Vec::new(),
+        next: Next::probe("memory_reclaim", json!({}), json!({})),
+    })
+}
+
+fn limit(past: &Past) -> Option<Judged> {
+    let held = waiting(past, "reclaim_stall_ns", |labels| labels[0] == "cgroup");
+    Some(Judged {
+        impact: over(held, 0.02, 0.5)?,
+        confidence: 0.8,
+        summary: "A control group is at its memory limit: its programs stall while they reclaim memory.".into(),
+        evidence: vec![Number::new("stalled_in_reclaim", held * 100.0, "% of one thread's time")],
+        who: Vec::new(),
+        next: Next::probe("memory_reclaim", json!({}), json!({})),
+    })
+}
+
+fn oom(past: &Past) -> Option<Judged> {
+    let rate = past.rate("oom_kills", all);
+    if rate == 0.0 {
+        return None;
+    }
+    let kills = rate * past.window.as_ref().map_or(0.0, |window| window.seconds);
+    let killed = past.events.iter().filter(|(kind, _)| kind == "oom_kill").map(|(_, row)| {
+        let pid = Some(number(row, "pid") as u32).filter(|pid| *pid > 0);
+        Who { pid, comm: word(row, "comm").into(), cgroup: word(row, "cgroup").into(), ..part(1.0, "times killed") }
+    });
+    Some(Judged {
+        impact: 0.9,
+        confidence: 0.95,
+        summary: "The kernel kills processes because memory has run out.".into(),
+        evidence: vec![Number::new("kills", kills.round(), "processes")],
+        who: killed.collect(),
+        next: Next::probe("oom_kills", json!({}), Value::Null),
+    })
+}
+
+/// System calls that make data durable.
+const SYNCS: [&str; 5] = ["fsync", "fdatasync", "msync", "sync_file_range", "syncfs"];
+
+fn fsync_storm(past: &Past) -> Option<Judged> {
+    let is_sync = |labels: &[String]| SYNCS.contains(&&*labels[0]);
+    let rate = past.rate("syscalls", is_sync);
+    let waited = waiting(past, "syscall_ns", is_sync);
+    Some(Judged {
+        impact: over(rate, 20.0, 1000.0)?.min(over(waited, 0.1, 1.0)?),
+        confidence: 0.75,
+        summary: "A program asks for its data to be durable again and again, and waits for it.".into(),
+        evidence: vec![
+            Number::new("syncs", rate, "calls/s"),
+            Number::new("waited", waited * 100.0, "% of one thread's time"),
+        ],
+        who: Vec::new(),
+        next: Next::probe("fs_sync", json!({}), json!({})),
+    })
+}
+
+/// A device and how busy it was, from 0 to 1.
+fn busiest_disk(past: &Past) -> Option<(&str, f64)> {
+    let disks = past.rates("block_busy_ns").map(|(labels, rate)| (&*labels[0], (rate / SECOND).min(1.0)));
+    disks.max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+fn disk_saturation(past: &Past) -> Option<Judged> {
+    let (name, busy) = busiest_disk(past)?;
+    let held = stalled(past, "io").unwrap_or(1.0);
+    let of_device = |labels: &[String]| labels[0] == name;
+    let depth = past.levels("block_in_flight").find(|(labels, _)| of_device(labels)).map_or(0.0, |one| one.1.average);
+    Some(Judged {
+        // Busy with one request at a time is what a program that waits for each looks like: somebody has to be held up.
+        impact: over(busy, 0.8, 0.98)?.min(over(held, 0.2, 0.8)?),
+        confidence: 0.85,
+        summary: "A disk is busy all the time and programs wait for it.".into(),
+        evidence: vec![
+            Number::new("busy", busy * 100.0, "%"),
+            Number::new("under_way", depth, "requests on average"),
+            Number::new("requests", past.rate("block_requests", of_device), "1/s"),
+            Number::new("moved", past.rate("block_bytes", of_device) / 1_048_576.0, "MiB/s"),
+            Number::new("time_with_io_stalls", held * 100.0, "%"),
+        ],
+        who: vec![Who { device: name.to_owned(), ..part(busy * 100.0, "% of the time busy") }],
+        next: Next::probe("file_io", json!({}), json!({})),
+    })
+}
+
+fn disk_latency(past: &Past) -> Option<Judged> {
+    let enough = past.distributions("block_service_ns").filter(|(_, values, _)| values.count >= 20);
+    let timed = enough.map(|(labels, values, seconds)| (labels, values.whole(), values.count as f64 / seconds));
+    let (labels, values, rate) = timed.max_by_key(|(_, values, _)| values.percentile(0.99))?;
+    let p99 = ms(values.percentile(0.99));
+    let of_both = |other: &[String]| other == labels;
+    Some(Judged {
+        impact: over(p99, 30.0, 1000.0)?.min(0.3 + stalled(past, "io").unwrap_or(0.0)),
+        confidence: 0.8,
+        summary: "Requests to a disk take long.".into(),
+        evidence: vec![
+            Number::new("service_p99", p99, "ms"),
+            Number::new("service_p50", ms(values.percentile(0.5)), "ms"),
+            Number::new("requests", rate, "1/s"),
+            Number::new("errors", past.rate("block_errors", of_both), "1/s"),
+        ],
+        who: vec![Who { device: labels.join(" "), ..part(p99, "ms (p99)") }],
+        next: Next::probe("block_latency", json!({}), json!({})),
+    })
+}
+
+fn kernel_locks(past: &Past) -> Option<Judged> {
+    let waited = waiting(past, "lock_wait_ns", all);
+    let mut who: Vec<_> = past
+        .distributions("lock_wait_ns")
+        .map(|(labels, values, seconds)| {
+            let threads = values.sum as f64 / SECOND / seconds;
+            Who { device: labels[0].clone(), ..part(threads, "threads waiting on average") }
+        })
+        .collect();
+    sort(&mut who);
+    Some(Judged {
+        impact: over(waited, 0.3, 4.0)?,
+        confidence: 0.8,
+        summary: "Threads wait for locks of the kernel.".into(),
+        evidence: vec![Number::new("threads_waiting", waited, "threads on average")],
+        who,
+        next: Next::probe("kernel_locks", json!({}), json!({ "stacks": true })),
+    })
+}
+
+fn retransmits(past: &Past) -> Option<Judged> {
+    let rate = past.rate("tcp_retransmits", all);
+    let sent = past.rate("tcp_segments_sent", all);
+    let share = if sent > 0.0 { (rate / sent).min(1.0) } else { 0.0 };
+    Some(Judged {
+        impact: over(rate, 2.0, 100.0)?,
+        confidence: if share > 0.01 { 0.9 } else { 0.75 },
+        summary: "TCP sends segments again: the path to a peer, or the peer, loses packets.".into(),
+        evidence: vec![
+            Number::new("segments_again", rate, "1/s"),
+            Number::new("of_segments_sent_here", share * 100.0, "%"),
+        ],
+        who: Vec::new(),
+        next: Next::probe("tcp_retransmits", json!({}), json!({ "events": true })),
+    })
+}
+
+fn refused(past: &Past) -> Option<Judged> {
+    let failed = past.rates("tcp_connect_failures").map(|(labels, rate)| Number::new(&labels[0], rate, "1/s"));
+    let mut evidence: Vec<_> = failed.collect();
+    evidence.sort_by(|a, b| b.value.total_cmp(&a.value));
+    evidence.truncate(3);
+    Some(Judged {
+        impact: over(past.rate("tcp_connect_failures", all), 2.0, 200.0)?,
+        confidence: 0.85,
+        summary: "Connects fail again and again.".into(),
+        evidence,
+        who: Vec::new(),
+        next: Next::probe("tcp_connections", json!({}), json!({ "failed_only": true })),
+    })
+}
+
+fn drops(past: &Past) -> Option<Judged> {
+    let device = |(labels, rate): (&[String], f64)| Who {
+        device: labels.join(" "),
+        ..part(rate, "packets/s")
+    };
+    let mut who: Vec<_> = past.rates("net_dropped").map(device).filter(|one| one.value > 0.0).collect();
+    sort(&mut who);
+    let (devices, listeners) = (past.rate("net_dropped", all), past.rate("tcp_listen_drops", all));
+    Some(Judged {
+        impact: over(devices + listeners, 5.0, 2000.0)?,
+        confidence: 0.7,
+        summary: "The kernel drops packets.".into(),
+        evidence: vec![
+            Number::new("dropped_by_devices", devices, "packets/s"),
+            Number::new("dropped_by_full_listeners", listeners, "connections/s"),
+        ],
+        who,
+        next: Next::probe("packet_drops", json!({}), json!({})),
+    })
+}
+
+fn exec_storm(past: &Past) -> Option<Judged> {
+    let execs = past.rate("process_execs", all);
+    let forks = past.rate("process_forks", all) + past.rate("thread_starts", all);
+    let worst = over(execs, 20.0, 400.0).into_iter().chain(over(forks, 60.0, 1500.0)).reduce(f64::max)?;
+    let who = starters(past, execs);
+    Some(Judged {
+        impact: worst,
+        confidence: 0.9,
+        summary: "Processes are started at a high rate.".into(),
+        evidence: vec![Number::new("execs", execs, "1/s"), Number::new("forks", forks, "1/s")],
+        next: Next::probe("process_exec", json!({}), json!({})),
+        who,
+    })
+}
+
+/// Who starts programs: the parents of those that are kept one by one, with their part of all.
+fn starters(past: &Past, execs: f64) -> Vec<Who> {
+    let started: Vec<_> = past.events.iter().filter(|(kind, _)| kind == "process_exec").map(|(_, row)| row).collect();
+    let mut parents: BTreeMap<u32, u64> = BTreeMap::new();
+    for row in &started {
+        *parents.entry(number(row, "ppid") as u32).or_default() += 1;
+    }
+    let processes: BTreeMap<u32, &str> = past
+        .rates("cpu_process_ns")
+        .filter_map(|(labels, _)| Some((labels[0].parse().ok()?, &*labels[1])))
+        .collect();
+    let share = |count: u64| execs * count as f64 / started.len().max(1) as f64;
+    let parent = |(pid, count): (u32, u64)| Who {
+        pid: Some(pid),
+        comm: processes.get(&pid).copied().unwrap_or_default().to_owned(),
+        ..part(share(count), "starts/s")
+    };
+    let mut who: Vec<_> = parents.into_iter().filter(|(pid, _)| *pid > 0).map(parent).collect();
+    sort(&mut who);
+    who
+}
+
+/// System calls that a healthy program rarely sees fail; of others, errors may be how they say "not yet".
+const SELDOM: [&str; 12] = [
+    "open",
+    "openat",
+    "openat2",
+    "stat",
+    "lstat",
+    "newfstatat",
+    "statx",
+    "access",
+    "faccessat",
+    "faccessat2",
+    "execve",
+    "unlink",
+];
+
+fn failures(past: &Past) -> Option<Judged> {
+    let failing = past.rates("syscall_errors").filter(|(labels, _)| SELDOM.contains(&&*labels[0]));
+    let (labels, rate) = failing.max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let call = labels[0].clone();
+    Some(Judged {
+        impact: over(rate, 100.0, 20_000.0)?,
+        confidence: 0.6,
+        // The name is the kernel's own, not what a program chose.
+        summary: format!("A system call fails again and again: {call}."),
+        evidence: vec![Number::new("failed_calls", rate, "1/s")],
+        who: Vec::new(),
+        next: Next::probe("syscall_errors", json!({}), json!({ "syscall": call, "by": "pid" })),
+    })
+}
+
+/// The numbers that are always worth showing; those of groups that were not recorded are absent.
+fn numbers(past: &Past) -> Vec<Number> {
+    let seconds = past.window.as_ref().map_or(0.0, |window| window.seconds);
+    let mut numbers = vec![Number::new("seconds", seconds, "s"), Number::new("cpus", cpus(past), "")];
+    let mut put = |metric: &str, name: &str, value: f64, unit: &str| {
+        if past.has(metric) {
+            numbers.push(Number::new(name, value, unit));
+        }
+    };
+    put("cpu_mode_ns", "cpu_used", cpu_used(past) * 100.0, "%");
+    put("cpu_mode_ns", "cpu_interrupts", cpu_share(past, &["irq", "softirq"]) * 100.0, "%");
+    put("cpu_mode_ns", "cpu_steal", cpu_share(past, &["steal"]) * 100.0, "%");
+    for (resource, name) in [("cpu", "cpu_stalled"), ("memory", "memory_stalled"), ("io", "io_stalled")] {
+        put("pressure_some_ns", name, stalled(past, resource).unwrap_or(0.0) * 100.0, "%");
+    }
+    let level = |metric: &str| past.levels(metric).map(|(_, level)| level.average).sum::<f64>();
+    let available = level("memory_available_bytes") / level("memory_total_bytes").max(1.0) * 100.0;
+    put("memory_available_bytes", "memory_available", available, "%");
+    put("block_busy_ns", "busiest_disk", busiest_disk(past).map_or(0.0, |disk| disk.1 * 100.0), "%");
+    for (metric, name) in [("runq_latency_ns", "runq_wait_p99"), ("block_service_ns", "disk_p99")] {
+        let enough = past.distributions(metric).filter(|(_, values, _)| values.count >= 20);
+        let worst = enough.map(|(_, values, _)| values.whole().percentile(0.99)).max();
+        put(metric, name, ms(worst.unwrap_or(0)), "ms");
+    }
+    for (metric, name) in [
+        ("context_switches", "context_switches"),
+        ("process_execs", "execs"),
+        ("process_forks", "forks"),
+        ("tcp_retransmits", "tcp_retransmits"),
+        ("tcp_connect_failures", "failed_connects"),
+        ("net_dropped", "packet_drops"),
+        ("page_faults", "page_faults"),
+    ] {
+        put(metric, name, past.rate(metric, all), "1/s");
+    }
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        distribution::Distribution,
+        recorder::store::body::{Cell, Level, Sparse},
+    };
+
+    type Series = (&'static str, &'static [&'static str], Cell);
+
+    fn of(metric: &'static str, labels: &'static [&'static str], cell: Cell) -> Series {
+        (metric, labels, cell)
+    }
+
+    /// A minute in which CPUs did nothing for a part of the time.
+    fn minute(idle: u64, more: Vec<Series>) -> Triage {
+        let mut series = vec![
+            of("cpu_mode_ns", &["idle"], Cell::Sum(idle * 1_200_000_000)),
+            of("cpu_mode_ns", &["user"], Cell::Sum((100 - idle) * 1_200_000_000)),
+            of("cpus_online", &[], Cell::Gauge(Level::once(2.0))),
+        ];
+        series.extend(more);
+        judge(&Past::of(60.0, &series), None, Lately::default())
+    }
+
+    fn seconds(seconds: u64) -> Cell {
+        Cell::Sum(seconds * 1_000_000_000)
+    }
+
+    fn waits(times: u64, ns: u64) -> Cell {
+        let mut all = Distribution::default();
+        (0..times).for_each(|_| all.record(ns));
+        Cell::Distribution(Box::new(Sparse::of(&all)))
+    }
+
+    fn kinds(triage: &Triage) -> Vec<Kind> {
+        triage.findings.iter().map(|one| one.kind).collect()
+    }
+
+    #[test]
+    fn a_calm_minute_is_nothing_to_tell_of() {
+        let calm = minute(97, vec![of("cpu_process_ns", &["7", "calm", "/a"], seconds(1))]);
+        assert!(calm.findings.is_empty(), "{calm:?}");
+        assert!(calm.looked_at.iter().any(|one| one.name == "cpu_used" && (one.value - 3.0).abs() < 0.1));
+        assert_eq!(calm.source, Source::Recorder);
+    }
+
+    #[test]
+    fn who_uses_up_the_cpus_is_named_with_the_group() {
+        let found = minute(
+            1,
+            vec![
+                of("cpu_process_ns", &["7", "hog", "/a"], seconds(100)),
+                of("cpu_process_ns", &["others", "", ""], seconds(18)),
+                of("pressure_some_ns", &["cpu"], seconds(55)),
+            ],
+        );
+        assert_eq!(kinds(&found), [Kind::CpuSaturation, Kind::RunawayProcess]);
+        let who = &found.findings[0].who;
+        assert_eq!((who.len(), who[0].pid, &*who[0].comm, &*who[0].cgroup), (1, Some(7), "hog", "/a"));
+        assert_eq!(found.findings[1].because_of, [Kind::CpuSaturation]);
+    }
+
+    #[test]
+    fn a_disk_that_is_busy_is_named_and_no_kill_for_memory_overlooked() {
+        let disk = minute(
+            80,
+            vec![
+                of("block_busy_ns", &["vda"], seconds(60)),
+                of("pressure_some_ns", &["io"], seconds(50)),
+                of("block_service_ns", &["vda", "read"], waits(600, 200_000_000)),
+            ],
+        );
+        assert_eq!(kinds(&disk), [Kind::DiskSaturation, Kind::DiskLatency]);
+        assert_eq!(disk.findings[0].who[0].device, "vda");
+        assert_eq!(kinds(&minute(80, vec![of("oom_kills", &[], Cell::Sum(1))])), [Kind::Oom]);
+        assert_eq!(kinds(&minute(80, vec![of("tcp_connect_failures", &["ECONNREFUSED"], Cell::Sum(6000))])), [
+            Kind::ConnectionRefused
+        ]);
+    }
+
+    #[test]
+    fn every_rule_of_a_minute_is_a_rule_that_looks_live() {
+        for (kind, _) in KINDS {
+            assert!(RULES.iter().any(|rule| rule.kind == *kind), "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! `cargo xtask bench recorder`: what the always-on recorder costs programs: each in turn without, with and without it again.
+//!
+//! Without against without is the noise; only what stands out of it is the recorder's.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::packages;
+use crate::process;
+
+/// How long the recorder runs before anything is measured: what it costs to start is not what it costs.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Files that one compilation of the build makes.
+const FILES: usize = 24;
+
+/// One run of a load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Run {
+    /// What was done in a second.
+    per_second: f64,
+    /// 99th percentile of how long one took, in milliseconds.
+    p99_ms: f64,
+}
+
+/// A load, by the program that makes it.
+struct Load {
+    name: &'static str,
+    run: fn(&Path) -> Result<Run>,
+}
+
+const LOADS: &[Load] = &[
+    Load { name: "redis-benchmark, SET and GET, 50 clients", run: redis },
+    Load { name: "sysbench threads, 8 threads, 4 locks", run: sysbench },
+    Load { name: "build: a C compiler started again and again", run: compile },
+];
+
+/// Measures, and prints a table in Markdown.
+pub(super) fn run(programs: &Path, rounds: u32) -> Result<()> {
+    packages::become_able("recording needs root")?;
+    let folder = tempfile::tempdir().context("cannot make a folder for the history")?;
+    prepare(folder.path())?;
+    println!("{HEAD}");
+    for load in LOADS {
+        let mut all = Vec::new();
+        for round in 0..rounds {
+            eprintln!("xtask: {}: round {} of {rounds}", load.name, round + 1);
+            all.push(measure(load, programs, folder.path(), round)?);
+        }
+        print(load, &all);
+    }
+    Ok(())
+}
+
+const HEAD: &str = "\
+| load | without | with, throughput | without again, throughput | with, p99 | without again, p99 |
+|---|---:|---:|---:|---:|---:|";
+
+/// Without, with, and without again.
+type Round = [Run; 3];
+
+/// The recorder comes second or last in turn, so that what drifts meanwhile is not taken for it.
+fn measure(load: &Load, programs: &Path, folder: &Path, round: u32) -> Result<Round> {
+    let without = || {
+        sleep(SETTLE);
+        (load.run)(folder)
+    };
+    let with = || {
+        let recorder = Recorder::start(programs, folder)?;
+        sleep(SETTLE);
+        let run = (load.run)(folder);
+        recorder.stop()?;
+        run
+    };
+    let first = without()?;
+    if round.is_multiple_of(2) {
+        let with = with()?;
+        Ok([first, with, without()?])
+    } else {
+        let again = without()?;
+        Ok([first, with()?, again])
+    }
+}
+
+fn print(load: &Load, all: &[Round]) {
+    let ratio = |which: usize, of: fn(&Run) -> f64| changes(all.iter().map(|round| of(&round[which]) / of(&round[0])));
+    let (throughput, p99) = (|run: &Run| run.per_second, |run: &Run| run.p99_ms);
+    let base = middle(all.iter().map(|round| round[0].per_second).collect());
+    println!(
+        "| {} | {base:.0}/s | {} | {} | {} | {} |",
+        load.name,
+        ratio(1, throughput),
+        ratio(2, throughput),
+        ratio(1, p99),
+        ratio(2, p99)
+    );
+}
+
+/// The middle change in percent, and the middle half of all.
+fn changes(ratios: impl Iterator<Item = f64>) -> String {
+    let mut percent: Vec<f64> = ratios.map(|ratio| (ratio - 1.0) * 100.0).collect();
+    percent.sort_by(f64::total_cmp);
+    let at = |share: f64| percent[((percent.len() - 1) as f64 * share).round() as usize];
+    format!("{:+.1} % ({:+.1} to {:+.1})", at(0.5), at(0.25), at(0.75))
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The daemon at work; killed when dropped.
+struct Recorder(Child);
+
+impl Recorder {
+    fn start(programs: &Path, folder: &Path) -> Result<Self> {
+        let mut command = packages::as_root(&programs.join("mcptrace").to_string_lossy());
+        command.arg("daemon").arg("--state").arg(folder.join("state")).arg("--socket").arg(folder.join("socket"));
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("the daemon does not start")?;
+        let lines = BufReader::new(child.stderr.take().context("its words are lost")?);
+        let recorder = Self(child);
+        for line in lines.lines() {
+            if line?.contains("recorded: ") {
+                return Ok(recorder);
+            }
+        }
+        bail!("the recorder does not begin")
+    }
+
+    fn stop(mut self) -> Result<()> {
+        let pid = self.0.id().to_string();
+        process::run(packages::as_root("kill").args(["-TERM", &pid]))?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the loads need, once.
+fn prepare(folder: &Path) -> Result<()> {
+    for program in ["redis-server", "redis-benchmark", "sysbench", "cc"] {
+        ensure!(
+            !process::all_in_path(program).is_empty(),
+            "{program} is missing (Debian, Ubuntu: apt-get install redis-server redis-tools sysbench gcc libc6-dev)"
+        );
+    }
+    for number in 0..FILES {
+        let code = format!(
+            "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n\
+             int of_{number}(const char *text) {{ char copy[64]; snprintf(copy, sizeof copy, \"%s\", text); \
+             return atoi(copy) + (int)strlen(copy); }}\n"
+        );
+        fs::write(source(folder, number), code)?;
+    }
+    Ok(())
+}
+
+fn source(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("file_{number}.c"))
+}
+
+fn redis(folder: &Path) -> Result<Run> {
+    let socket = folder.join("redis");
+    let mut server = Command::new("redis-server");
+    server.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(&socket);
+    let mut server = Server(server.stdout(Stdio::null()).spawn().context("redis-server does not start")?);
+    let begun = Instant::now();
+    while !socket.exists() {
+        ensure!(begun.elapsed() < Duration::from_secs(20), "redis-server does not serve");
+        sleep(Duration::from_millis(20));
+    }
+    let mut benchmark = Command::new("redis-benchmark");
+    benchmark.arg("-s").arg(&socket).args(["-t", "set,get", "-n", "200000", "-c", "50", "--csv"]);
+    let said = process::output(&mut benchmark)?;
+    server.0.kill()?;
+    of_redis(&said).with_context(|| format!("redis-benchmark said: {said}"))
+}
+
+/// Lines of `"test","rps","avg_latency_ms","min_latency_ms","p50","p95","p99","max"`.
+fn of_redis(said: &str) -> Option<Run> {
+    let rows: Vec<Vec<f64>> = said
+        .lines()
+        .filter(|line| line.starts_with("\"SET\"") || line.starts_with("\"GET\""))
+        .map(|line| line.split(',').skip(1).filter_map(|word| word.trim_matches('"').parse().ok()).collect())
+        .collect();
+    let mean = |at: usize| Some(rows.iter().map(|row| row.get(at).copied()).sum::<Option<f64>>()? / rows.len() as f64);
+    (rows.len() == 2).then(|| Some(Run { per_second: mean(0)?, p99_ms: mean(5)? }))?
+}
+
+/// A process that is killed when this is dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn sysbench(_: &Path) -> Result<Run> {
+    let mut command = Command::new("sysbench");
+    command.args(["threads", "--threads=8", "--thread-locks=4", "--time=5", "--percentile=99", "run"]);
+    let said = process::output(&mut command)?;
+    of_sysbench(&said).with_context(|| format!("sysbench said: {said}"))
+}
+
+fn of_sysbench(said: &str) -> Option<Run> {
+    let number = |name: &str| -> Option<f64> {
+        let line = said.lines().find(|line| line.trim_start().starts_with(name))?;
+        line.rsplit(':').next()?.trim().trim_end_matches('s').parse().ok()
+    };
+    Some(Run {
+        per_second: number("total number of events")? / number("total time")?,
+        p99_ms: number("99th percentile")?,
+    })
+}
+
+/// Compiles each file four times: hundreds of processes, and little but the kernel's work for each.
+fn compile(folder: &Path) -> Result<Run> {
+    let begun = Instant::now();
+    let mut took = Vec::new();
+    for number in (0..FILES).cycle().take(4 * FILES) {
+        let one = Instant::now();
+        process::run(Command::new("cc").arg("-c").arg(source(folder, number)).arg("-o").arg(folder.join("file.o")))?;
+        took.push(one.elapsed().as_secs_f64() * 1e3);
+    }
+    let per_second = took.len() as f64 / begun.elapsed().as_secs_f64();
+    took.sort_by(f64::total_cmp);
+    Ok(Run { per_second, p99_ms: took[took.len() * 99 / 100] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_programs_print_is_read() {
+        let redis = "\"test\",\"rps\",\"avg_latency_ms\",\"min_latency_ms\",\"p50_latency_ms\",\"p95_latency_ms\",\"p99_latency_ms\",\"max_latency_ms\"\n\
+            \"SET\",\"100.0\",\"0.2\",\"0.1\",\"0.2\",\"0.3\",\"0.4\",\"9\"\n\"GET\",\"300.0\",\"0.2\",\"0.1\",\"0.2\",\"0.3\",\"0.6\",\"9\"\n";
+        let run = of_redis(redis).unwrap();
+        assert!((run.per_second - 200.0).abs() < 1e-9 && (run.p99_ms - 0.5).abs() < 1e-9);
+        assert_eq!(of_redis("nonsense"), None);
+        let sysbench = "General statistics:\n    total time:                          2.0000s\n    total number of events:              5000\n\n\
+            Latency (ms):\n         99th percentile:                        3.50\n";
+        let run = of_sysbench(sysbench).unwrap();
+        assert!((run.per_second - 2500.0).abs() < 1e-9 && (run.p99_ms - 3.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn changes_are_of_the_middle() {
+        assert_eq!(changes([1.0, 0.99, 1.5].into_iter()), "+0.0 % (+0.0 to +50.0)");
+        assert_eq!(changes([0.98].into_iter()), "-2.0 % (-2.0 to -2.0)");
+    }
+}
