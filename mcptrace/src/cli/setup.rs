@@ -158,7 +158,7 @@ impl Job<'_> {
         let old = file.text();
         let new = self.client.format.enter(old, entry).map_err(|fault| self.failure(&fault))?;
         let (title, shown) = (self.client.title, self.place.shown());
-        let undo = format!("`mcptrace setup {} --remove` takes it out again", self.client.name);
+        let undo = "the same with --remove takes it out again";
         if new == old {
             return Ok(format!("{title}: {shown} has `{}` already; nothing was changed. {undo}.\n", entry.name));
         }
