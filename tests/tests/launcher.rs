@@ -335,7 +335,7 @@ fn a_run_that_nobody_ends_is_ended_when_its_time_is_up() {
     let mut status = [0; 4];
     rustix::net::recv(&run.orders, &mut status, RecvFlags::empty()).unwrap();
     assert_eq!(i32::from_le_bytes(status), libc::SIGKILL);
-    assert!(begun.elapsed() >= Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_mins(1), "{:?}", begun.elapsed());
 }
 
 #[test]
