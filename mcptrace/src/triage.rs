@@ -170,7 +170,8 @@ mod tests {
         use finding::{Judged, Next, Who};
         let who = |pid| Who { pid: Some(pid), comm: "x".repeat(15), cgroup: "/c".repeat(100), ..Who::default() };
         let one = |rule: &rules::Rule| {
-            let evidence = (0..5).map(|n| Number::new(&"n".repeat(20), f64::from(n) + 0.5, "threads on average")).collect();
+            let evidence =
+                (0..5).map(|n| Number::new(&"n".repeat(20), f64::from(n) + 0.5, "threads on average")).collect();
             let next = Next::probe("runq_latency", serde_json::json!({ "pid": 7 }), serde_json::json!({ "by": "pid" }));
             let summary = "Something is wrong, and it takes a sentence to say what.".to_owned();
             let who = vec![who(1), who(2), who(3)];

@@ -62,7 +62,11 @@ impl Measured {
 
 /// Has a program watch so many events a second for some seconds.
 pub async fn measure(program: &Path, style: Style, per_second: u32, seconds: u32) -> Measured {
-    if style == Style::Follow { follow(program, per_second, seconds).await } else { serve(program, style, per_second, seconds).await }
+    if style == Style::Follow {
+        follow(program, per_second, seconds).await
+    } else {
+        serve(program, style, per_second, seconds).await
+    }
 }
 
 /// A folder that does not exist and is this run's own.
@@ -128,7 +132,16 @@ async fn noticed(client: &mut Client) -> f64 {
 async fn follow(program: &Path, per_second: u32, seconds: u32) -> Measured {
     let prefix = prefix();
     let mut command = Command::new(program);
-    command.args(["run", "file_opens", "--follow", "--json", "--path-prefix", &prefix, "-d", &(seconds + 30).to_string()]);
+    command.args([
+        "run",
+        "file_opens",
+        "--follow",
+        "--json",
+        "--path-prefix",
+        &prefix,
+        "-d",
+        &(seconds + 30).to_string(),
+    ]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut child = command.spawn().unwrap();
     crate::mcp::attached_by(child.id().unwrap()).await;

@@ -173,7 +173,8 @@ async fn triage_answers_at_once_from_the_recorder_unless_it_is_told_how_long_to_
     assert!(recorded.text.contains("as recorded") && recorded.text.len() <= 4096, "{}", recorded.text);
     let found = recorded.success();
     assert!(found.to_string().len() <= 4096 && found["looked_at"].as_array().unwrap().len() >= 8, "{found}");
-    let names: Vec<_> = found["looked_at"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    let names: Vec<_> =
+        found["looked_at"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"cpu_used") && names.contains(&"runq_wait_p99"), "{names:?}");
     let one = root.tool("triage", json!({ "focus": "disk" })).await.success();
     assert_eq!(one["source"], "recorder");

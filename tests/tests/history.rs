@@ -640,7 +640,8 @@ fn short_groups_and_process_ids_that_are_used_again_stay_apart() {
     };
     keep(&mut keeper, (1..=3600).map(second));
     let grouped = |by: &str, filter: &str, from: i64| {
-        let query = Query { group_by: by.into(), filter: filter.into(), top: 200, ..query("cpu_process_ns", from, 3600) };
+        let query =
+            Query { group_by: by.into(), filter: filter.into(), top: 200, ..query("cpu_process_ns", from, 3600) };
         ask(folder.path(), &query, 3600)
     };
     let all = grouped("none", "", 0);

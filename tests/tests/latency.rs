@@ -19,7 +19,11 @@ async fn events_reach_every_kind_of_watcher_as_they_come() {
     for style in STYLES {
         let measured = latency::measure(program(), style, 500, 4).await;
         println!("{style:?}: median {:.1} ms, p99 {:.1} ms", measured.ms(0.5), measured.ms(0.99));
-        assert_eq!((measured.ns.len() as u64, measured.disorder), (measured.made, false), "{style:?}: each once, in order");
+        assert_eq!(
+            (measured.ns.len() as u64, measured.disorder),
+            (measured.made, false),
+            "{style:?}: each once, in order"
+        );
         assert!(measured.ms(0.5) < 500.0, "{style:?}: {:.1} ms", measured.ms(0.5));
     }
 }
@@ -29,10 +33,15 @@ async fn a_long_poll_ends_with_the_next_event_and_not_before() {
     let mut process = ServerProcess::start_by(tokio::process::Command::new(program())).await;
     let client = &mut process.client;
     let prefix = format!("/poll-{}/", std::process::id());
-    let arguments = json!({ "probe": "file_opens", "options": { "path_prefix": prefix }, "seconds": 300, "background": true });
+    let arguments =
+        json!({ "probe": "file_opens", "options": { "path_prefix": prefix }, "seconds": 300, "background": true });
     let id = client.tool("run_probe", arguments).await.success()["execution_id"].clone();
-    let nothing = client.tool("get_result", json!({ "execution_id": id, "cursor": "e0", "wait_seconds": 0.5 })).await.success();
-    assert_eq!((&nothing["report"]["rows"], &nothing["more"]), (&json!([]), &json!({ "rows_left": 0, "cursor": "e0" })));
+    let nothing =
+        client.tool("get_result", json!({ "execution_id": id, "cursor": "e0", "wait_seconds": 0.5 })).await.success();
+    assert_eq!(
+        (&nothing["report"]["rows"], &nothing["more"]),
+        (&json!([]), &json!({ "rows_left": 0, "cursor": "e0" }))
+    );
     let opener = tokio::task::spawn_blocking({
         let path = format!("{prefix}x");
         move || {
@@ -41,7 +50,8 @@ async fn a_long_poll_ends_with_the_next_event_and_not_before() {
         }
     });
     let begun = Instant::now();
-    let next = client.tool("get_result", json!({ "execution_id": id, "cursor": "e0", "wait_seconds": 50 })).await.success();
+    let next =
+        client.tool("get_result", json!({ "execution_id": id, "cursor": "e0", "wait_seconds": 50 })).await.success();
     assert_eq!(next["report"]["rows"][0]["path"], format!("{prefix}x"));
     assert_eq!(next["more"]["cursor"], "e1");
     assert!(begun.elapsed() < Duration::from_secs(40), "it has waited for the end");
@@ -53,7 +63,8 @@ async fn a_client_that_has_stopped_costs_bounded_memory_and_counted_loss_and_no_
     let mut process = ServerProcess::start().await;
     let pid = process.pid();
     let mut workload = workload!();
-    let arguments = json!({ "probe": "file_opens", "filter": { "pid": workload.pid() }, "seconds": 300, "background": true });
+    let arguments =
+        json!({ "probe": "file_opens", "filter": { "pid": workload.pid() }, "seconds": 300, "background": true });
     let id = process.client.tool("run_probe", arguments).await.success()["execution_id"].clone();
     let uri = format!("mcptrace://executions/{}", id.as_str().unwrap());
     process.client.request("resources/subscribe", json!({ "uri": uri })).await;
@@ -65,7 +76,8 @@ async fn a_client_that_has_stopped_costs_bounded_memory_and_counted_loss_and_no_
     let before = resident(pid);
     let mut opens = 0;
     for _ in 0..20 {
-        opens += workload.run(&format!("flood 1 20000 {}", hex("/etc/../etc/../etc/../etc/../etc/../etc/passwd")))[0].unsigned_abs();
+        opens += workload.run(&format!("flood 1 20000 {}", hex("/etc/../etc/../etc/../etc/../etc/../etc/passwd")))[0]
+            .unsigned_abs();
     }
     let grown = resident(pid).saturating_sub(before);
     assert!(grown < 96 << 20, "{} MB more while nobody reads", grown >> 20);

@@ -341,9 +341,7 @@ mod tests {
     /// How many of 1,024 requests at a stride share their slot with an earlier one.
     fn collisions(first: u64, stride: u64) -> usize {
         let mut used = [false; REQUEST_SLOTS as usize];
-        (0..1024)
-            .filter(|n| core::mem::replace(&mut used[request_slot(first + n * stride) as usize], true))
-            .count()
+        (0..1024).filter(|n| core::mem::replace(&mut used[request_slot(first + n * stride) as usize], true)).count()
     }
 
     #[test]

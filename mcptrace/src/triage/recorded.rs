@@ -45,10 +45,14 @@ pub fn judge(past: &Past, focus: Option<Focus>, lately: Lately) -> Triage {
     let mut notes = vec![UNSEEN.to_owned()];
     notes.extend(focus.map(super::only));
     let window = past.window.clone().unwrap_or_default();
-    answer(found, Triage { looked_at: numbers(past), lately, source: Source::Recorder, window, notes, ..Triage::default() })
+    answer(
+        found,
+        Triage { looked_at: numbers(past), lately, source: Source::Recorder, window, notes, ..Triage::default() },
+    )
 }
 
-const UNSEEN: &str = "the recorder does not see slow names, signals, locks of programs and throttled groups: give seconds to look live";
+const UNSEEN: &str =
+    "the recorder does not see slow names, signals, locks of programs and throttled groups: give seconds to look live";
 
 /// What the recorder can tell.
 type Rule = fn(&Past) -> Option<Judged>;
@@ -148,7 +152,10 @@ fn runq_delay(past: &Past) -> Option<Judged> {
         impact: over(p99, 10.0, 200.0)?.min(over(waited, 0.1, 2.0)?),
         confidence: 0.7,
         summary: "Runnable threads wait long until they get a CPU.".into(),
-        evidence: vec![Number::new("wait_p99", p99, "ms"), Number::new("threads_waiting", waited, "threads on average")],
+        evidence: vec![
+            Number::new("wait_p99", p99, "ms"),
+            Number::new("threads_waiting", waited, "threads on average"),
+        ],
         next: Next::probe("runq_latency", json!({}), json!({ "by": "pid" })),
         who: Vec::new(),
     })
@@ -377,10 +384,7 @@ fn refused(past: &Past) -> Option<Judged> {
 }
 
 fn drops(past: &Past) -> Option<Judged> {
-    let device = |(labels, rate): (&[String], f64)| Who {
-        device: labels.join(" "),
-        ..part(rate, "packets/s")
-    };
+    let device = |(labels, rate): (&[String], f64)| Who { device: labels.join(" "), ..part(rate, "packets/s") };
     let mut who: Vec<_> = past.rates("net_dropped").map(device).filter(|one| one.value > 0.0).collect();
     sort(&mut who);
     let (devices, listeners) = (past.rate("net_dropped", all), past.rate("tcp_listen_drops", all));
@@ -419,10 +423,8 @@ fn starters(past: &Past, execs: f64) -> Vec<Who> {
     for row in &started {
         *parents.entry(number(row, "ppid") as u32).or_default() += 1;
     }
-    let processes: BTreeMap<u32, &str> = past
-        .rates("cpu_process_ns")
-        .filter_map(|(labels, _)| Some((labels[0].parse().ok()?, &*labels[1])))
-        .collect();
+    let processes: BTreeMap<u32, &str> =
+        past.rates("cpu_process_ns").filter_map(|(labels, _)| Some((labels[0].parse().ok()?, &*labels[1]))).collect();
     let share = |count: u64| execs * count as f64 / started.len().max(1) as f64;
     let parent = |(pid, count): (u32, u64)| Who {
         pid: Some(pid),
@@ -579,9 +581,10 @@ mod tests {
         assert_eq!(kinds(&disk), [Kind::DiskSaturation, Kind::DiskLatency]);
         assert_eq!(disk.findings[0].who[0].device, "vda");
         assert_eq!(kinds(&minute(80, vec![of("oom_kills", &[], Cell::Sum(1))])), [Kind::Oom]);
-        assert_eq!(kinds(&minute(80, vec![of("tcp_connect_failures", &["ECONNREFUSED"], Cell::Sum(6000))])), [
-            Kind::ConnectionRefused
-        ]);
+        assert_eq!(
+            kinds(&minute(80, vec![of("tcp_connect_failures", &["ECONNREFUSED"], Cell::Sum(6000))])),
+            [Kind::ConnectionRefused]
+        );
     }
 
     #[test]

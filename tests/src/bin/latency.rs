@@ -22,7 +22,9 @@ struct Arguments {
 #[tokio::main]
 async fn main() {
     let Arguments { program, rate, seconds } = Arguments::parse();
-    println!("| watcher, at {rate} events a second | median, ms | p90, ms | p99, ms | events | of |\n|---|---:|---:|---:|---:|---:|");
+    println!(
+        "| watcher, at {rate} events a second | median, ms | p90, ms | p99, ms | events | of |\n|---|---:|---:|---:|---:|---:|"
+    );
     for style in STYLES {
         let found = measure(&program, style, rate, seconds).await;
         let [median, p90, p99] = [0.5, 0.9, 0.99].map(|share| found.ms(share));

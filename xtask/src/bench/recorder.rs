@@ -121,7 +121,8 @@ impl Recorder {
     fn start(programs: &Path, folder: &Path) -> Result<Self> {
         let mut command = packages::as_root(&programs.join("mcptrace").to_string_lossy());
         command.arg("daemon").arg("--state").arg(folder.join("state")).arg("--socket").arg(folder.join("socket"));
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("the daemon does not start")?;
+        let mut child =
+            command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("the daemon does not start")?;
         let lines = BufReader::new(child.stderr.take().context("its words are lost")?);
         let recorder = Self(child);
         for line in lines.lines() {

@@ -50,7 +50,8 @@ struct Arguments {
 async fn run(mut call: Call) -> Outcome {
     let Arguments { seconds, focus } = call.arguments()?;
     if seconds.is_none()
-        && let Some(triage) = call.looking(move |executions| recorded(executions.limits().history.as_deref(), focus)).await?
+        && let Some(triage) =
+            call.looking(move |executions| recorded(executions.limits().history.as_deref(), focus)).await?
     {
         return Reply::with_text(triage::text(&triage), &triage);
     }
