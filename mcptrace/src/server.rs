@@ -8,6 +8,8 @@ mod arguments;
 mod bounds;
 mod call;
 mod complete;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod error;
 pub mod http;
 mod hub;
@@ -30,8 +32,8 @@ use rmcp::{
         CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestParams, CompleteResult, ContentBlock,
         CustomRequest, CustomResult, ErrorCode, GetPromptRequestParams, GetPromptResponse, Implementation,
         ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig, SubscribeRequestParams,
-        SubscriptionFilter, Tool, UnsubscribeRequestParams,
+        ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
+        SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
     },
     service::{QuitReason, RequestContext, RoleServer, ServerInitializeError, SubscriptionContext},
 };
@@ -42,6 +44,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+#[cfg(not(feature = "conformance"))]
+use self::Server as Served;
+#[cfg(feature = "conformance")]
+use self::conformance::Fixtures as Served;
 pub use self::hub::Hub;
 use self::{
     call::Call, error::ToolError, hub::Lane, recent::Recent, subscriptions::Subscriptions, tools::Answered, wire::Wire,
@@ -297,33 +303,36 @@ impl ServerHandler for Server {
     async fn on_custom_request(
         &self,
         request: CustomRequest,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        Err(unreadable(&request))
+        Err(unreadable(&request, context.protocol_version().as_ref()))
     }
 }
 
+/// Methods of the protocols with `initialize` only, of those without only, and of all.
+const OLD_METHODS: &[&str] = &["initialize", "resources/subscribe", "resources/unsubscribe"];
+const NEW_METHODS: &[&str] = &["subscriptions/listen"];
+const METHODS: &[&str] = &[
+    "server/discover",
+    "tools/call",
+    "tools/list",
+    "resources/list",
+    "resources/read",
+    "resources/templates/list",
+    "prompts/list",
+    "prompts/get",
+    "completion/complete",
+];
+
 /// rmcp hands over as custom both what it does not know and what it knows with parameters that do not fit.
-fn unreadable(request: &CustomRequest) -> ErrorData {
-    const KNOWN: &[&str] = &[
-        "initialize",
-        "server/discover",
-        "tools/call",
-        "tools/list",
-        "resources/list",
-        "resources/read",
-        "resources/templates/list",
-        "resources/subscribe",
-        "resources/unsubscribe",
-        "subscriptions/listen",
-        "prompts/list",
-        "prompts/get",
-        "completion/complete",
-    ];
-    if KNOWN.contains(&request.method.as_str()) {
+fn unreadable(request: &CustomRequest, version: Option<&ProtocolVersion>) -> ErrorData {
+    let has_sessions = version.is_none_or(|version| *version < ProtocolVersion::V_2026_07_28);
+    let also = if has_sessions { OLD_METHODS } else { NEW_METHODS };
+    let known = METHODS.iter().chain(also).copied();
+    if known.clone().any(|method| method == request.method) {
         return ErrorData::invalid_params(format!("the parameters of {} do not fit its schema", request.method), None);
     }
-    let near = nearest(&request.method, KNOWN.iter().copied());
+    let near = nearest(&request.method, known);
     let data = near.map(|near| json!({ "did_you_mean": near }));
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, format!("there is no method {}", quoted(&request.method)), data)
 }

@@ -154,6 +154,10 @@ mod protocol {
         let batch =
             json!([{ "jsonrpc": "2.0", "id": 1, "method": "ping" }, { "jsonrpc": "2.0", "id": 2, "method": "ping" }]);
         assert_eq!(server.ask(&Ask::message(ALICE, &batch)).await.status, 400);
+        for method in ["initialize", "resources/subscribe"] {
+            let heard = server.ask(&Ask::message(ALICE, &stateless(method, json!({})))).await;
+            assert_eq!((heard.status, heard.message()["error"]["code"].as_i64()), (404, Some(-32601)), "{method}");
+        }
         for path in ["/", "/mcp/", "/../mcp", "/MCP", "/.well-known/oauth-protected-resource"] {
             assert_eq!(server.ask(&Ask { path, ..Ask::message(ALICE, &list()) }).await.status / 100, 4, "{path}");
         }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots/tools.json");
 /// What every client pays on every turn, at most.
-const TOOLS_BYTES: usize = 20 << 10;
+const TOOLS_BYTES: usize = 18 << 10;
 /// How many tools there are.
 const TOOLS: usize = 10;
 
@@ -56,6 +56,24 @@ mod tools_list {
     async fn is_small() {
         let bytes = client().await.request("tools/list", json!({})).await["result"].to_string().len();
         assert!(bytes < TOOLS_BYTES, "{bytes}");
+    }
+
+    /// A field without a type takes anything, which strict clients warn of.
+    #[tokio::test]
+    async fn every_field_says_what_it_is() {
+        fn check(schema: &Value, path: &str) {
+            let says = ["type", "enum", "anyOf"].iter().any(|key| schema.get(key).is_some());
+            assert!(says && !schema["type"].is_array(), "{path}: {schema}");
+            for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+                check(field, &format!("{path}.{name}"));
+            }
+            schema.get("items").into_iter().for_each(|item| check(item, &format!("{path}[]")));
+        }
+        for tool in tools(&mut client().await).await {
+            for key in ["inputSchema", "outputSchema"] {
+                check(&tool[key], &format!("{}.{key}", tool["name"]));
+            }
+        }
     }
 
     #[tokio::test]
@@ -142,6 +160,23 @@ mod versions {
         assert_eq!(Answer::of(&other.request("tools/call", call).await).success()["status"], "stopped");
         let missing = other.request("resources/read", stateless(json!({ "uri": "mcptrace://nothing" }))).await;
         assert_eq!(missing["error"]["code"], -32602);
+    }
+
+    #[tokio::test]
+    async fn neither_kind_has_methods_of_the_other() {
+        let mut client = Client::connect(&executions(), "tester");
+        client.request("server/discover", stateless(json!({}))).await;
+        for method in ["initialize", "resources/subscribe", "resources/unsubscribe", "ping", "logging/setLevel"] {
+            let answer = client.request(method, stateless(json!({}))).await;
+            assert_eq!(answer["error"]["code"], -32601, "{method}: {answer}");
+        }
+        let listen = client.request("subscriptions/listen", stateless(json!({}))).await;
+        assert_eq!(listen["error"]["code"], -32602, "it is there, without the parameters that it wants: {listen}");
+        let mut old = super::client().await;
+        for (method, code) in [("subscriptions/listen", -32601), ("resources/subscribe", -32602)] {
+            let answer = old.request(method, json!({})).await;
+            assert_eq!(answer["error"]["code"], code, "{method}: {answer}");
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
-//! What `cargo xtask` and the tests share: the manifest of the eBPF objects and what an object must be.
+//! What `cargo xtask` and the tests share: the manifest of the eBPF objects, what an object must be, and clients of others.
 
+pub mod clients;
 pub mod elf;
 pub mod manifest;
 

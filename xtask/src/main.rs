@@ -5,6 +5,7 @@
 mod bench;
 mod build_ebpf;
 mod checks;
+mod conformance;
 mod demo;
 mod kernels;
 mod mcp_client;
@@ -28,6 +29,8 @@ enum Task {
     Bench(bench::Options),
     /// Compile the kernel programs of mcptrace-ebpf into mcptrace/bpf
     BuildEbpf(build_ebpf::Options),
+    /// Install what is missing, then run the official conformance suite against the MCP server
+    Conformance(conformance::Options),
     /// Install what is missing, then drive the MCP server through native probes on this kernel
     Demo(demo::Options),
     /// Pack the crates and a package for Debian, and try both out
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Package(options) => package::run(&options),
         Task::Soak(options) => soak::run(&options),

@@ -35,6 +35,7 @@ enum FoundBy {
     Program(&'static str),
     Header(&'static str),
     File(&'static str),
+    Module(&'static str),
 }
 
 /// What distributors call it; several names are separated by spaces.
@@ -236,6 +237,14 @@ pub(crate) const TO_EMULATE: &[Need] = &[
         },
     },
 ];
+/// What clients of others need: they bring the rest themselves.
+pub(crate) const TO_RUN_CLIENTS: &[Need] = &[Need {
+    what: "Python with venv",
+    why: "installs the official clients and Node, which tests drive the server with",
+    found_by: FoundBy::Module("ensurepip"),
+    required: true,
+    packages: Packages { apt: "python3-venv", dnf: "python3", pacman: "python", zypper: "python3", apk: "python3" },
+}];
 
 /// Installs what is missing. An error if something required is missing afterwards.
 pub(crate) fn ensure_installed(needs: &[&Need], options: &InstallOptions) -> Result<()> {
@@ -314,6 +323,9 @@ impl FoundBy {
             Self::Program(name) => !process::all_in_path(name).is_empty(),
             Self::Header(name) => compiles(&format!("#include <{name}>\n")),
             Self::File(path) => Path::new(path).exists(),
+            Self::Module(name) => {
+                process::output(Command::new("python3").args(["-c", &format!("import {name}")])).is_ok()
+            }
         }
     }
 }
@@ -445,6 +457,7 @@ mod tests {
         assert!(FoundBy::Header("stdio.h").is_there());
         assert!(!FoundBy::Program("no-such-program").is_there());
         assert!(!FoundBy::Header("no_such_header.h").is_there());
+        assert!(!FoundBy::Module("no_such_module").is_there());
     }
 
     #[test]

@@ -5,15 +5,19 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use serde::Deserialize;
+use xtask::clients::Clients;
 use xtask::workspace_root;
 
-use crate::checks::Checks;
+use crate::checks::{Checks, Counts};
 use crate::kernels;
-use crate::packages::{self, TO_BUILD, TO_TEST};
+use crate::packages::{self, TO_BUILD, TO_RUN_CLIENTS, TO_TEST};
 use crate::process::{self, cargo};
 
 /// The package whose tests trace the kernel.
 const ROOT_PACKAGE: &str = "mcptrace-tests";
+
+/// The test program that drives the server with clients of others.
+const CLIENTS: &str = "clients";
 
 /// A test program that runs longer than this many seconds hangs.
 const LIMIT_SECONDS: &str = "1800";
@@ -26,6 +30,9 @@ pub(crate) struct Options {
     /// Leave out the tests that trace the kernel
     #[arg(long)]
     no_root: bool,
+    /// Leave out the tests with clients of others, which are fetched from PyPI and npm the first time
+    #[arg(long)]
+    no_clients: bool,
     #[command(flatten)]
     kernels: kernels::KernelOptions,
     /// Run only tests whose name contains this, and neither rustfmt nor clippy
@@ -33,7 +40,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let needs: Vec<_> = TO_BUILD.iter().chain(TO_TEST).collect();
+    let clients = if options.no_clients { &[] } else { TO_RUN_CLIENTS };
+    let needs: Vec<_> = TO_BUILD.iter().chain(TO_TEST).chain(clients).collect();
     packages::ensure_installed(&needs, &options.packages)?;
     if options.kernels.any() {
         return kernels::run(&options.kernels, &options.packages, options.filter.as_deref());
@@ -44,10 +52,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut checks = Checks::default();
     if options.filter.is_none() {
         checks.step("rustfmt", cargo().args(["fmt", "--all", "--check"]));
-        checks.step("clippy", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+        checks.step(
+            "clippy",
+            cargo().args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
+        );
     }
     let filter = options.filter.as_slice();
     checks.tests("unit and integration tests", parallel_tests().args(filter));
+    if !options.no_clients {
+        // As the user who runs this; the tests find them there.
+        checks.record("clients of others", || Clients::install().map(|_| Counts { passed: 1, ..Counts::default() }));
+    }
     test_programs(&mut checks, options);
     checks.finish(options.filter.as_deref())
 }
@@ -67,6 +82,10 @@ fn test_programs(checks: &mut Checks, options: &Options) {
     for program in programs {
         if options.no_root && program.traces_kernel() {
             println!("xtask: --no-root leaves out {}", program.name);
+            continue;
+        }
+        if options.no_clients && program.name == CLIENTS {
+            println!("xtask: --no-clients leaves out {}", program.name);
             continue;
         }
         checks.tests(&program.name, program.command(options).args(&options.filter));

@@ -67,15 +67,37 @@ pub(super) fn output(schema: Schema) -> JsonObject {
     value
 }
 
-/// A schema that says no more than what fields there are: for results that are rarely read by programs and have many.
+/// Fields that an outline requires: enough to tell a result from an error.
+const REQUIRED: usize = 5;
+
+/// A schema that says no more than what fields there are: for results that are rarely read by programs and have many, and for those
+/// whose fields another tool's schema tells in full.
 pub(super) fn outline(schema: Schema) -> Schema {
     let mut value = schema.to_value();
     inline(&mut value);
     let mut value = object(value);
     for property in properties(&mut value).filter_map(Value::as_object_mut) {
-        property.retain(|key, _| key == "type");
+        property.retain(|key, _| ["type", "enum", "anyOf", "description"].contains(&key.as_str()));
+    }
+    if let Some(required) = value.get_mut("required").and_then(Value::as_array_mut) {
+        required.truncate(REQUIRED);
     }
     value.into()
+}
+
+/// Text, or null where there is none.
+pub(super) fn text_or_null(_: &mut schemars::SchemaGenerator) -> Schema {
+    or_null("string")
+}
+
+/// A number, or null where there is none.
+pub(super) fn number_or_null(_: &mut schemars::SchemaGenerator) -> Schema {
+    or_null("number")
+}
+
+/// Written as two schemas: some clients do not take a list of types.
+fn or_null(kind: &str) -> Schema {
+    schemars::json_schema!({ "anyOf": [{ "type": kind }, { "type": "null" }] })
 }
 
 fn object(schema: Value) -> JsonObject {
@@ -160,6 +182,9 @@ fn close(schema: &mut Value) {
 fn undescribe(schema: &mut Value, is_field: bool) {
     let Some(object) = schema.as_object_mut() else { return };
     object.remove("default");
+    if object.get("additionalProperties") == Some(&Value::Bool(true)) {
+        object.remove("additionalProperties");
+    }
     let points = |text: &Value| text.as_str().is_some_and(|text| text.contains("mcptrace://"));
     object.retain(|key, value| key != "description" || (is_field && points(value)));
     inner(object).for_each(|below| undescribe(below, false));

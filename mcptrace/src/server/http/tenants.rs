@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{Watch, plain};
 use crate::{
     principal::{Caller, Principal},
-    server::{Hub, Server},
+    server::{Hub, Served},
 };
 
 /// Sessions of one principal, and of all.
@@ -55,7 +55,7 @@ pub(super) struct Tenants {
 
 /// One of them.
 pub(super) struct Tenant {
-    service: StreamableHttpService<Server, LocalSessionManager>,
+    service: StreamableHttpService<Served, LocalSessionManager>,
     sessions: Arc<LocalSessionManager>,
     calls: Arc<Semaphore>,
     /// When each session was last heard of.
@@ -149,7 +149,7 @@ impl Tenant {
     fn new(tenants: &Tenants, name: &str) -> Self {
         // There is no connection that its executions could end with: they have ids, and time limits.
         let (hub, caller) = (Arc::clone(&tenants.hub), Caller::from(Principal::token(name)));
-        let factory = move || Ok(Server::new(&hub, caller.clone()));
+        let factory = move || Ok(Served::new(&hub, caller.clone()));
         let sessions = Arc::new(LocalSessionManager::default());
         // Host and Origin have been checked before the token was.
         let config =

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::{Effect, Outcome, Row};
 use crate::{
@@ -26,7 +25,8 @@ pub(super) const ROW: Row = Row {
         the cursor of a reply. wait_seconds waits for the end, or with a cursor of events (e0: the first) for the next ones, which is better \
         than asking again and again. Not for starting anything.",
     input: || schema_for!(Arguments),
-    output: schema::of_result::<Reading>,
+    // The envelope stands in full in the schema of run_probe.
+    output: || schema::outline(schema::of_result::<Reading>()),
     effect: Effect::Reads,
     call: |call| Box::pin(run(call)),
 };
@@ -85,9 +85,11 @@ struct Original {
     /// Scripts: whether there are lines after these
     has_more: bool,
     /// Scripts: why it failed, or null
-    error_message: Value,
+    #[schemars(schema_with = "schema::text_or_null")]
+    error_message: Option<String>,
     /// Scripts: seconds it ran, or null while it runs
-    duration: Value,
+    #[schemars(schema_with = "schema::number_or_null")]
+    duration: Option<f64>,
 }
 
 /// The original's answer, whole; beside it what a reader of the text alone must know to not misread it.
@@ -228,8 +230,8 @@ fn original(envelope: &Envelope, lines: &[String], part: Part, bytes: usize) -> 
         lines_returned: output.len() as u64,
         has_more: start + output.len() < lines.len(),
         output,
-        error_message: envelope.error.clone().map_or(Value::Null, Value::String),
-        duration: if running { Value::Null } else { envelope.window.seconds.into() },
+        error_message: envelope.error.clone(),
+        duration: (!running).then_some(envelope.window.seconds),
     }
 }
 
@@ -280,6 +282,8 @@ fn rows(reports: &[NamedReport]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

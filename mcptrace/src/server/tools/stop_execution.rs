@@ -15,7 +15,8 @@ pub(super) const ROW: Row = Row {
     description: "Ends a running probe or script, waits until nothing of it is attached and returns its final report. Use it when a \
         background run has shown enough. Not needed for runs that ended by themselves; on one of those it only returns the report.",
     input: || schema_for!(Arguments),
-    output: schema::of_result::<Envelope>,
+    // The envelope stands in full in the schema of run_probe.
+    output: || schema::outline(schema::of_result::<Envelope>()),
     effect: Effect::Settles,
     call: |call| Box::pin(run(call)),
 };
