@@ -5,6 +5,7 @@
 //! ones with `initialize` get the same answers.
 
 mod arguments;
+mod backlog;
 mod bounds;
 mod call;
 mod complete;
@@ -50,7 +51,8 @@ use self::Server as Served;
 use self::conformance::Fixtures as Served;
 pub use self::hub::Hub;
 use self::{
-    call::Call, error::ToolError, hub::Lane, recent::Recent, subscriptions::Subscriptions, tools::Answered, wire::Wire,
+    backlog::Backlog, call::Call, error::ToolError, hub::Lane, recent::Recent, subscriptions::Subscriptions,
+    tools::Answered, wire::Wire,
 };
 use crate::{
     execution::Execution,
@@ -100,7 +102,8 @@ where
     let caller = Caller { principal, connection: Some(connection.id()) };
     let bounds = if caller.principal.via == Via::Unix { wire::SHARED } else { wire::ALONE };
     let wire = Wire::new(read, write, end.clone(), bounds);
-    let running = match Server::new(hub, caller).serve_with_ct(wire, end).await {
+    let server = Server::connected(hub, caller, Some(wire.backlog()));
+    let running = match server.serve_with_ct(wire, end).await {
         Ok(running) => running,
         // A client that leaves before it has said anything is no error.
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
@@ -122,14 +125,20 @@ struct Shared {
     hub: Arc<Hub>,
     caller: Caller,
     lane: Arc<Lane>,
+    backlog: Option<Arc<Backlog>>,
     subscriptions: Subscriptions,
 }
 
 impl Server {
-    /// Answers a caller. What it starts outlives the server unless the caller has a connection.
+    /// Answers a caller, one request at a time as far as memory goes. What it starts outlives the server unless the caller has a connection.
     pub(crate) fn new(hub: &Arc<Hub>, caller: Caller) -> Self {
+        Self::connected(hub, caller, None)
+    }
+
+    /// Answers a caller whose answers may heap up in a backlog.
+    fn connected(hub: &Arc<Hub>, caller: Caller, backlog: Option<Arc<Backlog>>) -> Self {
         let lane = hub.lane(&caller.principal.who);
-        let shared = Shared { hub: Arc::clone(hub), caller, lane, subscriptions: Subscriptions::default() };
+        let shared = Shared { hub: Arc::clone(hub), caller, lane, backlog, subscriptions: Subscriptions::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -161,6 +170,15 @@ impl Server {
     async fn place(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed, so there is always a place in the end.
         self.shared.lane.blocking.acquire().await.ok()
+    }
+
+    /// Waits until the client has read enough of earlier answers for one of this size; false if the call was cancelled meanwhile.
+    async fn room(&self, context: &RequestContext<RoleServer>, bytes: usize) -> bool {
+        let Some(backlog) = &self.shared.backlog else { return true };
+        tokio::select! {
+            () = context.ct.cancelled() => false,
+            () = backlog.reserve(&context.id, bytes) => true,
+        }
     }
 
     async fn place_to_look(&self) -> Option<SemaphorePermit<'_>> {
@@ -245,8 +263,9 @@ impl ServerHandler for Server {
     async fn read_resource(
         &self,
         request: ReadResourceRequestParams,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
+        self.room(&context, resources::MOST_BYTES).await;
         resources::read(self, &request.uri).await.map(Into::into)
     }
 

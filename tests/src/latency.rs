@@ -93,7 +93,7 @@ async fn serve(program: &Path, style: Style, per_second: u32, seconds: u32) -> M
         let came = now();
         let rows = found["report"]["rows"].as_array().map_or(&[][..], Vec::as_slice);
         seen.extend(rows.iter().filter_map(|row| Some((called(row["path"].as_str()?, &prefix)?, came))));
-        cursor = found["more"]["cursor"].as_str().unwrap().to_owned();
+        found["more"]["cursor"].as_str().unwrap().clone_into(&mut cursor);
     }
     let made = maker.join().unwrap();
     client.tool("stop_execution", json!({ "execution_id": id })).await.success();

@@ -1,7 +1,7 @@
 //! Clients that nobody here wrote, over every transport, by the protocol with `initialize` and the one without. What they do stands in
 //! `tests/clients`; they check every structured result against the schema of its tool. Needs root, and the network once.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what fails here fails the test")]
 
 use std::{
     fs,

@@ -2,7 +2,7 @@
 //! without, it fails.
 //!
 //! `MCPTRACE_TEST_EVENTS` says how many events each test makes; 200,000 if it is not set. With 10,000,000 all of it takes some minutes.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "the helpers are part of the tests")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! `syscall_counts` and `syscall_latency` on the real kernel, against workloads of known size. Needs root; without, it fails.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use std::process::Command;
 

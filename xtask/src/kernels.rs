@@ -4,6 +4,7 @@ mod catalogue;
 mod log;
 mod plan;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -146,11 +147,12 @@ fn script(runs: &[Run<'_>], scratch: &Path) -> Result<String> {
         // What the catalogue prints is read.
         let capture = if *name == catalogue::PROGRAM { "--nocapture" } else { "" };
         let tests = tests.join(" ");
-        script += &format!("echo '{}{name}'\n", log::BEGINS);
-        script += &format!(
-            "timeout --foreground --kill-after=10 {PROGRAM_SECONDS} {path} --test-threads=1 {capture} --exact {tests}\n"
+        let _ = writeln!(script, "echo '{}{name}'", log::BEGINS);
+        let _ = writeln!(
+            script,
+            "timeout --foreground --kill-after=10 {PROGRAM_SECONDS} {path} --test-threads=1 {capture} --exact {tests}"
         );
-        script += &format!("echo \"{}$?\"\n", log::ENDS);
+        let _ = writeln!(script, "echo \"{}$?\"", log::ENDS);
     }
     Ok(script)
 }

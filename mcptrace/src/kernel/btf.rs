@@ -471,6 +471,7 @@ mod tests {
     use std::io::Write as _;
     use std::ptr;
 
+    use aya_obj::btf::BtfKind::{Func, Typedef};
     use libbpf_rs::libbpf_sys as sys;
 
     /// Writes types as a kernel would show them, so that the reader can be tested without one.
@@ -571,7 +572,6 @@ mod tests {
 
         let part = aya::Btf::parse(&bytes, aya::Endianness::default()).unwrap();
         let number = |name: &str, kind| part.id_by_type_name_kind(name, kind).ok();
-        use aya_obj::btf::BtfKind::{Func, Typedef};
         assert_eq!(number("btf_trace_sched_switch", Typedef), Some(switch as u32));
         assert_eq!(number("bpf_iter_task", Func), Some(iter as u32));
         assert_eq!(number("cap_capable", Func), Some(wanted as u32));

@@ -35,6 +35,7 @@ pub(super) struct Wanted {
 pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, wanted: Wanted) -> Result<Reply, ToolError> {
     let text_bytes = TEXT_BYTES.min(wanted.bytes / 3);
     let room = wanted.bytes - text_bytes;
+    call.room(wanted.bytes).await?;
     let mut aim = room;
     let mut envelope = call.envelope(execution, wanted.page(aim)).await?;
     for _ in 0..TRIES {

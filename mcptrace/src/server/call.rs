@@ -154,6 +154,11 @@ impl Call {
         }
     }
 
+    /// Waits until there is room for an answer: one that is large is not made before the client has read those before.
+    pub(super) async fn room(&self, bytes: usize) -> Result<(), ToolError> {
+        if self.server.room(&self.context, bytes).await { Ok(()) } else { Err(ToolError::cancelled()) }
+    }
+
     /// What an execution found.
     pub(super) async fn envelope(&self, execution: &Arc<Execution>, page: Page) -> Result<Envelope, ToolError> {
         let execution = Arc::clone(execution);

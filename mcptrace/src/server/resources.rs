@@ -26,6 +26,8 @@ pub(super) const PROBE_URI: &str = "mcptrace://probes/";
 pub(super) const EXECUTION_URI: &str = "mcptrace://executions/";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
+/// What a resource may take, in bytes: flame graphs are the largest.
+pub(super) const MOST_BYTES: usize = 1 << 20;
 /// Rows and bytes of an execution that is read as a resource.
 const PAGE: Page = Page { from: 0, limit: 1000, max_bytes: 64 << 10 };
 

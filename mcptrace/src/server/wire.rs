@@ -4,12 +4,7 @@
 //! nobody when the client leaves until all calls have been answered. This one answers every line that can be answered, and cancels
 //! everything as soon as the client is gone.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use rmcp::{
     model::{ClientJsonRpcMessage, ClientNotification, ErrorCode, RequestId, ServerJsonRpcMessage},
@@ -23,28 +18,42 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::message::{self, Malformed};
+use super::{
+    backlog::{Backlog, Closed},
+    message::{self, Malformed},
+};
 
 /// What bounds a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// The longest line that is read, in bytes.
     line_bytes: usize,
-    /// Calls that may be under way at once; more are refused, each with an answer.
+    /// Calls that may be under way at once, their answers not yet read; more are refused, each with an answer.
     calls: usize,
+    /// What large answers may hold together until they are read, in bytes; more of them wait to be made.
+    unread_bytes: u32,
     /// How long a client may take to read what fits into the buffers between it and the server.
     patience: Duration,
 }
 
 /// A client that has the server for itself. A line above a 10 MB script deserves an answer that knows its id.
-pub(super) const ALONE: Bounds = Bounds { line_bytes: 16 << 20, calls: 4096, patience: Duration::MAX };
+pub(super) const ALONE: Bounds =
+    Bounds { line_bytes: 16 << 20, calls: 4096, unread_bytes: 16 << 20, patience: Duration::MAX };
 /// One of many, each of which may use this up: a script has 64 KB at most.
-pub(super) const SHARED: Bounds = Bounds { line_bytes: 1 << 20, calls: 256, patience: Duration::from_secs(30) };
+pub(super) const SHARED: Bounds =
+    Bounds { line_bytes: 1 << 20, calls: 256, unread_bytes: 4 << 20, patience: Duration::from_secs(30) };
 
 /// Messages that wait for a slow client before calls wait too.
 const QUEUE: usize = 64;
 /// How long what is still to be written may take when everything else has ended.
 const CLOSE_TIME: Duration = Duration::from_millis(500);
+
+/// A message as it is written: a small part of what it takes in memory before.
+struct Outgoing {
+    line: Vec<u8>,
+    /// The call that it answers.
+    answers: Option<RequestId>,
+}
 
 /// A connection to a client.
 pub(super) struct Wire<R> {
@@ -53,9 +62,9 @@ pub(super) struct Wire<R> {
     messages: VecDeque<ClientJsonRpcMessage>,
     /// Answers to malformed lines that are still to be queued.
     refusals: VecDeque<ServerJsonRpcMessage>,
-    queue: Option<mpsc::Sender<ServerJsonRpcMessage>>,
+    queue: Option<mpsc::Sender<Outgoing>>,
     writer: JoinHandle<()>,
-    open: Arc<Mutex<HashSet<RequestId>>>,
+    backlog: Arc<Backlog>,
     begun: bool,
     bounds: Bounds,
     gone: CancellationToken,
@@ -68,17 +77,23 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let (queue, queued) = mpsc::channel(QUEUE);
+        let backlog = Arc::new(Backlog::new(bounds.calls, bounds.unread_bytes));
         Self {
             lines: Lines::new(read, bounds.line_bytes),
             messages: VecDeque::new(),
             refusals: VecDeque::new(),
             queue: Some(queue),
-            writer: tokio::spawn(write_all(write, queued, gone.clone(), bounds.patience)),
-            open: Arc::default(),
+            writer: tokio::spawn(write_all(write, queued, Arc::clone(&backlog), gone.clone(), bounds.patience)),
+            backlog,
             begun: false,
             bounds,
             gone,
         }
+    }
+
+    /// What bounds the answers of those who answer here.
+    pub(super) fn backlog(&self) -> Arc<Backlog> {
+        Arc::clone(&self.backlog)
     }
 
     /// Queues what answers malformed lines. May be cancelled at any point without losing one.
@@ -87,7 +102,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
             let Some(queue) = &self.queue else { return };
             let Ok(place) = queue.reserve().await else { return };
             if let Some(refusal) = self.refusals.pop_front() {
-                place.send(refusal);
+                place.send(Outgoing { line: line(&refusal), answers: None });
             }
         }
     }
@@ -111,7 +126,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
             _ if !self.begun => return Ok(None),
             ClientJsonRpcMessage::Notification(notification) => {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification {
-                    cancelled.params.request_id.iter().for_each(|id| close_call(&self.open, id));
+                    cancelled.params.request_id.iter().for_each(|id| self.backlog.close(id));
                 }
             }
             _ => {}
@@ -120,15 +135,14 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
     }
 
     fn open_call(&self, id: &RequestId) -> Result<(), Malformed> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let refuse = |why: String| Err(Malformed::new(Some(id.clone()), ErrorCode::INVALID_REQUEST, why));
-        if open.len() >= self.bounds.calls {
-            return refuse(format!("{} calls are under way, which is the limit: wait for answers", self.bounds.calls));
-        }
-        if !open.insert(id.clone()) {
-            return refuse("a call with this id is under way".into());
-        }
-        Ok(())
+        let why = match self.backlog.open(id) {
+            Ok(()) => return Ok(()),
+            Err(Closed::Full(calls)) => {
+                format!("{calls} calls are under way or their answers unread, which is the limit: read answers first")
+            }
+            Err(Closed::Taken) => "a call with this id is under way".into(),
+        };
+        Err(Malformed::new(Some(id.clone()), ErrorCode::INVALID_REQUEST, why))
     }
 }
 
@@ -137,14 +151,15 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
 
     fn send(&mut self, message: ServerJsonRpcMessage) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let queue = self.queue.clone();
-        match &message {
-            ServerJsonRpcMessage::Response(response) => close_call(&self.open, &response.id),
-            ServerJsonRpcMessage::Error(error) => error.id.iter().for_each(|id| close_call(&self.open, id)),
-            _ => {}
-        }
+        let answers = match &message {
+            ServerJsonRpcMessage::Response(response) => Some(response.id.clone()),
+            ServerJsonRpcMessage::Error(error) => error.id.clone(),
+            _ => None,
+        };
+        let outgoing = Outgoing { line: line(&message), answers };
         async move {
             let closed = || io::Error::from(io::ErrorKind::NotConnected);
-            queue.ok_or_else(closed)?.send(message).await.map_err(|_| closed())
+            queue.ok_or_else(closed)?.send(outgoing).await.map_err(|_| closed())
         }
     }
 
@@ -174,28 +189,29 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
     }
 }
 
-fn close_call(open: &Mutex<HashSet<RequestId>>, id: &RequestId) {
-    open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-}
-
-/// Writes what is queued, a line each, and flushes when nothing more is waiting.
+/// Writes what is queued, and flushes when nothing more is waiting.
 async fn write_all<W>(
     write: W,
-    mut queued: mpsc::Receiver<ServerJsonRpcMessage>,
+    mut queued: mpsc::Receiver<Outgoing>,
+    backlog: Arc<Backlog>,
     gone: CancellationToken,
     patience: Duration,
 ) where
     W: AsyncWrite + Send + Unpin,
 {
     let mut write = write;
-    let mut lines = Vec::new();
-    while let Some(message) = queued.recv().await {
-        lines.clear();
-        push_line(&mut lines, &message);
+    while let Some(Outgoing { line: mut lines, answers }) = queued.recv().await {
+        // Before it is written: who has read an answer may use its id again.
+        if let Some(id) = answers {
+            backlog.close(&id);
+        }
         while lines.len() < 64 << 10
-            && let Ok(message) = queued.try_recv()
+            && let Ok(Outgoing { line, answers }) = queued.try_recv()
         {
-            push_line(&mut lines, &message);
+            lines.extend_from_slice(&line);
+            if let Some(id) = answers {
+                backlog.close(&id);
+            }
         }
         let written = async {
             write.write_all(&lines).await?;
@@ -210,13 +226,16 @@ async fn write_all<W>(
     }
 }
 
-fn push_line(lines: &mut Vec<u8>, message: &ServerJsonRpcMessage) {
-    let start = lines.len();
-    match serde_json::to_writer(&mut *lines, message) {
-        Ok(()) => lines.push(b'\n'),
+/// A message as a line; empty if it cannot be written as JSON, which is a bug.
+fn line(message: &ServerJsonRpcMessage) -> Vec<u8> {
+    match serde_json::to_vec(message) {
+        Ok(mut line) => {
+            line.push(b'\n');
+            line
+        }
         Err(error) => {
-            lines.truncate(start);
             tracing::error!(%error, "a message cannot be written as JSON");
+            Vec::new()
         }
     }
 }

@@ -218,7 +218,7 @@ async fn ask_wrongly(daemon: &Daemon, counts: &Counts, turn: u64) {
         assert!(answer.is_error, "{tool} {arguments}: {}", answer.text);
         Counts::add(&counts.refused);
     }
-    if turn % 4 == 0 {
+    if turn.is_multiple_of(4) {
         client.line(b"{\"jsonrpc\": \"2.0\", \"id\": 7, \"method\"").await;
         // Whether it is told or not, the next one is answered.
         client.request("ping", json!({})).await;
@@ -231,7 +231,7 @@ async fn ask_wrongly(daemon: &Daemon, counts: &Counts, turn: u64) {
 /// and is killed, a server of its own that is killed.
 async fn die(daemon: &Daemon, counts: &Counts, turn: u64) {
     let mut arguments = long(turn);
-    arguments["background"] = (turn % 2 == 0).into();
+    arguments["background"] = turn.is_multiple_of(2).into();
     let pause = Duration::from_millis(100 + turn * 71 % 300);
     match turn % 8 {
         0 => {

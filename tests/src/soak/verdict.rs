@@ -44,6 +44,9 @@ impl fmt::Display for Round {
     }
 }
 
+/// A number of what a server holds.
+type CountOf = fn(&Held) -> u64;
+
 /// What grew, in words; nothing if all is flat.
 ///
 /// The first third warms up: caches fill, and results are kept up to their bound. Of the rest, the second half is compared with the
@@ -54,9 +57,9 @@ pub fn grown(rounds: &[Round]) -> Vec<String> {
     if early.is_empty() {
         return vec!["fewer than two rounds tell nothing".to_owned()];
     }
-    let most = |rounds: &[Round], of: fn(&Held) -> u64| rounds.iter().map(|round| of(&round.calm)).max().unwrap_or(0);
+    let most = |rounds: &[Round], of: CountOf| rounds.iter().map(|round| of(&round.calm)).max().unwrap_or(0);
     let mean = |rounds: &[Round]| rounds.iter().map(|round| round.calm.own).sum::<u64>() / rounds.len() as u64;
-    let counts: [(&str, fn(&Held) -> u64); 4] = [
+    let counts: [(&str, CountOf); 4] = [
         ("descriptors", |held| held.descriptors),
         ("threads", |held| held.threads),
         ("programs", |held| held.programs),

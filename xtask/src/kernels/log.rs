@@ -73,7 +73,9 @@ mod tests {
 
     fn log_of(lines: &[&str]) -> Log {
         let mut log = Log::new("6.1", ["a", "b"].into_iter());
-        lines.iter().for_each(|line| log.take(line));
+        for line in lines {
+            log.take(line);
+        }
         log.end();
         log
     }

@@ -1,5 +1,6 @@
 //! Boots a kernel, runs a script in it, and gives what it prints.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
@@ -64,7 +65,7 @@ fn settings(kernel: &Kernel, job: &Job<'_>) -> Result<String> {
     let mut settings = format!("RELEASE={}\n", quoted(&kernel.release)?);
     for (name, path) in [("MODULES", modules.as_path()), ("CONFIG", &config), ("SCRATCH", job.scratch)] {
         let path = fs::canonicalize(path).with_context(|| path.display().to_string())?;
-        settings += &format!("{name}={}\n", quoted(path.to_str().context("a path is not UTF-8")?)?);
+        writeln!(settings, "{name}={}", quoted(path.to_str().context("a path is not UTF-8")?)?)?;
     }
     Ok(settings)
 }
@@ -115,5 +116,5 @@ fn console(path: &Path) -> String {
     let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(40)..];
-    last.iter().map(|line| format!("  | {line}\n")).collect()
+    last.iter().flat_map(|line| ["  | ", line, "\n"]).collect()
 }

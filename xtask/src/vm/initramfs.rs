@@ -41,7 +41,7 @@ pub(super) fn write(path: &Path, kernel: &Kernel, script: &str, settings: &str) 
     for module in order {
         let name = module.rsplit('/').next().unwrap_or(module);
         files.push((format!("modules/{name}"), PROGRAM, fs::read(modules.join(module))?));
-        names += &format!("{name}\n");
+        names.extend([name, "\n"]);
     }
     files.push(("modules/order".to_owned(), PROGRAM, names.into()));
     let inputs = files.into_iter().map(|(name, mode, data)| (NewcBuilder::new(&name).mode(mode), Cursor::new(data)));

@@ -126,7 +126,9 @@ fn fetch_newest(version: &str, cache: &Path) -> Result<Kernel> {
 /// `6.12` and so on, each once, in order.
 fn versions(releases: &[String]) -> Vec<String> {
     let mut versions: Vec<_> = releases.iter().map(|release| numbers(release)).filter(|all| all.len() >= 3).collect();
-    versions.iter_mut().for_each(|numbers| numbers.truncate(2));
+    for numbers in &mut versions {
+        numbers.truncate(2);
+    }
     versions.sort();
     versions.dedup();
     versions.iter().map(|numbers| format!("{}.{}", numbers[0], numbers[1])).collect()

@@ -70,9 +70,10 @@ pub(super) fn call(
 ) -> Option<Result<CallToolResponse, ErrorData>> {
     let asking = asking(&request.name)?;
     let answered = asking.next(request.input_responses.as_ref(), request.request_state.as_deref(), client);
-    Some(answered.and_then(|next| match next {
-        Some(requests) => Ok(requests.into()),
-        None => {
+    Some(answered.and_then(|next| {
+        if let Some(requests) = next {
+            Ok(requests.into())
+        } else {
             let said = format!("state-ok, and these were answered: {}", told(request.input_responses.as_ref()));
             completed(json!({ "content": [content::text(&said)] })).map(CallToolResponse::Complete)
         }
@@ -166,7 +167,7 @@ static KEY: LazyLock<Option<hmac::Key>> =
 /// The round that was asked last, with a mark that only this process can make.
 fn sealed(round: usize) -> String {
     let mark = KEY.as_ref().map(|key| hmac::sign(key, &round.to_le_bytes()));
-    let hex: String = mark.iter().flat_map(AsRef::as_ref).map(|byte| format!("{byte:02x}")).collect();
+    let hex = mark.iter().flat_map(AsRef::as_ref).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     format!("{round}.{hex}")
 }
 

@@ -194,9 +194,10 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Ou
     if part.kind.is_some_and(|kind| kind != 'r') {
         return Err(bad_cursor(&format!("e{}", part.from), "belongs to another execution"));
     }
+    let bytes = part.bytes as usize;
+    call.room(bytes).await?;
     let page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX };
     let mut envelope = call.envelope(execution, page).await?;
-    let bytes = part.bytes as usize;
     // Lines are in the text and in the structure: a third each, and a third for what the reports say beyond the lines.
     let original = original(&envelope, &lines(execution, &envelope), part, bytes / 3);
     let text = original_text(&envelope, &original)?;

@@ -141,7 +141,7 @@ impl FullGroup {
 
     pub(crate) fn read(&mut self) -> Result<()> {
         use std::os::unix::fs::FileExt as _;
-        let mut buffer = [0; READ_BYTES as usize];
+        let mut buffer = vec![0; READ_BYTES as usize];
         self.file.read_exact_at(&mut buffer, self.next)?;
         self.next = (self.next + READ_BYTES) % HOLE_BYTES;
         Ok(())
