@@ -114,7 +114,7 @@ impl Distribution {
             count: self.count,
             min: if empty { 0 } else { self.min },
             max: self.max,
-            mean: if empty { 0.0 } else { self.sum as f64 / self.count as f64 },
+            mean: if empty { 0.0 } else { (self.sum as f64 / self.count as f64 * 10.0).round() / 10.0 },
             p50: self.percentile(0.5),
             p90: self.percentile(0.9),
             p99: self.percentile(0.99),

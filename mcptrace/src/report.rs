@@ -78,7 +78,30 @@ pub struct Histogram {
     pub series_total: u64,
     /// All values of the series that are not shown, merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub others: Option<Box<Series>>,
+    pub others: Option<Box<Rest>>,
+}
+
+/// What several distributions that are not shown come to: what can be told without their buckets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Rest {
+    /// How many values.
+    pub count: u64,
+    /// The smallest value.
+    pub min: u64,
+    /// The largest value.
+    pub max: u64,
+    /// The arithmetic mean.
+    pub mean: f64,
+    /// Further numbers, added up.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub also: Row,
+}
+
+impl From<&Series> for Rest {
+    fn from(series: &Series) -> Self {
+        let Series { count, min, max, mean, also, .. } = series;
+        Self { count: *count, min: *min, max: *max, mean: *mean, also: also.clone() }
+    }
 }
 
 /// One distribution.

@@ -130,7 +130,7 @@ fn ways(entry: &Entry, pid: u32) -> Vec<(Value, Filter)> {
 fn several_places(probe: &str) -> Option<Value> {
     match probe {
         "function_latency" => Some(json!({ "binary": PROGRAM, "function": "mcptrace_*" })),
-        "usdt_events" => Some(json!({ "binary": "libc", "usdt": "libc:memory_*" })),
+        "usdt_events" => Some(json!({ "binary": "libstdc++", "usdt": "libstdcxx:*" })),
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use mcptrace::kernel::{
     image::Image,
     loader::{AttachedProgram, Kernel, LoadError},
 };
-use mcptrace_tests::workload;
+use mcptrace_tests::{probing::kernel_version, workload};
 
 const EMPTY: &[u8] = aya::include_bytes_aligned!("../../mcptrace/bpf/attach_types.o");
 
@@ -68,7 +68,8 @@ fn functions_of_a_process_run_a_program_once_a_call() {
 fn a_program_may_have_several_functions() {
     let pid = std::process::id();
     let [first, second] = ["getpid", "getppid"].map(|symbol| Function::find("libc", symbol, Some(pid)).unwrap());
-    let cookie = Function { cookie: Some(7), ..second };
+    // Kernels before 5.15 take no cookie.
+    let cookie = Function { cookie: (kernel_version() >= (5, 15)).then_some(7), ..second };
     let hooks = [Attach::function("empty_uprobe", first), Attach::function("empty_uprobe", cookie)];
     let mine = || {
         for _ in 0..17 {

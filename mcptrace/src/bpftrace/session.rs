@@ -212,7 +212,6 @@ impl State {
             notes.extend(self.end_notes(outcome));
         }
         notes.extend(self.collector.notes());
-        notes.extend(cut_note(&self.collector.cut()));
         notes
     }
 

@@ -54,8 +54,8 @@ impl From<Refusal> for Failure {
             message = format!("{message}\n\n  did you mean `{name}`?");
         }
         match refusal.category() {
-            "permission" | "unsupported" => Self::cannot_run(message),
-            "internal" | "busy" => Self::failed(message),
+            "permission" | "unsupported" | "not_installed" | "missing" | "probe_type" => Self::cannot_run(message),
+            "internal" | "busy" | "audit" | "timeout" => Self::failed(message),
             _ => Self::usage(message),
         }
     }

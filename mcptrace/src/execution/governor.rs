@@ -55,7 +55,7 @@ impl Governor {
         let cost = format!("it cost up to {:.1} % of one CPU, over the budget of {budget} %", self.highest);
         Some(if self.ended {
             format!(
-                "detached before its time: {cost}. What was found until then is complete. Narrow it (filter by pid, comm or cgroup, fewer hooks, slower_than_us) or ask for a shorter time; the operator sets the budget with --execution-budget"
+                "detached before its time: {cost} in a stretch of its run (`overhead` is the mean of all of it). It saw nothing after that. Narrow it (filter by pid, comm or cgroup, fewer hooks, slower_than_us) or ask for a shorter time; the operator sets the budget with --execution-budget"
             )
         } else {
             format!("warning: {cost}; if it stays there it is detached")

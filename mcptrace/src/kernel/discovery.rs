@@ -27,7 +27,6 @@ pub const DEFAULT_LIMIT: usize = 100;
 /// The most names of one page.
 pub const MAX_LIMIT: usize = 1000;
 /// The longest filter or name that is looked at, in bytes: a path and a symbol.
-/// The longest filter or name that is looked at, in bytes: a path and a symbol.
 pub const MAX_FILTER: usize = 4096 + 1024;
 
 /// What to list.

@@ -56,6 +56,9 @@ pub enum FilterError {
     /// No such process.
     #[error("filter.pid: there is no process {0}")]
     NoProcess(u32),
+    /// A thread that is not the first of its process.
+    #[error("filter.pid: {0} is a thread of process {1}: use filter.tid for the thread, or filter.pid {1} for the process")]
+    NotAProcess(u32, u32),
     /// No such thread.
     #[error("filter.tid: there is no thread {0}")]
     NoThread(u32),
@@ -90,6 +93,9 @@ pub enum FilterError {
     /// Every container would match.
     #[error("filter.container is empty: give an id or the start of one, or leave the filter out to see everything")]
     EmptyContainer,
+    /// A name, which the kernel does not know.
+    #[error("filter.container: `{0}` is no container id: give at least 4 of its hexadecimal digits (docker ps, crictl ps), or filter.cgroup")]
+    NoContainerId(String),
     /// Several containers.
     #[error("filter.container: `{id}` names {count} control groups; give more of the id")]
     AmbiguousContainer {
@@ -159,8 +165,8 @@ impl Filter {
         if self.descendants && self.pid.is_none() {
             return Err(FilterError::DescendantsOfNothing);
         }
-        if let Some(pid) = self.pid.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            return Err(FilterError::NoProcess(pid));
+        if let Some(pid) = self.pid {
+            check_process(pid)?;
         }
         // Threads are not listed in /proc, but they can be looked up there.
         if let Some(tid) = self.tid.filter(|tid| !Path::new(&format!("/proc/{tid}")).exists()) {
@@ -182,8 +188,22 @@ impl Filter {
             (Some(_), Some(_)) => Err(FilterError::Both),
             (Some(path), None) => cgroup_by_path(&hierarchy("cgroup")?, path).map(Some),
             (None, Some(id)) if id.is_empty() => Err(FilterError::EmptyContainer),
+            (None, Some(id)) if !is_id(id) => Err(FilterError::NoContainerId(quoted(id))),
             (None, Some(id)) => cgroup_of_container(&hierarchy("container")?, id).map(Some),
         }
+    }
+}
+
+/// Threads can be looked up in /proc as processes can, and say of which process they are.
+fn check_process(pid: u32) -> Result<(), FilterError> {
+    if !Path::new(&format!("/proc/{pid}")).exists() {
+        return Err(FilterError::NoProcess(pid));
+    }
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    match process {
+        Some(process) if process != pid => Err(FilterError::NotAProcess(pid, process)),
+        _ => Ok(()),
     }
 }
 
@@ -240,6 +260,11 @@ fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
         [] => Err(FilterError::NoContainer { id: quoted(id), mount: mount.display().to_string() }),
         many => Err(FilterError::AmbiguousContainer { id: quoted(id), count: many.len() }),
     }
+}
+
+/// Whether this may be an id of a container or the beginning of one.
+fn is_id(id: &str) -> bool {
+    (4..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether the name of a control group is that of a container: `docker-ID.scope`, `crio-ID.scope`, `libpod-ID`, or `ID` alone.

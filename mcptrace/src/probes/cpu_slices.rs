@@ -124,7 +124,7 @@ fn found(by: By, cpus: &[Slices], groups: &BTreeMap<RunqKey, Slices>) -> Found {
         relative_error: RELATIVE_ERROR,
         series_total: series.len() as u64,
         series,
-        others: ungrouped.map(|rest| Box::new(rest.series(Row::new()))),
+        others: ungrouped.map(|rest| Box::new((&rest.series(Row::new())).into())),
     };
     Found { report: Some(Report::Histogram(histogram)), delivered, notes }
 }

@@ -112,7 +112,7 @@ pub struct EventOptions {
 /// The index of a system call that an option names.
 pub fn syscall(name: &str) -> Result<u32, OptionError> {
     arch::syscall_by_name(name).ok_or_else(|| OptionError {
-        message: format!("options.syscall: there is no system call `{name}` on this architecture"),
+        message: format!("options.syscall: there is no system call `{}` on this architecture", quoted(name)),
         did_you_mean: nearest(name, arch::syscall_names()).map(str::to_owned),
     })
 }

@@ -92,7 +92,7 @@ fn found(by: By, cpus: &[Kept], groups: &BTreeMap<RunqKey, NamedHistogram>) -> F
     let all = sum(cpus);
     let mut notes = Vec::new();
     let mut series = match by {
-        By::Total => vec![all.series(Row::new())],
+        By::Total => (all.count() > 0).then(|| all.series(Row::new())).into_iter().collect(),
         By::Cpu => by_cpu(cpus),
         By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group)).collect(),
     };
@@ -111,7 +111,7 @@ fn found(by: By, cpus: &[Kept], groups: &BTreeMap<RunqKey, NamedHistogram>) -> F
         relative_error: RELATIVE_ERROR,
         series_total: series.len() as u64,
         series,
-        others: ungrouped.map(|all| Box::new(all.series(Row::new()))),
+        others: ungrouped.map(|all| Box::new((&all.series(Row::new())).into())),
     };
     let delivered = grouped + ungrouped.map_or(0, Distribution::count);
     Found { report: Some(Report::Histogram(histogram)), delivered, notes }

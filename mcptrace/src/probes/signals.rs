@@ -65,7 +65,7 @@ impl Probe for Signals {
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
         if let Some(name) = &options.signal {
-            let unknown = || OptionError::new(format!("options.signal: there is no signal `{name}`"));
+            let unknown = || OptionError::new(format!("options.signal: there is no signal `{}`", quoted(name)));
             let signal = signals::number(name).ok_or_else(unknown)?;
             plan.globals.push(("ONLY_SIGNAL", signal.to_ne_bytes().to_vec()));
         }

@@ -130,6 +130,9 @@ fn nothing(reader: Reader, envelope: &Envelope) -> String {
     if envelope.status == Status::Failed {
         return format!("No result: it failed after {}.", seconds(envelope.window.seconds));
     }
+    if let (None, Some(more)) = (&envelope.report, &envelope.more) {
+        return format!("No row has room in this answer; {} are left.", count(more.rows_left));
+    }
     if total > 0 && reader == Reader::Shell {
         return format!("{} rows, all of them above.", count(total));
     }
@@ -137,7 +140,8 @@ fn nothing(reader: Reader, envelope: &Envelope) -> String {
         return format!("No rows on this page: the report has {}, all of them before it.", count(total));
     }
     if seen > 0 {
-        return format!("No rows, though {} events were seen: none is part of the report.", count(seen));
+        let yet = if envelope.status == Status::Running { " yet" } else { "" };
+        return format!("No rows, though {} events were seen: none is part of the report{yet}.", count(seen));
     }
     nothing_recorded(envelope)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Envelope, Field, Histogram, Report, Row, Series, Table};
+use super::{Envelope, Field, Histogram, Report, Rest, Row, Series, Table};
 
 /// Rows `offset..offset + limit` of a report. Tables and histograms sum the rest in `others` on their first page.
 /// Gives the page and how many rows are left after it.
@@ -28,8 +28,9 @@ pub fn page(report: &Report, offset: u64, limit: usize) -> (Report, u64) {
     }
 }
 
-/// Makes an envelope's JSON fit into so many bytes by leaving out buckets first and rows then, last ones first. Says what it left out.
-pub fn fit(mut envelope: Envelope, most_bytes: usize, cursor_after: impl Fn(u64) -> String) -> Envelope {
+/// Makes an envelope's JSON fit into so many bytes by leaving out buckets first and rows then, last ones first. Says what it left out, and
+/// sums it up on the page that begins with the first row.
+pub fn fit(mut envelope: Envelope, most_bytes: usize, from: u64, cursor_after: impl Fn(u64) -> String) -> Envelope {
     let before = rows_of(envelope.report.as_ref());
     let mut bare = 0;
     while size(&envelope) > most_bytes && drop_buckets(&mut envelope, &mut bare) {}
@@ -38,7 +39,7 @@ pub fn fit(mut envelope: Envelope, most_bytes: usize, cursor_after: impl Fn(u64)
             "buckets of {bare} series are left out to fit max_bytes; their percentiles are of all buckets"
         ));
     }
-    while size(&envelope) > most_bytes && drop_rows(&mut envelope) {}
+    while size(&envelope) > most_bytes && drop_rows(&mut envelope, from == 0) {}
     let left_out = before - rows_of(envelope.report.as_ref());
     if left_out > 0 {
         let shown = rows_of(envelope.report.as_ref()) as u64;
@@ -95,7 +96,11 @@ fn merged_values(column: &Field, values: &[&Value]) -> Option<Value> {
 }
 
 fn rounded(value: f64) -> Value {
-    ((value * 10.0).round() / 10.0).into()
+    tenths(value).into()
+}
+
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 fn histogram_page(histogram: &Histogram, offset: u64, limit: usize) -> (Histogram, u64) {
@@ -103,23 +108,26 @@ fn histogram_page(histogram: &Histogram, offset: u64, limit: usize) -> (Histogra
     let mut page = Histogram { series: series.to_vec(), ..histogram.clone() };
     let rest = &histogram.series[(offset as usize).saturating_add(series.len()).min(histogram.series.len())..];
     if offset == 0 && !rest.is_empty() {
-        let others = rest.iter().chain(histogram.others.as_deref()).map(|one| (one.count, one.min, one.max, one.mean));
-        page.others = Some(Box::new(merged(others)));
+        page.others = Some(Box::new(merged(rest, histogram.others.as_deref())));
     }
     (page, left)
 }
 
-/// Count, extremes and mean of several series: what can be merged exactly without their buckets. Percentiles are left at 0.
-fn merged(parts: impl Iterator<Item = (u64, u64, u64, f64)>) -> Series {
-    let mut all = Series { min: u64::MAX, ..Series::default() };
+/// Count, extremes and mean of several series, and the sums of their further numbers: what can be merged exactly without buckets.
+fn merged(series: &[Series], others: Option<&Rest>) -> Rest {
+    let mut all = Rest { min: u64::MAX, ..Rest::default() };
     let mut sum = 0.0;
-    for (count, min, max, mean) in parts {
-        all.count += count;
-        all.min = all.min.min(min);
-        all.max = all.max.max(max);
-        sum += mean * count as f64;
+    for part in series.iter().map(Rest::from).chain(others.cloned()) {
+        all.count += part.count;
+        all.min = all.min.min(part.min);
+        all.max = all.max.max(part.max);
+        sum += part.mean * part.count as f64;
+        for (name, number) in part.also {
+            let before = all.also.get(&name).and_then(Value::as_u64).unwrap_or(0);
+            all.also.insert(name, number.as_u64().map_or(Value::Null, |number| (before + number).into()));
+        }
     }
-    all.mean = if all.count == 0 { 0.0 } else { sum / all.count as f64 };
+    all.mean = if all.count == 0 { 0.0 } else { tenths(sum / all.count as f64) };
     all
 }
 
@@ -146,8 +154,8 @@ fn drop_buckets(envelope: &mut Envelope, bare: &mut usize) -> bool {
     dropped > 0
 }
 
-/// Drops the last eighth of what there is; false if only one row is left.
-fn drop_rows(envelope: &mut Envelope) -> bool {
+/// Drops the last eighth of what there is, and sums it up if it is to; false if only one row is left.
+fn drop_rows(envelope: &mut Envelope, sums: bool) -> bool {
     if let Some(Report::Events(events)) = &mut envelope.events
         && shorten(&mut events.rows, 0)
     {
@@ -160,7 +168,7 @@ fn drop_rows(envelope: &mut Envelope) -> bool {
             if rest.is_empty() {
                 return false;
             }
-            table.others = Some(sum(table, &rest));
+            table.others = sums.then(|| sum(table, &rest));
             true
         }
         Some(Report::Histogram(histogram)) => {
@@ -169,9 +177,7 @@ fn drop_rows(envelope: &mut Envelope) -> bool {
             if rest.is_empty() {
                 return false;
             }
-            let parts =
-                rest.iter().chain(histogram.others.as_deref()).map(|one| (one.count, one.min, one.max, one.mean));
-            histogram.others = Some(Box::new(merged(parts)));
+            histogram.others = sums.then(|| Box::new(merged(&rest, histogram.others.as_deref())));
             true
         }
         Some(Report::Events(events)) => shorten(&mut events.rows, 1),
@@ -275,7 +281,7 @@ mod tests {
 
     #[test]
     fn fitting_loses_no_count_and_says_where_to_read_on() {
-        let fitted = fit(envelope(table(1000)), 2000, |shown| format!("r{shown}"));
+        let fitted = fit(envelope(table(1000)), 2000, 0, |shown| format!("r{shown}"));
         assert!(size(&fitted) <= 2100, "{}", size(&fitted));
         assert_eq!(total(fitted.report.as_ref().unwrap()), (0..1000).sum::<u64>());
         let shown = rows_of(fitted.report.as_ref());
@@ -284,12 +290,35 @@ mod tests {
     }
 
     #[test]
+    fn a_later_page_sums_nothing_up() {
+        let (later, _) = page(&table(1000), 500, 400);
+        let fitted = fit(envelope(later), 2000, 500, |shown| format!("r{shown}"));
+        let Some(Report::Table(table)) = fitted.report else { panic!() };
+        assert_eq!(table.others, None);
+    }
+
+    #[test]
+    fn errors_of_series_that_are_not_shown_are_added_up() {
+        let series = |count, errors: u64| Series {
+            count,
+            max: count,
+            mean: 1.0,
+            also: Row::from_iter([("errors".to_owned(), errors.into())]),
+            ..Series::default()
+        };
+        let histogram = Histogram { series: vec![series(9, 0), series(5, 2), series(3, 4)], ..Histogram::default() };
+        let (Report::Histogram(page), 2) = page(&Report::Histogram(histogram), 0, 1) else { panic!() };
+        let others = serde_json::to_value(page.others).unwrap();
+        assert_eq!(others, serde_json::json!({"count": 8, "min": 0, "max": 5, "mean": 1.0, "also": {"errors": 6}}));
+    }
+
+    #[test]
     fn buckets_go_before_series() {
         let series =
             |count| Series { count, buckets: (0..50).map(|low| (low, low + 1, 1)).collect(), ..Series::default() };
         let histogram =
             Histogram { series: (1..=20).rev().map(series).collect(), series_total: 20, ..Histogram::default() };
-        let fitted = fit(envelope(Report::Histogram(histogram)), 4000, |shown| format!("r{shown}"));
+        let fitted = fit(envelope(Report::Histogram(histogram)), 4000, 0, |shown| format!("r{shown}"));
         assert_eq!(rows_of(fitted.report.as_ref()), 20);
         assert!(fitted.notes[0].contains("buckets of"));
         assert!(fitted.more.is_none());

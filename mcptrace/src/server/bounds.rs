@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     execution::{Execution, Page},
-    report::{Envelope, text},
+    report::{Envelope, Report, text, view},
 };
 
 /// What an answer has at most unless the call says otherwise, in bytes.
@@ -48,7 +48,7 @@ pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, wanted: Wante
         envelope = call.envelope(execution, wanted.page(aim)).await?;
     }
     if size(&envelope) > room {
-        strip(&mut envelope);
+        strip(&mut envelope, wanted.from);
     }
     Reply::with_text(text::envelope(&envelope, text_bytes), &envelope)
 }
@@ -59,8 +59,15 @@ impl Wanted {
     }
 }
 
-/// What is left when not even one row has room: what happened, and what was lost.
-fn strip(envelope: &mut Envelope) {
+/// What is left when not even one row has room: what happened, what was lost, and that the rows are still to be read.
+fn strip(envelope: &mut Envelope, from: u64) {
+    let shown = view::rows_of(envelope.report.as_ref()) as u64;
+    if shown > 0 {
+        let kind = if matches!(envelope.report, Some(Report::Events(_))) { 'e' } else { 'r' };
+        let more = envelope.more.get_or_insert_default();
+        more.rows_left += shown;
+        more.cursor = Some(format!("{kind}{from}"));
+    }
     envelope.report = None;
     envelope.events = None;
     envelope.reports.clear();

@@ -121,14 +121,19 @@ fn series_lines(histogram: &Histogram) -> Vec<String> {
     let mut columns: Vec<_> = histogram.key.iter().map(|key| key_column(key, &keys)).collect();
     columns.extend(["count", "mean", "p50", "p90", "p99", "p99.9", "max"].map(Column::right));
     columns.extend(also.iter().map(|name| Column::right(name.as_str())));
-    let cells = |series: &Series, percentiles: bool| {
-        let mut cells: Vec<_> = histogram.key.iter().map(|key| cell(series.key.get(key))).collect();
-        cells.extend(numbers(series, &histogram.unit, percentiles));
-        cells.extend(also.iter().map(|name| quantity_of(&series.also, &Field::new(name, name))));
+    let cells = |key: &Row, numbers: Vec<String>, further: &Row| {
+        let mut cells: Vec<_> = histogram.key.iter().map(|name| cell(key.get(name))).collect();
+        cells.extend(numbers);
+        cells.extend(also.iter().map(|name| quantity_of(further, &Field::new(name, name))));
         cells
     };
-    let mut rows: Vec<_> = histogram.series.iter().map(|series| cells(series, true)).collect();
-    let others = histogram.others.as_ref().map(|others| cells(others, false));
+    let of_series = |one: &Series| {
+        let shares = [one.p50, one.p90, one.p99, one.p999].map(Some);
+        cells(&one.key, numbers(&one.into(), shares, &histogram.unit), &one.also)
+    };
+    let mut rows: Vec<_> = histogram.series.iter().map(of_series).collect();
+    let others = histogram.others.as_deref();
+    let others = others.map(|others| cells(&Row::new(), numbers(others, [None; 4], &histogram.unit), &others.also));
     rows.extend(others.map(|cells| with_name(cells, "(others)", histogram.key.len())));
     aligned(&columns, &rows)
 }
@@ -144,13 +149,11 @@ fn also(series: &[Series]) -> Vec<String> {
     names
 }
 
-fn numbers(series: &Series, unit: &str, percentiles: bool) -> Vec<String> {
+fn numbers(all: &Rest, shares: [Option<u64>; 4], unit: &str) -> Vec<String> {
     let value = |number: u64| measure(number as f64, unit);
-    let mut cells = vec![count(series.count), measure(series.mean, unit)];
-    for share in [series.p50, series.p90, series.p99, series.p999] {
-        cells.push(if percentiles { value(share) } else { "-".to_owned() });
-    }
-    cells.push(value(series.max));
+    let mut cells = vec![count(all.count), measure(all.mean, unit)];
+    cells.extend(shares.map(|share| share.map_or_else(|| "-".to_owned(), value)));
+    cells.push(value(all.max));
     cells
 }
 
