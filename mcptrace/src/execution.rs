@@ -356,7 +356,7 @@ impl Execution {
             notes,
             more,
         };
-        view::fit(envelope, page.max_bytes, cursor)
+        view::fit(envelope, page.max_bytes, page.from, cursor)
     }
 
     fn name_resources(&self, report: &mut Report) {

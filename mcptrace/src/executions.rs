@@ -179,7 +179,9 @@ pub enum Refusal {
     #[error("there is no execution `{0}`; list_executions shows those there are")]
     UnknownId(String),
     /// It has been let go.
-    #[error("execution `{0}` has expired: results are kept for some time and up to a number (`bpf_info` says how long and how many); run it again")]
+    #[error(
+        "execution `{0}` has expired: results are kept for some time and up to a number (`bpf_info` says how long and how many); run it again"
+    )]
     Expired(String),
 }
 

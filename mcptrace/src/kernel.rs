@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod attached;
+mod batch;
 pub mod bpf;
 pub mod btf;
 pub mod cgroups;

@@ -308,6 +308,17 @@ impl<P: Probe> Reader for P {
 }
 
 impl Entry {
+    /// Whether the parts of a filter between its stars stand in the name, category and summary, in this order.
+    pub fn is_about(&self, filter: &str) -> bool {
+        let text = format!("{} {} {}", self.name, self.category, self.summary).to_lowercase();
+        let mut rest = text.as_str();
+        filter.to_lowercase().split('*').all(|part| {
+            let found = rest.find(part);
+            rest = found.map_or("", |at| &rest[at + part.len()..]);
+            found.is_some()
+        })
+    }
+
     const fn of<P: Probe>() -> Self {
         Self {
             name: P::NAME,

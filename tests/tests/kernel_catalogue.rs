@@ -122,7 +122,7 @@ fn ways(entry: &Entry, pid: u32) -> Vec<(Value, Filter)> {
         with[name] = value;
         ways.push((with, scope(entry.name, pid)));
     }
-    ways.extend(several_places(entry.name).map(|options| (options, Filter { pid: Some(pid), ..Filter::default() })));
+    ways.extend(several_places(entry.name).map(|options| (options, Filter::default())));
     ways
 }
 

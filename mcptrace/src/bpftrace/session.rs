@@ -12,7 +12,7 @@ use super::collect::Collector;
 use super::error::{ScriptError, spoken};
 use super::process::{Process, Stream};
 use super::text::{escape, head};
-use super::{Cut, Limits, Snapshot};
+use super::{Limits, Snapshot};
 
 /// How much of standard error is kept, in bytes.
 const STDERR_BYTES: usize = 64 * 1024;
@@ -258,16 +258,4 @@ fn attach_failed(error: Option<&ScriptError>) -> bool {
 
 fn warnings(stderr: &str) -> Vec<String> {
     spoken(stderr).into_iter().take(WARNINGS).map(|line| escape(head(line, WARNING_BYTES))).collect()
-}
-
-fn cut_note(cut: &Cut) -> Option<String> {
-    let parts = [
-        (cut.lines, "lines"),
-        (cut.events, "rows of `output`"),
-        (cut.prints, "earlier prints of maps"),
-        (cut.long_records, "records that were too long"),
-    ];
-    let parts: Vec<String> =
-        parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-    (!parts.is_empty()).then(|| format!("left out, to keep the result bounded: {}", parts.join(", ")))
 }

@@ -37,6 +37,11 @@ impl Failure {
         Self { status: 3, message: message.into() }
     }
 
+    /// Nobody reads what it prints any more (`| head`): no error, and a reason to end.
+    pub(super) fn reader_gone() -> Self {
+        Self { status: 0, message: String::new() }
+    }
+
     /// Says it on stderr, if there is anything to say.
     pub(super) fn tell(&self) -> ExitCode {
         if !self.message.is_empty() {
@@ -54,7 +59,7 @@ impl From<Refusal> for Failure {
             message = format!("{message}\n\n  did you mean `{name}`?");
         }
         match refusal.category() {
-            "permission" | "unsupported" | "not_installed" | "missing" | "probe_type" => Self::cannot_run(message),
+            "permission" | "unsupported" | "missing_bpftrace" => Self::cannot_run(message),
             "internal" | "busy" | "audit" | "timeout" => Self::failed(message),
             _ => Self::usage(message),
         }

@@ -37,8 +37,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         longest: Duration::from_secs(number("longest").into()),
         command: matches.get_many("command").into_iter().flatten().cloned().collect(),
     };
-    launcher::serve(settings).map_err(|error| match error {
-        NotServed::ByHand => Failure::usage(error.to_string()),
-        NotServed::System(_) => Failure::failed(error.to_string()),
-    })
+    match launcher::serve(settings) {
+        Ok(()) | Err(NotServed::Gone) => Ok(()),
+        Err(error @ NotServed::ByHand) => Err(Failure::usage(error.to_string())),
+        Err(error @ NotServed::System(_)) => Err(Failure::failed(error.to_string())),
+    }
 }

@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use super::Failure;
 
-/// Writes text; a reader that has gone away (`| head`) ends it quietly.
+/// Writes text; a reader that has gone away (`| head`) ends the command quietly.
 pub(super) fn text(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
         other => other.map_err(|error| Failure::failed(format!("cannot write to stdout: {error}"))),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use terminal_size::{Width, terminal_size_of};
+
 use crate::{
     execution::Execution,
     report::{Loss, text::units},
@@ -24,6 +26,9 @@ impl Progress {
         if self.shown {
             let line =
                 line(&execution.identity.probe, execution.seconds(), execution.planned_seconds(), &execution.loss());
+            let columns = terminal_size_of(io::stderr()).map_or(80, |(Width(columns), _)| usize::from(columns));
+            // A line that is broken could not be drawn over.
+            let line: String = line.chars().take(columns.saturating_sub(1)).collect();
             draw(&format!("\r{line}\x1b[K"));
         }
     }

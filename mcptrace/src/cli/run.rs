@@ -1,6 +1,6 @@
 //! `mcptrace run PROBE`: traces for a while and shows what was found.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsString, fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
 use tokio::{
@@ -134,8 +134,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let config = config::load(matches)?.config;
     let executions = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let envelope = runtime.block_on(trace(executions, request, &words, &flags))?;
-    show(&envelope, flags.json)
+    flags.try_files()?;
+    let (envelope, stacks) = runtime.block_on(trace(executions, request, &words, &flags))?;
+    show(&envelope, flags.json)?;
+    stacks
 }
 
 fn probe(entry: &Entry) -> Command {
@@ -197,13 +199,13 @@ fn filter(flags: &FilterFlags) -> Filter {
     }
 }
 
-/// Runs the probe, and the command if there is one, to the end.
+/// Runs the probe, and the command if there is one, to the end: what it found, and whether its stacks were written where they should go.
 async fn trace(
     executions: Executions,
     mut request: ProbeRequest,
     words: &[OsString],
     flags: &Flags,
-) -> Result<Envelope, Failure> {
+) -> Result<(Envelope, Result<(), Failure>), Failure> {
     let interrupted = interrupts()?;
     let mut workload = if words.is_empty() { None } else { Some(Workload::start(words)?) };
     if let Some(workload) = &workload {
@@ -218,7 +220,7 @@ async fn trace(
     let ended = follow(&execution, workload.as_mut(), &interrupted, &mut view).await?;
     let mut page = page(flags.top, flags.json);
     page.from = view.finish(&execution)?;
-    write_stacks(&execution, flags).await?;
+    let stacks = write_stacks(&execution, flags).await;
     let mut envelope = blocking(move || execution.envelope(&page)).await?;
     if ended.is_some() && !interrupted.is_cancelled() && envelope.status == Status::Stopped {
         // It has run for as long as it was meant to.
@@ -230,7 +232,21 @@ async fn trace(
             None => workload.end().await?,
         });
     }
-    Ok(envelope)
+    Ok((envelope, stacks))
+}
+
+impl Flags {
+    /// That stacks can be written where they are to go, before anything is traced.
+    fn try_files(&self) -> Result<(), Failure> {
+        for path in self.flamegraph.iter().chain(&self.folded) {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|error| Failure::usage(format!("cannot write {}: {error}", path.display())))?;
+        }
+        Ok(())
+    }
 }
 
 /// Writes what was asked for; an error if the probe has no stacks.

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use terminal_size::{Height, Width};
+
 use super::{Failure, output};
 use crate::{
     execution::{Execution, Page},
@@ -92,18 +94,31 @@ impl Watch {
             return print(&[line]);
         }
         self.erase()?;
-        let text = envelope_for(Reader::Shell, &envelope, MOST_BYTES);
-        output::text(&(text.clone() + "\n"))?;
-        if is_terminal {
+        let mut text = envelope_for(Reader::Shell, &envelope, MOST_BYTES);
+        if let Some((Width(columns), Height(lines))) = terminal_size::terminal_size_of(io::stdout()) {
+            text = within(&text, columns.into(), lines.into());
             self.height = text.lines().count() + 1;
         }
-        Ok(())
+        output::text(&(text + "\n"))
     }
 
     fn erase(&mut self) -> Result<(), Failure> {
         let height = std::mem::take(&mut self.height);
         if height == 0 { Ok(()) } else { output::text(&format!("\x1b[{height}A\x1b[J")) }
     }
+}
+
+/// What a window of so many columns and lines has room for, with the cursor below it: a line that is broken or scrolled away could not be
+/// drawn over.
+fn within(text: &str, columns: usize, lines: usize) -> String {
+    let room = lines.saturating_sub(2).max(1);
+    let cut = |line: &str| line.chars().take(columns).collect::<String>();
+    let mut shown: Vec<_> = text.lines().take(room).map(cut).collect();
+    let left = text.lines().count().saturating_sub(room);
+    if let Some(last) = shown.last_mut().filter(|_| left > 0) {
+        *last = cut(&format!("… {} more lines: a higher window or --top shows them", left + 1));
+    }
+    shown.join("\n") + "\n"
 }
 
 fn print(lines: &[String]) -> Result<(), Failure> {
@@ -114,4 +129,17 @@ fn print(lines: &[String]) -> Result<(), Failure> {
 #[expect(clippy::print_stderr, reason = "it is meant for the terminal")]
 fn warn(line: &str) {
     eprintln!("mcptrace: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_drawn_over_fits_into_the_window() {
+        assert_eq!(within("a\nb\n", 80, 24), "a\nb\n");
+        assert_eq!(within("ab…cd\n", 3, 24), "ab…\n");
+        assert_eq!(within("a\nb\nc\nd\n", 9, 5), "a\nb\n… 2 more \n");
+        assert_eq!(within("a\nb\n", 9, 0), "… 2 more \n");
+    }
 }

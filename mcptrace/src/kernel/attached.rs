@@ -4,6 +4,7 @@ use std::{
     borrow::{BorrowMut, Cow},
     collections::BTreeMap,
     hash::Hash,
+    os::fd::AsFd as _,
 };
 
 use aya::{
@@ -16,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use mcptrace_wire::Counter;
 
 use super::{
+    batch,
     hook::Attach,
     image::Image,
     loader::{AttachedProgram, Kernel, LoadError, chain},
@@ -177,12 +179,26 @@ pub struct Maps<'a> {
 impl Maps<'_> {
     /// All values of an array.
     pub fn array<V: Pod>(&self, name: &str) -> Result<Vec<V>, MapError> {
-        Array::<_, V>::try_from(self.map(name)?)?.iter().collect()
+        let map = self.map(name)?;
+        let array = Array::<_, V>::try_from(map)?;
+        if let Map::Array(data) = map
+            && let Some(values) = batch::values(data.fd().as_fd(), array.len(), 1)
+        {
+            return Ok(values);
+        }
+        array.iter().collect()
     }
 
     /// All values of a per-CPU array: for each index the values of all CPUs.
     pub fn per_cpu<V: Pod>(&self, name: &str) -> Result<Vec<Vec<V>>, MapError> {
-        let array = PerCpuArray::<_, V>::try_from(self.map(name)?)?;
+        let map = self.map(name)?;
+        let array = PerCpuArray::<_, V>::try_from(map)?;
+        let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        if let Map::PerCpuArray(data) = map
+            && let Some(values) = batch::values::<V>(data.fd().as_fd(), array.len(), cpus)
+        {
+            return Ok(values.chunks_exact(cpus).map(<[V]>::to_vec).collect());
+        }
         array.iter().map(|values| values.map(|values| values.to_vec())).collect()
     }
 

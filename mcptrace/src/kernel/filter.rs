@@ -57,7 +57,9 @@ pub enum FilterError {
     #[error("filter.pid: there is no process {0}")]
     NoProcess(u32),
     /// A thread that is not the first of its process.
-    #[error("filter.pid: {0} is a thread of process {1}: use filter.tid for the thread, or filter.pid {1} for the process")]
+    #[error(
+        "filter.pid: {0} is a thread of process {1}: use filter.tid for the thread, or filter.pid {1} for the process"
+    )]
     NotAProcess(u32, u32),
     /// No such thread.
     #[error("filter.tid: there is no thread {0}")]
@@ -94,7 +96,9 @@ pub enum FilterError {
     #[error("filter.container is empty: give an id or the start of one, or leave the filter out to see everything")]
     EmptyContainer,
     /// A name, which the kernel does not know.
-    #[error("filter.container: `{0}` is no container id: give at least 4 of its hexadecimal digits (docker ps, crictl ps), or filter.cgroup")]
+    #[error(
+        "filter.container: `{0}` is no container id: give at least 4 of its hexadecimal digits (docker ps, crictl ps), or filter.cgroup"
+    )]
     NoContainerId(String),
     /// Several containers.
     #[error("filter.container: `{id}` names {count} control groups; give more of the id")]

@@ -8,6 +8,7 @@ use super::OptionError;
 use crate::{
     kernel::{arch, attached},
     suggest::nearest,
+    text::quoted,
 };
 
 /// What results are grouped by

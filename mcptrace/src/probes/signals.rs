@@ -14,7 +14,7 @@ use crate::{
     },
     report::{Field, Row},
     signals,
-    text::comm,
+    text::{comm, quoted},
 };
 
 /// Buffer for events: 9,000.

@@ -53,6 +53,16 @@ pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, wanted: Wante
     Reply::with_text(text::envelope(&envelope, text_bytes), &envelope)
 }
 
+/// A start as a reply: there is nothing to tell yet of what it finds.
+pub(super) async fn started(call: &Call, execution: &Arc<Execution>) -> Result<Reply, ToolError> {
+    let page = Page { from: 0, limit: 1, max_bytes: DEFAULT_BYTES as usize };
+    let mut envelope = call.envelope(execution, page).await?;
+    envelope.report = None;
+    envelope.events = None;
+    envelope.more = None;
+    Reply::with_text(text::envelope(&envelope, TEXT_BYTES), &envelope)
+}
+
 impl Wanted {
     fn page(self, max_bytes: usize) -> Page {
         Page { from: self.from, limit: self.rows, max_bytes }

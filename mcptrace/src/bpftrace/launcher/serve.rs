@@ -13,6 +13,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
+    io::Errno,
     net::{AddressFamily, RecvFlags, SocketFlags, SocketType},
     process::{Pid, PidfdFlags, Signal},
 };
@@ -50,6 +51,9 @@ pub enum NotServed {
         "this command is started by `mcptrace serve` and `mcptrace daemon`, which talk to it over their own socket"
     )]
     ByHand,
+    /// The server has ended before anything was asked of it.
+    #[error("the server has ended")]
+    Gone,
     /// The system does not let it.
     #[error("the launcher cannot begin: {0}")]
     System(#[from] io::Error),
@@ -78,16 +82,24 @@ fn server() -> Result<(OwnedFd, OwnedFd), NotServed> {
     let kind = rustix::net::sockopt::socket_type(&input).map_err(by_hand)?;
     let peer = rustix::net::sockopt::socket_peercred(&input).map_err(by_hand)?;
     let started_by = |pid: Pid| rustix::process::getppid() == Some(pid);
-    if kind != SocketType::SEQPACKET || !started_by(peer.pid) {
+    if kind != SocketType::SEQPACKET {
         return Err(NotServed::ByHand);
     }
-    let server = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()).map_err(io::Error::from)?;
-    // Else it had ended before, and the number may be another's.
+    let server = match rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Err(NotServed::Gone),
+        other => other.map_err(io::Error::from)?,
+    };
+    // A server that has ended is nobody's parent, and its number may be another's by now.
     if !started_by(peer.pid) {
-        return Err(NotServed::ByHand);
+        return Err(if has_ended(&server)? { NotServed::Gone } else { NotServed::ByHand });
     }
     // What it starts has another standard input.
     Ok((input.as_fd().try_clone_to_owned()?, server))
+}
+
+fn has_ended(process: &OwnedFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    Ok(rustix::event::poll(&mut polled, Some(&Timespec::default()))? > 0)
 }
 
 /// Lets go of all but what it is for. Signals that end a server's whole group or terminal do not end it before the server.
@@ -207,7 +219,7 @@ impl Serving {
         let length = match received {
             Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok((_, length)) => length,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         let request = packet.get(..length).and_then(Request::decode);
@@ -301,7 +313,7 @@ impl Script {
         let mut packet = [0; 2];
         let received = rustix::net::recv(orders, &mut packet[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC);
         let order = match received {
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
+            Err(Errno::AGAIN | Errno::INTR) => return,
             Ok((_, length)) => packet.get(..length).and_then(Order::decode),
             Err(_) => None,
         };

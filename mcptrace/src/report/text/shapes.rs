@@ -6,7 +6,7 @@ use super::{
     columns::{Column, aligned},
     units::{self, count, decimal, plain, quantity},
 };
-use crate::report::{Events, Field, Histogram, Report, Row, Series, Stacks, Table};
+use crate::report::{Events, Field, Histogram, Report, Rest, Row, Series, Stacks, Table};
 
 /// Series that get bars, at most; more are compared by their percentiles.
 const MOST_BARRED: usize = 2;

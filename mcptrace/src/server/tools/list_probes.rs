@@ -8,7 +8,7 @@ use crate::{
     bpftrace::tools,
     executions::obstacle,
     kernel::discovery::{self, Access, DEFAULT_LIMIT, DiscoveryError, Query},
-    probes::PROBES,
+    probes::{Entry, PROBES},
     scripts::{self, ByPid, Script},
     server::{
         call::{Call, Reply},
@@ -158,7 +158,7 @@ fn list(arguments: &Arguments) -> Result<Listed, ToolError> {
 }
 
 fn add_native(listed: &mut Listed, filter: &str) {
-    let matching = PROBES.iter().filter(|entry| filter.is_empty() || glob(filter, entry.name));
+    let matching = PROBES.iter().filter(|entry| filter.is_empty() || is_native(entry, filter));
     for entry in matching {
         let reason = obstacle(entry);
         listed.probes.push(entry.name.to_owned());
@@ -171,6 +171,11 @@ fn add_native(listed: &mut Listed, filter: &str) {
         });
     }
     listed.total += listed.native.len() as u64;
+}
+
+/// Whether a name matches, or what is said of a probe has the word.
+fn is_native(entry: &Entry, filter: &str) -> bool {
+    glob(filter, entry.name) || (!filter.contains(['*', '?', ':']) && entry.is_about(filter))
 }
 
 fn add_kernel(listed: &mut Listed, arguments: &Arguments) -> Result<(), ToolError> {

@@ -87,11 +87,12 @@ async fn run(mut call: Call) -> Outcome {
     let background = arguments.background;
     let request = request(arguments, call.caller().clone());
     let execution = call.blocking(move |executions| executions.start_probe(&request)).await??;
-    if !background {
-        let guard = StopOnDrop(Arc::clone(&execution));
-        finish(&call, &execution).await?;
-        drop(guard);
+    if background {
+        return bounds::started(&call, &execution).await;
     }
+    let guard = StopOnDrop(Arc::clone(&execution));
+    finish(&call, &execution).await?;
+    drop(guard);
     bounds::reply(&call, &execution, wanted).await
 }
 
