@@ -126,9 +126,10 @@ impl Probe for SyscallErrors {
     }
 }
 
-/// The kernel's own codes from 512 on ask for a restart (include/linux/errno.h).
+/// `ERESTARTSYS`, `ERESTARTNOINTR`, `ERESTARTNOHAND` and `ERESTART_RESTARTBLOCK` (include/linux/errno.h) ask for a restart. Other codes
+/// from 512 on are errors that some driver or file system gives to programs as they are, such as 524, `ENOTSUPP`.
 fn errno_name(errno: u32) -> String {
-    if errno >= 512 { "interrupted".to_owned() } else { errno::name(errno as i32) }
+    if matches!(errno, 512 | 513 | 514 | 516) { "interrupted".to_owned() } else { errno::name(errno as i32) }
 }
 
 fn table(errors: &BTreeMap<ErrorKey, u64>, by: By) -> Table {
@@ -171,5 +172,12 @@ mod tests {
         assert_eq!(table.rows.len(), 2);
         assert_eq!((&table.rows[0]["errno"], &table.rows[0]["errors"]), (&"interrupted".into(), &7.into()));
         assert_eq!((&table.rows[1]["errno"], table.rows[1].get("pid")), (&"ENOENT".into(), None));
+    }
+
+    #[test]
+    fn other_codes_of_the_kernels_own_are_errors() {
+        for errno in [515, 517, 524] {
+            assert_ne!(errno_name(errno), "interrupted", "{errno}");
+        }
     }
 }
