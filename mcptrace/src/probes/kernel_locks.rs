@@ -154,6 +154,9 @@ fn wanted_by(stack: &NamedStack) -> &str {
     const LOCKING: &[&str] = &[
         "_raw_",
         "__raw_",
+        // Of a run queue and of a list of pages: who calls them wants the lock.
+        "raw_spin_rq_lock",
+        "folio_lruvec_lock",
         "native_queued_",
         "__pv_queued",
         "queued_",
@@ -194,6 +197,8 @@ mod tests {
             (key(20), stack(&["do_syscall_64", "do_renameat2", "lock_rename", "mutex_lock", "__mutex_lock"])),
             (key(21), stack(&["work", "do_renameat2", "down_write", "rwsem_down_write_slowpath"])),
             (key(22), stack(&["do_renameat2", "__mutex_lock_slowpath"])),
+            (key(23), stack(&["__schedule", "raw_spin_rq_lock_nested", "_raw_spin_lock_nested"])),
+            (key(24), stack(&["folio_batch_move_lru", "folio_lruvec_lock_irqsave", "_raw_spin_lock_irqsave"])),
         ];
         let lock = |stack, flags| LockKey { stack, flags, pid: 0 };
         let waits = |count, total_ns, max_ns| Waits { count, total_ns, max_ns };
@@ -201,15 +206,19 @@ mod tests {
             (lock(20, 32), waits(3, 30, 20)),
             (lock(22, 33), waits(2, 20, 11)),
             (lock(21, 4), waits(7, 10, 2)),
+            (lock(23, 1), waits(1, 3, 3)),
+            (lock(24, 1), waits(1, 2, 2)),
         ]);
         let found = found(&locks, Named { stacks: stacks.into(), notes: Vec::new() });
-        assert_eq!(found.delivered, 12);
+        assert_eq!(found.delivered, 14);
         let Some(Report::Table(table)) = found.report else { panic!() };
         assert_eq!(
             serde_json::to_value(&table.rows).unwrap(),
             serde_json::json!([
                 {"lock": "mutex", "function": "do_renameat2", "total_ns": 50, "waits": 5, "mean_ns": 10, "max_ns": 20},
                 {"lock": "rwsem (write)", "function": "do_renameat2", "total_ns": 10, "waits": 7, "mean_ns": 1, "max_ns": 2},
+                {"lock": "spin lock", "function": "__schedule", "total_ns": 3, "waits": 1, "mean_ns": 3, "max_ns": 3},
+                {"lock": "spin lock", "function": "folio_batch_move_lru", "total_ns": 2, "waits": 1, "mean_ns": 2, "max_ns": 2},
             ])
         );
     }
