@@ -169,6 +169,8 @@ fn resets_of_refused_connects_are_counted_on_both_sides() {
         for row in events(&envelope) {
             let port = if row["event"] == "reset_sent" { "local_port" } else { "remote_port" };
             assert_eq!((&row[port], &row["remote"]), (&json!(closed), &json!(address)), "{row:?}");
+            let reason = (row["event"] == "reset_sent").then(|| json!("NO_SOCKET"));
+            assert_eq!(row.get("reason"), reason.as_ref(), "{row:?}");
         }
     }
 }

@@ -111,7 +111,7 @@ impl Probe for TcpRetransmits {
     }
 
     fn event_fields() -> Vec<Field> {
-        let mut fields = ["time", "event", "state"].map(|name| Field::new(name, "")).to_vec();
+        let mut fields = ["time", "event", "state", "reason"].map(|name| Field::new(name, "")).to_vec();
         fields.extend(end_fields());
         fields
     }
@@ -120,12 +120,13 @@ impl Probe for TcpRetransmits {
         parse::<TroubleEvent>(record).is_some()
     }
 
-    fn row(record: &[u8], clock: &Clock) -> Option<Row> {
+    fn named_row(&self, record: &[u8], clock: &Clock) -> Option<Row> {
         let (event, _) = parse::<TroubleEvent>(record)?;
         let mut row = Row::new();
         row.insert("time".into(), clock.utc(event.time_ns).into());
         row.insert("event".into(), trouble_name(event.trouble).into());
         row.insert("state".into(), state_name(event.state).into());
+        insert_reason(&mut row, event.trouble, event.reason, &self.reasons);
         insert_ends(&mut row, &event.ends);
         Some(row)
     }
@@ -155,11 +156,16 @@ fn row(key: &TroubleKey, count: u64, reasons: &BTreeMap<u32, String>) -> Row {
     row.insert("event".into(), trouble_name(key.trouble).into());
     row.insert("remote".into(), address(key.remote, key.family as u16).into());
     row.insert("state".into(), state_name(key.state).into());
-    if key.trouble == TcpTrouble::ResetSent as u32 && !reasons.is_empty() {
-        row.insert("reason".into(), reason_name(key.reason, reasons).into());
-    }
+    insert_reason(&mut row, key.trouble, key.reason, reasons);
     row.insert("count".into(), count.into());
     row
+}
+
+/// Only resets that this host sent have a reason.
+fn insert_reason(row: &mut Row, trouble: u32, reason: u32, reasons: &BTreeMap<u32, String>) {
+    if trouble == TcpTrouble::ResetSent as u32 && !reasons.is_empty() {
+        row.insert("reason".into(), reason_name(reason, reasons).into());
+    }
 }
 
 fn reason_name(reason: u32, reasons: &BTreeMap<u32, String>) -> String {
