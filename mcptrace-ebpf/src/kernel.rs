@@ -12,7 +12,7 @@ use aya_ebpf::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
         generated::{
             bpf_get_current_task, bpf_get_current_task_btf, bpf_perf_event_output, bpf_probe_read_kernel,
-            bpf_ringbuf_output,
+            bpf_probe_read_kernel_str, bpf_ringbuf_output,
         },
     },
     macros::map,
@@ -20,8 +20,8 @@ use aya_ebpf::{
 };
 
 use crate::{
-    BUCKETS, BY_CGROUP, BY_COMM, BY_FOLLOWED, BY_PID, BY_TID, BY_UID, COUNTERS as COUNTERS_LEN, Comm, Counter,
-    Histogram, START_TIME_MASK, Waits, bucket_of, start_slot,
+    BUCKETS, BY_CGROUP, BY_COMM, BY_FOLLOWED, BY_PID, BY_TID, BY_UID, COMM_LEN, COUNTERS as COUNTERS_LEN, Comm,
+    Counter, Histogram, START_TIME_MASK, Waits, bucket_of, start_slot,
 };
 
 /// Filters in force, `FILTER_*` bits. Zero: everything passes.
@@ -50,6 +50,9 @@ static FILTER_MIN_NS: Global<u64> = Global::new(0);
 pub(crate) static TASK_PID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static TASK_TGID: Global<u32> = Global::new(0);
+/// `group_leader`: the first thread of the process.
+#[unsafe(no_mangle)]
+pub static TASK_LEADER: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_COMM: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -162,7 +165,23 @@ pub fn current_passes() -> bool {
 /// `task` is a trusted BTF pointer to a `struct task_struct`.
 #[inline(always)]
 pub unsafe fn task_passes(task: *const u8) -> bool {
-    let filters = FILTERS.load();
+    // SAFETY: the caller's promise.
+    unsafe { passes(task, FILTERS.load()) }
+}
+
+/// Whether a task's process passes the filters, whatever the names and numbers of its threads.
+///
+/// # Safety
+///
+/// As for [`task_passes`].
+#[inline(always)]
+pub unsafe fn process_passes(task: *const u8) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { passes(task, FILTERS.load() & !(BY_TID | BY_COMM)) }
+}
+
+#[inline(always)]
+unsafe fn passes(task: *const u8, filters: u32) -> bool {
     if filters == 0 {
         return true;
     }
@@ -276,6 +295,22 @@ pub unsafe fn follow_fork(parent: *const u8, child: *const u8) {
     }
 }
 
+/// Stops following a process that is gone: its place is for another, and its number may be given to a stranger.
+///
+/// # Safety
+///
+/// `task` is a trusted BTF pointer to a `struct task_struct`.
+#[inline(always)]
+pub unsafe fn forget(task: *const u8) {
+    // SAFETY: the caller's promise.
+    let (pid, leader): (u32, *const u8) = unsafe { (load(task, TASK_TGID.load()), load(task, TASK_LEADER.load())) };
+    // The first thread goes last. One that another thread took the place of by executing a program has lost its rank (de_thread,
+    // fs/exec.c).
+    if leader == task {
+        let _ = FOLLOWED.remove(pid);
+    }
+}
+
 /// The thread id of a task.
 ///
 /// # Safety
@@ -305,9 +340,14 @@ pub unsafe fn task_tgid(task: *const u8) -> u32 {
 /// `task` is a trusted BTF pointer to a `struct task_struct`.
 #[inline(always)]
 pub unsafe fn task_comm(task: *const u8) -> Comm {
-    // SAFETY: the caller's promise; `comm` is an array of 16 bytes, which need not be aligned for 8-byte loads everywhere,
-    // so it is copied by the helper.
-    unsafe { read_kernel(task.wrapping_add(TASK_COMM.load() as usize)) }
+    let mut comm: Comm = [0; COMM_LEN];
+    // As a string: before 5.17 the end of a longer name that the task had before may stand behind the NUL (`__set_task_comm`, fs/exec.c).
+    // SAFETY: the caller's promise; the helper writes at most so many bytes.
+    unsafe {
+        let name = task.wrapping_add(TASK_COMM.load() as usize);
+        bpf_probe_read_kernel_str((&raw mut comm).cast::<c_void>(), COMM_LEN as u32, name.cast::<c_void>());
+    }
+    comm
 }
 
 /// Whether the current thread is in a 32-bit system call.
@@ -564,7 +604,7 @@ macro_rules! object {
     };
 }
 
-/// Adds the program that follows forks of the filtered process. User space attaches it only when `descendants` is asked for.
+/// Adds the programs that follow forks of the filtered process. User space attaches them only when `descendants` is asked for.
 #[macro_export]
 macro_rules! follows_forks {
     () => {
@@ -573,6 +613,15 @@ macro_rules! follows_forks {
             // SAFETY: the arguments of sched_process_fork are the parent's and the child's task_struct
             // (include/trace/events/sched.h).
             unsafe { $crate::kernel::follow_fork(ctx.arg(0), ctx.arg(1)) };
+            0
+        }
+
+        // Not at sched_process_exit: programs at one tracepoint run in no certain order, and more events of the process follow, as when its
+        // last thread leaves its CPU. Here nothing of it runs any more.
+        #[aya_ebpf::macros::btf_tracepoint(function = "sched_process_free")]
+        fn forget(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
+            // SAFETY: the argument of sched_process_free is a task_struct (include/trace/events/sched.h).
+            unsafe { $crate::kernel::forget(ctx.arg(0)) };
             0
         }
     };

@@ -14,6 +14,7 @@ pub mod file;
 pub mod function;
 pub mod kernel;
 pub mod memory;
+pub mod names;
 pub mod process;
 pub mod socket;
 pub mod stack;

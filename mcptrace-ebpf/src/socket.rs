@@ -28,6 +28,9 @@ static SK_LOCAL_V6: Global<u32> = Global::new(NONE);
 static SK_REMOTE_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SK_LOCAL_PORT: Global<u32> = Global::new(0);
+/// Offset in `struct inet_sock` of a copy of the local port, in network byte order, which a closed socket keeps.
+#[unsafe(no_mangle)]
+pub static INET_LOCAL_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SK_PROTOCOL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -130,11 +133,26 @@ pub unsafe fn ends_of_trusted(sk: *const u8) -> Option<Endpoints> {
         Some(Endpoints {
             local,
             remote,
-            local_port: load(sk, SK_LOCAL_PORT.load()),
+            local_port: local_port(sk),
             remote_port: u16::from_be(load(sk, SK_REMOTE_PORT.load())),
             family,
             protocol: load(sk, SK_PROTOCOL.load()),
         })
+    }
+}
+
+/// The local port, also of a socket that has been closed by its peer and gave its port back (`tcp_set_state`, net/ipv4/tcp.c): what it
+/// still holds can be read.
+///
+/// # Safety
+///
+/// As for [`ends_of_trusted`]; the socket is one of IP.
+#[inline(always)]
+unsafe fn local_port(sk: *const u8) -> u16 {
+    // SAFETY: the caller's promise. The copy is beyond the end of `struct sock`, where the verifier allows no plain load.
+    unsafe {
+        let port: u16 = load(sk, SK_LOCAL_PORT.load());
+        if port != 0 { port } else { u16::from_be(read_kernel(sk.wrapping_add(INET_LOCAL_PORT.load() as usize))) }
     }
 }
 

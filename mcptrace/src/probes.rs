@@ -21,6 +21,7 @@ pub mod heap_growth;
 pub mod irq_time;
 pub mod kernel_locks;
 pub mod memory_reclaim;
+mod names;
 pub mod net_traffic;
 pub mod offcpu_stacks;
 pub mod oom_kills;
@@ -98,8 +99,9 @@ pub const PROBES: &[Entry] = &[
     Entry::of::<bpf_programs::BpfPrograms>(),
 ];
 
-/// The program that follows forks of a filtered process; every object has it.
-pub const FOLLOW: Attach = Attach::tracepoint("follow", "sched_process_fork");
+/// The programs that follow forks of a filtered process, and let go of those that are gone; every object has them.
+pub const FOLLOW: [Attach; 2] =
+    [Attach::tracepoint("follow", "sched_process_fork"), Attach::tracepoint("forget", "sched_process_free")];
 
 /// A native probe.
 pub trait Probe: Sized + Send + Sync + 'static {
@@ -383,7 +385,7 @@ fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Res
     plan.globals.extend(context.filter.globals.iter().cloned());
     plan.follow = context.filter.follow;
     if plan.follow.is_some() {
-        plan.attach.insert(0, FOLLOW);
+        plan.attach.splice(0..0, FOLLOW);
     }
     let options = match serde_json::to_value(&options) {
         Ok(Value::Object(options)) => options,

@@ -265,7 +265,8 @@ pub struct Loss {
     /// Events lost, by cause.
     pub dropped: std::collections::BTreeMap<String, u64>,
     /// Runs of the counting program that the kernel skipped because it was already running on that CPU: an upper bound
-    /// of what was never seen. Absent where the kernel does not tell (before 5.12).
+    /// of what was never seen; and processes and requests that there was no room to follow. Absent where the kernel does not tell
+    /// (before 5.12).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub missed: Option<u64>,

@@ -244,6 +244,24 @@ fn what_a_process_sends_and_receives_is_there_to_the_byte() {
     }
 }
 
+/// A socket that is closed on both sides gives its port back before the program has read what it still holds.
+#[test]
+fn what_is_read_after_the_end_belongs_to_the_port() {
+    for (family, address) in FAMILIES {
+        let (mut server, mut client) = (workload!(), workload!());
+        let port = server.run(&format!("tcp_listen {family}"))[0];
+        let envelope = around("net_traffic", &json!({"port": port}), &of_pid(server.pid()), || {
+            server.begin("tcp_serve_late 5003");
+            client.run(&format!("tcp_leave {family} {port} 5003"));
+            server.finish();
+        });
+        assert_no_loss(&envelope);
+        let [row] = rows(&envelope) else { panic!("{:?}", rows(&envelope)) };
+        assert_eq!((&row["port"], &row["port_of"], &row["peer"]), (&json!(port), &json!("local"), &json!(address)));
+        assert_eq!(number(row, "received_bytes"), 5003);
+    }
+}
+
 #[test]
 fn a_datagram_is_a_call_and_grouping_by_command_leaves_processes_out() {
     let (mut receiver, mut sender) = (workload!(), workload!());

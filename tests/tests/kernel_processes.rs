@@ -10,7 +10,7 @@ use mcptrace::{
 use mcptrace_tests::{
     memory_group::Limited,
     named_group::Named,
-    probing::{around, assert_no_loss, events, of_pid},
+    probing::{around, assert_no_loss, calls, events, of_pid},
     workload,
     workload::{Workload, hex},
 };
@@ -285,4 +285,27 @@ fn execsnoop_sees_the_same_programs() {
     let parent = workload.pid().to_string();
     let theirs = text.lines().filter(|line| line.split_whitespace().nth(2) == Some(&parent)).count();
     assert_eq!((events(&envelope).len(), theirs), (53, 53), "{text}");
+}
+
+/// More than the table of followed processes has room for at once.
+#[test]
+fn descendants_are_followed_however_many_there_are() {
+    let mut workload = workload!();
+    let envelope = around("process_exit", &json!({}), &family(&workload), || drop(workload.run("fork fork 10301 0")));
+    assert_no_loss(&envelope);
+    assert_eq!(envelope.loss.seen, Some(10_301), "{:?}", envelope.notes);
+}
+
+#[test]
+fn a_stranger_with_the_number_of_one_who_is_gone_is_not_followed() {
+    let (mut followed, mut stranger) = (workload!(), workload!());
+    let envelope = around("syscall_counts", &json!({}), &family(&followed), || {
+        let pid = followed.run(&format!("spawn 1 {}", words(&["/bin/true"])))[0];
+        // The kernel tells that a process is gone a grace period after its number is free.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        stranger.run(&format!("fork_as {pid} 97"));
+        followed.run("fork fork 1 13");
+    });
+    assert_no_loss(&envelope);
+    assert_eq!(calls(&envelope).of("getppid"), (13, 0, 0));
 }

@@ -262,11 +262,15 @@ fn memory_that_is_not_freed_is_found_to_the_byte() {
     workload.run("leak 23 1009");
     workload.run("churn 31 501");
     workload.run("grow 7 2003");
+    workload.run("grow_in_vain 13 701");
+    workload.run("shrink 17 601");
     let envelope = after_the_end(&execution, workload);
     assert_no_loss(&envelope);
     assert_eq!(with(&envelope, "leak_memory"), 23 * 1009, "{envelope:#?}");
     assert_eq!(with(&envelope, "grow_memory"), 7 * 2003, "{envelope:#?}");
     assert_eq!(with(&envelope, "churn_memory"), 0, "{envelope:#?}");
+    assert_eq!(with(&envelope, "grow_in_vain"), 13 * 701, "what a realloc that fails was given stays: {envelope:#?}");
+    assert_eq!(with(&envelope, "shrink_memory"), 0, "a realloc to nothing frees: {envelope:#?}");
     // 23 of leak, 4 times 31 of churn, twice 7 of grow; and what the workload needs to read its commands.
     assert!(envelope.loss.seen.unwrap() >= 23 + 4 * 31 + 2 * 7, "{:?}", envelope.loss);
     assert!(envelope.notes.iter().any(|note| note.contains("were not freed")), "{:?}", envelope.notes);

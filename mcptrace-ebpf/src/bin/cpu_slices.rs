@@ -8,15 +8,11 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, RunqBy, RunqKey, Slices,
-    kernel::{
-        add, count, duration_passes, load, now, record, record_shared, task_comm, task_passes, task_tgid, task_tid,
-    },
+    Counter, GroupKey, Slices,
+    kernel::{add, count, duration_passes, load, now, record, record_shared, task_passes, task_tid},
+    names::{is_grouped, process_comm, task_group},
 };
 
-/// What to group by, a [`RunqBy`].
-#[unsafe(no_mangle)]
-static GROUP_BY: Global<u32> = Global::new(RunqBy::Cpu as u32);
 /// Offset of `task_struct.__state` (5.14 and later) or `.state`.
 #[unsafe(no_mangle)]
 static TASK_STATE: Global<u32> = Global::new(0);
@@ -29,7 +25,7 @@ static RUNNING: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 static BY_CPU: PerCpuArray<Slices> = PerCpuArray::with_max_entries(1, 0);
 /// The slices of groups. Made with one entry unless grouped.
 #[map]
-static GROUPS: HashMap<RunqKey, Slices> = HashMap::with_max_entries(1, 0);
+static GROUPS: HashMap<GroupKey, Slices> = HashMap::with_max_entries(1, 0);
 /// A new group, all zeros: too large for the stack.
 #[map]
 static EMPTY: PerCpuArray<Slices> = PerCpuArray::with_max_entries(1, 0);
@@ -86,6 +82,7 @@ fn migrate(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 /// Counts a slice that has ended.
 #[inline(always)]
@@ -109,21 +106,17 @@ unsafe fn ended(task: *const u8, ran: u64, voluntary: bool) {
 /// The group of a task; none if they are not grouped or there is no room for another.
 #[inline(always)]
 unsafe fn group_of(task: *const u8) -> Option<*mut Slices> {
-    if GROUP_BY.load() == RunqBy::Cpu as u32 {
+    if !is_grouped() {
         return None;
     }
     // SAFETY: the caller passes a task; only the name of an empty group is ever written.
     unsafe {
-        let key = if GROUP_BY.load() == RunqBy::Comm as u32 {
-            RunqKey { pid: 0, zero: 0, comm: task_comm(task) }
-        } else {
-            RunqKey { pid: task_tgid(task), zero: 0, comm: [0; 16] }
-        };
+        let key = task_group(task);
         if let Some(group) = GROUPS.get_ptr_mut(key) {
             return Some(group);
         }
         let empty = EMPTY.get_ptr_mut(0)?;
-        (*empty).comm = task_comm(task);
+        (*empty).comm = process_comm(task);
         // Another CPU may have been first (BPF_NOEXIST is 1): then its group is used.
         let empty: &Slices = &*empty;
         let _ = GROUPS.insert(key, empty, 1);

@@ -3,24 +3,22 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, FileId, FileIo, FileIoKey, START_SLOTS, Walk,
+    Counter, FileId, FileIo, FileIoKey, GroupKey, START_SLOTS, Walk,
     file::{S_IFBLK, S_IFREG, file_type, id, inode, open_file, walk},
     kernel::{add, count, current_passes, duration_passes, now, record_shared, since, start, take_start},
+    names::{current_group, current_process_comm},
     syscall::{Classes, class, entered, first_argument, has_error, returning},
 };
 
 /// Which calls read and which write.
 #[unsafe(no_mangle)]
 static IO_CALLS: Classes = Global::new([0; 1024]);
-/// Whether processes are told apart.
-#[unsafe(no_mangle)]
-static BY_PROCESS: Global<u32> = Global::new(0);
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): entries are large and most runs see few files.
 const NO_PREALLOC: u32 = 1;
@@ -56,9 +54,8 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
     if operation == 0 {
         return 0;
     }
-    let pid_tgid = bpf_get_current_pid_tgid();
     // 0 stands for no start, which is no time of one.
-    let begin = take_start(&STARTS, pid_tgid as u32).unwrap_or(0);
+    let begin = take_start(&STARTS, bpf_get_current_pid_tgid() as u32).unwrap_or(0);
     if begin == 0 && !current_passes() {
         return 0;
     }
@@ -75,13 +72,14 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
     let latency = since(begin, now());
     if duration_passes(latency) {
         count(Counter::Seen);
-        let pid = if BY_PROCESS.load() != 0 { (pid_tgid >> 32) as u32 } else { 0 };
-        finish(&ctx, file, FileIoKey { file: id(inode), operation: operation.into(), pid }, latency);
+        let GroupKey { pid, comm, .. } = current_group();
+        finish(&ctx, file, FileIoKey { file: id(inode), operation: operation.into(), pid, comm }, latency);
     }
     0
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 #[inline(always)]
 fn finish(ctx: &BtfTracePointContext, file: u64, key: FileIoKey, latency: u64) {
@@ -110,7 +108,7 @@ fn cell(file: u64, key: FileIoKey) -> Option<*mut FileIo> {
     let empty = EMPTY.get_ptr_mut(0)?;
     // SAFETY: a pointer into this CPU's value of the map, of which only the name is ever written.
     let empty: &FileIo = unsafe {
-        (*empty).comm = bpf_get_current_comm().unwrap_or_default();
+        (*empty).comm = current_process_comm();
         &*empty
     };
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap},
     programs::BtfTracePointContext,
@@ -11,6 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, FutexCell, START_SLOTS, Waits,
     kernel::{add as add_atomic, add_wait, count, current_passes, duration_passes, now, since, start, take_start},
+    names::current_process_comm,
     stack::weigh,
     syscall::{call_arguments, entered, returning},
 };
@@ -74,6 +75,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 
 mcptrace_ebpf::sends_stacks!();
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 #[inline(always)]
 fn waits(ctx: &BtfTracePointContext, index: u32) -> bool {
@@ -115,7 +117,7 @@ fn cell(pid: u32) -> Option<*mut FutexCell> {
     if let Some(cell) = FUTEXES.get_ptr_mut(pid) {
         return Some(cell);
     }
-    let comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    let comm = current_process_comm();
     let waits = Waits { count: 0, total_ns: 0, max_ns: 0 };
     // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used.
     let _ = FUTEXES.insert(pid, FutexCell { waits, timed_out: 0, not_needed: 0, comm }, 1);

@@ -57,14 +57,18 @@ fn allocates_into(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `realloc(old, size)`: the old block is taken for freed at once.
+/// `realloc(old, size)`: the old block is out of account until it returns, because its address may be given out again before.
 #[uprobe]
 fn reallocates(ctx: ProbeContext) -> u32 {
-    let (old, bytes) = (argument(&ctx, 0), argument(&ctx, 1));
-    if old != 0 {
-        freed(old);
+    let (address, bytes) = (argument(&ctx, 0), argument(&ctx, 1));
+    let sampled = u32::from(current_passes() && is_sampled());
+    let block = if address == 0 { None } else { take_block(address) };
+    if block.is_none() && sampled == 0 {
+        return 0;
     }
-    begin(bytes, 0);
+    let old = if block.is_some() { address } else { 0 };
+    let old_block = block.unwrap_or(HeapBlock { bytes: 0, stack: 0 });
+    remember(HeapSlot { bytes, target: 0, old, old_block, tid: bpf_get_current_pid_tgid() as u32, sampled });
     0
 }
 
@@ -81,7 +85,8 @@ fn frees(ctx: ProbeContext) -> u32 {
 /// The return of all that allocate.
 #[uretprobe]
 fn returns(ctx: RetProbeContext) -> u32 {
-    let Some((bytes, target)) = take() else { return 0 };
+    let Some(slot) = take() else { return 0 };
+    let HeapSlot { bytes, target, sampled, .. } = slot;
     let result = result(&ctx);
     let address = if target == 0 {
         result
@@ -91,7 +96,9 @@ fn returns(ctx: RetProbeContext) -> u32 {
     } else {
         0
     };
-    if address == 0 {
+    // A realloc to nothing frees; one that fails leaves the old block as it was.
+    reallocated(&slot, address != 0 || bytes == 0);
+    if address == 0 || sampled == 0 {
         return 0;
     }
     count_shared(Counter::Seen);
@@ -110,9 +117,19 @@ fn begin(bytes: u64, target: u64) {
         return;
     }
     let tid = bpf_get_current_pid_tgid() as u32;
-    if let Some(slot) = STARTS.get_ptr_mut(tid & (START_SLOTS - 1)) {
-        // SAFETY: a pointer into the map's value.
-        unsafe { *slot = HeapSlot { bytes, target, tid, zero: 0 } };
+    remember(HeapSlot { bytes, target, old: 0, old_block: HeapBlock { bytes: 0, stack: 0 }, tid, sampled: 1 });
+}
+
+#[inline(always)]
+fn remember(new: HeapSlot) {
+    let Some(slot) = STARTS.get_ptr_mut(new.tid & (START_SLOTS - 1)) else { return };
+    // SAFETY: a pointer into the map's value.
+    unsafe {
+        // A realloc that allocates by another of these functions does so to move.
+        if (*slot).tid == new.tid {
+            reallocated(&*slot, true);
+        }
+        *slot = new;
     }
 }
 
@@ -125,7 +142,7 @@ fn is_sampled() -> bool {
 
 /// What the thread allocates; only the innermost of functions that call each other finds it.
 #[inline(always)]
-fn take() -> Option<(u64, u64)> {
+fn take() -> Option<HeapSlot> {
     let tid = bpf_get_current_pid_tgid() as u32;
     let slot = STARTS.get_ptr_mut(tid & (START_SLOTS - 1))?;
     // SAFETY: a pointer into the map's value.
@@ -134,7 +151,22 @@ fn take() -> Option<(u64, u64)> {
             return None;
         }
         (*slot).tid = 0;
-        Some(((*slot).bytes, (*slot).target))
+        Some(*slot)
+    }
+}
+
+/// Books the end of a realloc's old block, or takes it into account again.
+#[inline(always)]
+fn reallocated(slot: &HeapSlot, is_freed: bool) {
+    let HeapSlot { old, old_block, .. } = *slot;
+    if old == 0 {
+        return;
+    }
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if is_freed {
+        book(pid, old_block);
+    } else {
+        let _ = BLOCKS.insert(HeapKey { address: old, pid, zero: 0 }, old_block, 0);
     }
 }
 
@@ -149,12 +181,25 @@ fn allocated(address: u64, bytes: u64, key: &StackKey) -> Result<(), Counter> {
 
 #[inline(always)]
 fn freed(address: u64) {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let block = HeapKey { address, pid, zero: 0 };
+    if let Some(block) = take_block(address) {
+        book((bpf_get_current_pid_tgid() >> 32) as u32, block);
+    }
+}
+
+/// Takes a block out of account.
+#[inline(always)]
+fn take_block(address: u64) -> Option<HeapBlock> {
+    let key = HeapKey { address, pid: (bpf_get_current_pid_tgid() >> 32) as u32, zero: 0 };
     // SAFETY: copied at once.
-    let Some(found) = BLOCKS.get_ptr(block).map(|found| unsafe { *found }) else { return };
-    let _ = BLOCKS.remove(block);
-    let key = StackKey { id: found.stack, pid, zero: 0 };
+    let block = BLOCKS.get_ptr(key).map(|block| unsafe { *block })?;
+    let _ = BLOCKS.remove(key);
+    Some(block)
+}
+
+/// Books a block as freed.
+#[inline(always)]
+fn book(pid: u32, block: HeapBlock) {
+    let key = StackKey { id: block.stack, pid, zero: 0 };
     let weight = FREED.get_ptr_mut(key).or_else(|| {
         // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used. There are no more stacks than in STACKS.
         let nothing = StackWeight { count: 0, sum: 0 };
@@ -165,7 +210,7 @@ fn freed(address: u64) {
     // SAFETY: a pointer into the map's value.
     unsafe {
         add(&raw mut (*weight).count, 1);
-        add(&raw mut (*weight).sum, found.bytes);
+        add(&raw mut (*weight).sum, block.bytes);
     }
 }
 

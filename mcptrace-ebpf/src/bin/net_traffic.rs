@@ -1,22 +1,22 @@
-//! Counts what programs send and receive over IP sockets, by process and peer.
+//! Counts what programs send and receive over IP sockets, by process or command and peer.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
     macros::{btf_tracepoint, map},
     maps::HashMap,
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Endpoints, TrafficCell, TrafficKey,
+    Counter, Endpoints, GroupKey, TrafficCell, TrafficKey,
     kernel::{add, count_shared, current_passes},
+    names::{current_group, current_process_comm},
     socket::{ends_of_trusted, port_passes},
 };
 
 /// `MSG_PEEK` (include/linux/socket.h): what is received stays there to be received again.
 const MSG_PEEK: u32 = 2;
 
-/// Traffic of each process and peer.
+/// Traffic of each group and peer.
 #[map]
 static TRAFFIC: HashMap<TrafficKey, TrafficCell> = HashMap::with_max_entries(16_384, 0);
 
@@ -50,6 +50,7 @@ fn received(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 /// Where a call is counted; `None` if it is not.
 #[inline(always)]
@@ -69,7 +70,7 @@ fn cell(ctx: &BtfTracePointContext) -> Option<*mut TrafficCell> {
     if let Some(cell) = TRAFFIC.get_ptr_mut(key) {
         return Some(cell);
     }
-    let comm = bpf_get_current_comm().unwrap_or_default();
+    let comm = current_process_comm();
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
     let _ = TRAFFIC.insert(key, TrafficCell { sent_bytes: 0, received_bytes: 0, sends: 0, receives: 0, comm }, 1);
     let cell = TRAFFIC.get_ptr_mut(key);
@@ -81,17 +82,18 @@ fn cell(ctx: &BtfTracePointContext) -> Option<*mut TrafficCell> {
 
 #[inline(always)]
 fn key(ends: &Endpoints) -> TrafficKey {
-    // A socket without a peer has remote port 0: its own port is the one that says something. One that is closed and still holds data has
-    // no port of its own any more.
+    // A socket without a peer has remote port 0: its own port is the one that says something.
     let port_is_local = ends.remote_port == 0 || ends.local_port != 0 && ends.local_port < ends.remote_port;
+    let GroupKey { pid, comm, .. } = current_group();
     TrafficKey {
         remote: ends.remote,
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        pid,
         port: if port_is_local { ends.local_port } else { ends.remote_port },
         family: ends.family,
         protocol: ends.protocol,
         port_is_local: port_is_local.into(),
         zero: 0,
+        comm,
     }
 }
 

@@ -1,16 +1,17 @@
-//! Counts pages that reads and faults find in the page cache or not, and pages that come in or become dirty, by process.
+//! Counts pages that reads and faults find in the page cache or not, and pages that come in or become dirty, by process or command.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, map},
     maps::{HashMap, LruHashMap},
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    CacheCell, Counter,
+    CacheCell, Counter, GroupKey,
     kernel::{add, count_shared, current_passes, load},
+    names::{current_group, current_process_comm},
 };
 
 /// Offsets in `struct folio`, or `struct page` before 5.16, and what hangs on it.
@@ -72,9 +73,9 @@ const IDLE: Thread = Thread {
 /// Threads, the longest idle of which are forgotten.
 #[map]
 static THREADS: LruHashMap<u32, Thread> = LruHashMap::with_max_entries(16_384, 0);
-/// What each process had.
+/// What each process or command had.
 #[map]
-static PROCESSES: HashMap<u32, CacheCell> = HashMap::with_max_entries(10_240, 0);
+static GROUPS: HashMap<GroupKey, CacheCell> = HashMap::with_max_entries(10_240, 0);
 
 /// Prototype: struct address_space *mapping, pgoff_t index, pgoff_t last_index (include/trace/events/filemap.h, as all here). At the end
 /// of a look-up: what was not there has been added by then.
@@ -201,6 +202,7 @@ fn dirtied(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 /// How many pages a folio has.
 #[inline(always)]
@@ -214,22 +216,22 @@ fn pages_of(folio: *const u8) -> u64 {
     }
 }
 
-/// Counts an event of the current thread and gives its process's place; `None` if it does not pass the filters.
+/// Counts an event of the current thread and gives its group's place; `None` if it does not pass the filters.
 #[inline(always)]
 fn cell() -> Option<*mut CacheCell> {
     if !current_passes() {
         return None;
     }
     count_shared(Counter::Seen);
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // A look-up is most of what this costs: a second one only for a process that is new.
-    let cell = PROCESSES.get_ptr_mut(pid).or_else(|| {
-        let comm = bpf_get_current_comm().unwrap_or_default();
+    let group = current_group();
+    // A look-up is most of what this costs: a second one only for a group that is new.
+    let cell = GROUPS.get_ptr_mut(group).or_else(|| {
+        let comm = current_process_comm();
         let empty =
             CacheCell { events: 0, read: 0, read_missed: 0, faulted: 0, fault_missed: 0, added: 0, dirtied: 0, comm };
         // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
-        let _ = PROCESSES.insert(pid, empty, 1);
-        PROCESSES.get_ptr_mut(pid)
+        let _ = GROUPS.insert(group, empty, 1);
+        GROUPS.get_ptr_mut(group)
     });
     let Some(cell) = cell else {
         count_shared(Counter::MapFull);

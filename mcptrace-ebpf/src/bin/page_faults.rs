@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_current_task},
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
     macros::{map, perf_event},
     maps::HashMap,
     programs::PerfEventContext,
@@ -12,6 +12,7 @@ use mcptrace_ebpf::{
     Counter, FaultCell, FaultKey,
     kernel::{add, count, current_passes, read_kernel},
     memory::pages,
+    names::current_process_comm,
     stack::weigh,
 };
 
@@ -38,6 +39,7 @@ fn major(ctx: PerfEventContext) -> u32 {
 
 mcptrace_ebpf::sends_stacks!();
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 #[inline(always)]
 fn fault(ctx: &PerfEventContext, kind: impl Fn(&mut FaultCell) -> *mut u64) -> u32 {
@@ -78,7 +80,7 @@ fn cell(key: &FaultKey, resident: u64) -> Option<*mut FaultCell> {
     if let Some(cell) = FAULTS.get_ptr_mut(key) {
         return Some(cell);
     }
-    let comm = bpf_get_current_comm().unwrap_or_default();
+    let comm = current_process_comm();
     let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, most_pages: resident, comm };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
     let _ = FAULTS.insert(key, new, 1);

@@ -10,14 +10,12 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, Exit, Header, Record, WIRE_VERSION,
     actor::current_actor,
-    kernel::{count, current_passes, duration_passes, load, now, read_kernel, send, task_comm},
+    kernel::{TASK_LEADER, count, current_passes, duration_passes, load, now, read_kernel, send, task_comm},
     process::{Ended, exit_status, is_last_thread, start_time},
 };
 
 #[unsafe(no_mangle)]
 static TASK_SIGNAL: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static TASK_LEADER: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_THREAD_NODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]

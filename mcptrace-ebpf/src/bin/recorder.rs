@@ -19,8 +19,8 @@ use mcptrace_ebpf::{
     START_SLOTS, START_TIME_BITS, START_TIME_MASK, SharedBank, SpillKey, Stall, Tally, WIRE_VERSION,
     actor::{current_actor, task_actor},
     kernel::{
-        add, forgotten, load, now, read_kernel, record, record_shared, send, since, start, take_start, task_cgroup,
-        task_comm, task_tgid, task_tid,
+        TASK_LEADER, add, forgotten, load, now, read_kernel, record, record_shared, send, since, start, take_start,
+        task_cgroup, task_comm, task_tgid, task_tid,
     },
     lock_kind,
     process::{Ended, exit_status, is_last_thread, start_time},
@@ -32,8 +32,6 @@ use mcptrace_ebpf::{
 /// Offset of `task_struct.__state` (5.14 and later) or `.state`.
 #[unsafe(no_mangle)]
 static TASK_STATE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static TASK_LEADER: Global<u32> = Global::new(0);
 /// `task_struct.se.sum_exec_runtime`.
 #[unsafe(no_mangle)]
 static TASK_RUNTIME: Global<u32> = Global::new(0);

@@ -8,16 +8,13 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Histogram, NamedHistogram, RunqBy, RunqKey, START_SLOTS,
+    Counter, GroupKey, Histogram, NamedHistogram, START_SLOTS,
     kernel::{
-        count, duration_passes, load, now, record, record_shared, since, start, take_start, task_comm, task_passes,
-        task_tgid, task_tid,
+        count, duration_passes, load, now, record, record_shared, since, start, take_start, task_passes, task_tid,
     },
+    names::{is_grouped, process_comm, task_group},
 };
 
-/// What to group by, a [`RunqBy`].
-#[unsafe(no_mangle)]
-static GROUP_BY: Global<u32> = Global::new(RunqBy::Cpu as u32);
 /// Offset of `task_struct.__state` (5.14 and later) or `.state`.
 #[unsafe(no_mangle)]
 static TASK_STATE: Global<u32> = Global::new(0);
@@ -30,7 +27,7 @@ static STARTS: Array<u64> = Array::with_max_entries(START_SLOTS, 0);
 static BY_CPU: PerCpuArray<Histogram> = PerCpuArray::with_max_entries(1, 0);
 /// The histograms of groups. Made with one entry unless grouped.
 #[map]
-static GROUPS: HashMap<RunqKey, NamedHistogram> = HashMap::with_max_entries(1, 0);
+static GROUPS: HashMap<GroupKey, NamedHistogram> = HashMap::with_max_entries(1, 0);
 /// A new group, all zeros: too large for the stack.
 #[map]
 static EMPTY: PerCpuArray<NamedHistogram> = PerCpuArray::with_max_entries(1, 0);
@@ -70,6 +67,7 @@ fn switch(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 #[inline(always)]
 unsafe fn runnable(task: *const u8) {
@@ -103,7 +101,7 @@ unsafe fn switched_in(next: *const u8, now: u64) {
     }
     count(Counter::Seen);
     // SAFETY: as above.
-    if GROUP_BY.load() != RunqBy::Cpu as u32 && unsafe { recorded_in_group(next, waited) } {
+    if is_grouped() && unsafe { recorded_in_group(next, waited) } {
         return;
     }
     if let Some(histogram) = BY_CPU.get_ptr_mut(0) {
@@ -116,13 +114,7 @@ unsafe fn switched_in(next: *const u8, now: u64) {
 #[inline(always)]
 unsafe fn recorded_in_group(task: *const u8, waited: u64) -> bool {
     // SAFETY: the caller passes a BTF pointer to task_struct.
-    let key = unsafe {
-        if GROUP_BY.load() == RunqBy::Comm as u32 {
-            RunqKey { pid: 0, zero: 0, comm: task_comm(task) }
-        } else {
-            RunqKey { pid: task_tgid(task), zero: 0, comm: [0; 16] }
-        }
-    };
+    let key = unsafe { task_group(task) };
     // SAFETY: as above.
     let Some(group) = (unsafe { group(&key, task) }) else { return false };
     // SAFETY: a pointer into the map's value.
@@ -131,14 +123,14 @@ unsafe fn recorded_in_group(task: *const u8, waited: u64) -> bool {
 }
 
 #[inline(always)]
-unsafe fn group(key: &RunqKey, task: *const u8) -> Option<*mut NamedHistogram> {
+unsafe fn group(key: &GroupKey, task: *const u8) -> Option<*mut NamedHistogram> {
     if let Some(group) = GROUPS.get_ptr_mut(key) {
         return Some(group);
     }
     let empty = EMPTY.get_ptr_mut(0)?;
     // SAFETY: pointers into map values; the caller passes a task. Only the name of an empty group is ever written.
     unsafe {
-        (*empty).comm = task_comm(task);
+        (*empty).comm = process_comm(task);
         // Another CPU may have been first (BPF_NOEXIST is 1): then its group is used.
         let empty: &NamedHistogram = &*empty;
         let _ = GROUPS.insert(key, empty, 1);

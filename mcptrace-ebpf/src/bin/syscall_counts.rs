@@ -1,24 +1,20 @@
-//! Counts system calls at entry and their errors at return, by number, or by process and number.
+//! Counts system calls at entry and their errors at return, by number, or by process or command and number.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
     macros::{btf_tracepoint, map},
     maps::{HashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, NATIVE_SYSCALLS, SYSCALLS, SyscallCell, SyscallKey, diagnose,
+    Counter, GroupKey, NATIVE_SYSCALLS, SYSCALLS, SyscallCell, SyscallKey, diagnose,
     kernel::{add, count, current_passes},
+    names::{current_group, current_process_comm, is_grouped},
     syscall::{Return, entered, has_error, returned, returning, surely_native},
 };
-
-/// Whether to count by process as well.
-#[unsafe(no_mangle)]
-static BY_PROCESS: Global<u32> = Global::new(0);
 
 /// Whether nothing is filtered and nothing grouped.
 #[unsafe(no_mangle)]
@@ -33,7 +29,7 @@ static ERRORS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SYSCALLS, 0);
 /// Interrupted calls, by index.
 #[map]
 static INTERRUPTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SYSCALLS, 0);
-/// All three by process. Made with one entry unless asked for.
+/// All three by group. Made with one entry unless asked for.
 #[map]
 static CELLS: HashMap<SyscallKey, SyscallCell> = HashMap::with_max_entries(1, 0);
 
@@ -57,10 +53,10 @@ fn enter_any(ctx: *mut c_void) -> i32 {
     }
     count(Counter::Seen);
     let index = entered(&ctx);
-    if BY_PROCESS.load() == 0 {
+    if !is_grouped() {
         increment(&CALLS, index);
     } else if !count_call(key(index)) {
-        diagnose!(&ctx, "no room for another process: call {}", index);
+        diagnose!(&ctx, "no room for another group: call {}", index);
         count(Counter::MapFull);
     }
     0
@@ -80,18 +76,19 @@ fn exit_with_error(ctx: *mut c_void) -> i32 {
         return 0;
     }
     let index = returning(&ctx);
-    let by_process = BY_PROCESS.load() != 0;
+    let grouped = is_grouped();
     match outcome {
         Return::Success => {}
-        Return::Error if by_process => in_cell(key(index), |cell| &raw mut cell.errors),
+        Return::Error if grouped => in_cell(key(index), |cell| &raw mut cell.errors),
         Return::Error => increment(&ERRORS, index),
-        Return::Interrupted if by_process => in_cell(key(index), |cell| &raw mut cell.interrupted),
+        Return::Interrupted if grouped => in_cell(key(index), |cell| &raw mut cell.interrupted),
         Return::Interrupted => increment(&INTERRUPTED, index),
     }
     0
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_processes!();
 
 #[inline(always)]
 fn increment(counts: &PerCpuArray<u64>, index: u32) {
@@ -103,10 +100,11 @@ fn increment(counts: &PerCpuArray<u64>, index: u32) {
 
 #[inline(always)]
 fn key(syscall: u32) -> SyscallKey {
-    SyscallKey { pid: (bpf_get_current_pid_tgid() >> 32) as u32, syscall }
+    let GroupKey { pid, comm, .. } = current_group();
+    SyscallKey { pid, syscall, comm }
 }
 
-/// Counts a call of a process; false if the map has no room for it.
+/// Counts a call of a group; false if the map has no room for it.
 #[inline(always)]
 fn count_call(key: SyscallKey) -> bool {
     if let Some(cell) = CELLS.get_ptr_mut(key) {
@@ -114,7 +112,7 @@ fn count_call(key: SyscallKey) -> bool {
         unsafe { add(&raw mut (*cell).calls, 1) };
         return true;
     }
-    let comm = bpf_get_current_comm().unwrap_or_default();
+    let comm = current_process_comm();
     let cell = SyscallCell { comm, ..SyscallCell::default() };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
     let _ = CELLS.insert(key, cell, 1);

@@ -12,7 +12,7 @@ use mcptrace_ebpf::{
     AF_INET, AF_INET6, Comm, Counter, Header, Histogram, IPPROTO_TCP, NO_DURATION, Record, SIDE_CLIENT, SIDE_SERVER,
     TCP_STEPS, TcpEvent, TcpStep, WIRE_VERSION, file,
     kernel::{count_shared, current_passes, duration_passes, is_filtered, now, read_kernel, record, send},
-    socket::{family, port_passes, protocol, tcp_ends},
+    socket::{INET_LOCAL_PORT, family, port_passes, protocol, tcp_ends},
     syscall::returning,
     tcp_state::{CLOSE, ESTABLISHED, LISTEN, SYN_RECV, SYN_SENT},
 };
@@ -28,8 +28,6 @@ static ACCEPTS: Global<[u32; 4]> = Global::new([u32::MAX; 4]);
 static SK_ERROR: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SK_FLAGS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static INET_LOCAL_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TCP_BYTES_SENT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]

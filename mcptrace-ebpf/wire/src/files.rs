@@ -53,8 +53,10 @@ pub struct FileIoKey {
     pub file: FileId,
     /// [`FILE_READ`] or [`FILE_WRITE`].
     pub operation: u32,
-    /// Process (thread group); 0 when not told apart.
+    /// As of [`GroupKey`](crate::GroupKey).
     pub pid: u32,
+    /// As of [`GroupKey`](crate::GroupKey).
+    pub comm: Comm,
 }
 
 /// Class of system calls that read.
@@ -72,7 +74,7 @@ pub struct FileIo {
     pub bytes: u64,
     /// Calls that failed.
     pub errors: u64,
-    /// Command name of the thread that was first.
+    /// Command name of the process at the first of it.
     pub comm: Comm,
 }
 
@@ -154,7 +156,7 @@ pub struct CacheCell {
 
 const _: () = assert!(core::mem::offset_of!(SyncEvent, time_ns) == crate::TIME_OFFSET);
 const _: () = assert!(size_of::<FileId>() == 16);
-const _: () = assert!(size_of::<FileIoKey>() == 24);
+const _: () = assert!(size_of::<FileIoKey>() == 40);
 const _: () = assert!(size_of::<SyncEvent>() == 72);
 
 #[cfg(feature = "user")]

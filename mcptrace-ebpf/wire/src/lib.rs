@@ -273,7 +273,7 @@ pub const fn syscall_index(number: u32, compat: bool) -> u32 {
     }
 }
 
-/// Calls, errors and interrupted calls of one system call and process.
+/// Calls, errors and interrupted calls of one system call and group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SyscallCell {
@@ -283,7 +283,7 @@ pub struct SyscallCell {
     pub errors: u64,
     /// Returns that a signal interrupted: the kernel restarts them or gives `EINTR`, which is decided later.
     pub interrupted: u64,
-    /// Command name when the first call was seen.
+    /// Command name of the process when the first call was seen.
     pub comm: Comm,
 }
 
@@ -291,28 +291,30 @@ pub struct SyscallCell {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct SyscallKey {
-    /// Process (thread group) in the initial pid namespace.
+    /// As of [`GroupKey`].
     pub pid: u32,
     /// System call, an index as of [`syscall_index`].
     pub syscall: u32,
+    /// As of [`GroupKey`].
+    pub comm: Comm,
 }
 
-/// What threads are grouped by in `runq_latency`.
+/// What threads are grouped by, in the global `GROUP_BY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum RunqBy {
+pub enum GroupBy {
     /// All in one, per CPU underneath.
-    Cpu = 0,
+    All = 0,
     /// By thread group.
     Pid = 1,
-    /// By command name.
+    /// By command name of the thread.
     Comm = 2,
 }
 
-/// A group of threads: a process with its command, or a command alone (`pid` 0).
+/// A group of threads: those of a process, or those of one command name (`pid` 0).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
-pub struct RunqKey {
+pub struct GroupKey {
     /// Thread group, 0 when grouped by command.
     pub pid: u32,
     /// Always 0: hash keys have no padding.
@@ -321,13 +323,13 @@ pub struct RunqKey {
     pub comm: Comm,
 }
 
-/// A histogram with the command name that its key had when it was created.
+/// A histogram with the command name that its process had when it was created.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct NamedHistogram {
     /// The values.
     pub histogram: Histogram,
-    /// Command name at the first value.
+    /// Command name of the process at the first value.
     pub comm: Comm,
 }
 
@@ -381,7 +383,7 @@ pub const START_TIME_MASK: u64 = (1 << START_TIME_BITS) - 1;
 /// User space reads these out of maps byte by byte: the orphan rule wants the promise to stand here.
 #[cfg(feature = "user")]
 mod user {
-    use super::{BlockKey, BlockStats, Histogram, NamedHistogram, RunqKey, SyscallCell, SyscallKey};
+    use super::{BlockKey, BlockStats, GroupKey, Histogram, NamedHistogram, SyscallCell, SyscallKey};
 
     // SAFETY: all of these are repr(C) without padding and valid for every bit pattern.
     unsafe impl aya::Pod for Histogram {}
@@ -390,7 +392,7 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for SyscallKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for RunqKey {}
+    unsafe impl aya::Pod for GroupKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NamedHistogram {}
     // SAFETY: as above.

@@ -190,7 +190,7 @@ pub struct DropCell {
 pub struct TrafficKey {
     /// The peer's address, as in [`Endpoints`]; zeros for a socket without a peer.
     pub remote: [u32; 4],
-    /// Process (thread group) in the initial pid namespace.
+    /// As of [`GroupKey`](crate::GroupKey).
     pub pid: u32,
     /// The lower of both ports.
     pub port: u16,
@@ -202,9 +202,11 @@ pub struct TrafficKey {
     pub port_is_local: u16,
     /// Always 0: hash keys have no padding.
     pub zero: u32,
+    /// As of [`GroupKey`](crate::GroupKey).
+    pub comm: Comm,
 }
 
-/// Traffic of one process with one peer.
+/// Traffic of one group with one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TrafficCell {
@@ -216,7 +218,7 @@ pub struct TrafficCell {
     pub sends: u64,
     /// Calls that received.
     pub receives: u64,
-    /// Command name of the thread that was first.
+    /// Command name of the process at the first of it.
     pub comm: Comm,
 }
 
@@ -227,7 +229,7 @@ const _: () = assert!(size_of::<TcpEvent>() == 4 + 4 + 4 * 8 + 2 * 4 + COMM_LEN 
 const _: () = assert!(size_of::<TroubleEvent>() == 64);
 const _: () = assert!(size_of::<TroubleKey>() == 32);
 const _: () = assert!(size_of::<DropKey>() == 16);
-const _: () = assert!(size_of::<TrafficKey>() == 32);
+const _: () = assert!(size_of::<TrafficKey>() == 48);
 
 #[cfg(feature = "user")]
 mod user {

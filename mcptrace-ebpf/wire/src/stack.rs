@@ -184,7 +184,7 @@ pub struct FutexCell {
     pub timed_out: u64,
     /// Of these, not begun because the value had changed (`EAGAIN`).
     pub not_needed: u64,
-    /// Command name at the first.
+    /// Command name of the process at the first.
     pub comm: Comm,
 }
 
@@ -196,10 +196,14 @@ pub struct HeapSlot {
     pub bytes: u64,
     /// Where `posix_memalign` puts the address; 0: it is returned.
     pub target: u64,
+    /// The block that `realloc` was given and that is in account; 0: none.
+    pub old: u64,
+    /// What is known of it.
+    pub old_block: HeapBlock,
     /// Thread id; 0: nothing in progress.
     pub tid: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// Whether the allocation is looked at; of others only the old block is.
+    pub sampled: u32,
 }
 
 /// An address in a process.

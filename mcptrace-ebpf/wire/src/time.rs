@@ -14,7 +14,7 @@ pub struct Slices {
     pub involuntary: u64,
     /// It was moved to another CPU.
     pub migrations: u64,
-    /// Command name at the first of all.
+    /// Command name of the process at the first of all.
     pub comm: Comm,
 }
 
@@ -110,7 +110,7 @@ pub struct FaultCell {
     pub last_pages: u64,
     /// The most pages in memory at any of its faults.
     pub most_pages: u64,
-    /// Command name at the first fault.
+    /// Command name of the process at the first fault.
     pub comm: Comm,
 }
 

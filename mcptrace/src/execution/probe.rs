@@ -190,10 +190,13 @@ impl ProbeSource {
         if self.counts.is_empty() {
             return Loss::default();
         }
+        // Each of what was not followed is at least one event that was never seen.
+        let unfollowed = Some(counters.get(Counter::FollowFull)).filter(|count| *count > 0);
+        let skipped = missed.map(|(counting, _)| counting);
         let mut loss = Loss {
             seen: Some(counters.get(Counter::Seen)),
             delivered: Some(delivered),
-            missed: missed.map(|(counting, _)| counting),
+            missed: if skipped.is_none() { unfollowed } else { skipped.map(|count| count + unfollowed.unwrap_or(0)) },
             ..Loss::default()
         };
         let malformed = lock(&self.state).malformed;
@@ -247,7 +250,8 @@ impl ProbeSource {
         let unfollowed = counters.get(Counter::FollowFull);
         if unfollowed > 0 {
             notes.push(format!(
-                "{unfollowed} processes or requests were not followed: the table was full; their events are missing"
+                "{unfollowed} processes or requests were not followed: the table was full; their events are missing, and each of them counts once as \
+                 missed"
             ));
         }
         if counters.get(Counter::Seen) == 0 && self.filtered {

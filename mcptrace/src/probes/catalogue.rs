@@ -29,7 +29,11 @@ All take the same filters, applied in the kernel: `pid`, `tid`, `comm` (exact), 
 
 All account for what was lost: `seen = delivered + dropped`, each counted on its own. Causes: `buffer_full` (user space did not read fast
 enough), `start_missing` (it began before tracing, or its thread's slot was taken), `map_full` (more keys than the table holds), `malformed`.
-`missed` is what the kernel kept from the program because it was already running on that CPU.
+`missed` is what the kernel kept from the program because it was already running on that CPU, and processes and requests that there was
+no room to follow.
+
+`comm` is a command name. With `by = comm` each event counts for the name that its thread had then; rows of a process have the name that
+it had last, which is that of its first thread.
 ";
 
 fn section(entry: &Entry) -> String {

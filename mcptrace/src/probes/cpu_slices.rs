@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_wire::{RunqBy, RunqKey, Slices};
+use mcptrace_wire::{GroupKey, Slices};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, options::By, plan_of, put};
+use super::{
+    Context, Found, OptionError, Probe,
+    names::{self, Names},
+    options::By,
+    plan_of, put,
+};
 use crate::{
     distribution::{Distribution, RELATIVE_ERROR},
     kernel::{
@@ -62,21 +67,16 @@ impl Probe for CpuSlices {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/cpu_slices.o");
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("switch", "sched_switch"), Attach::tracepoint("migrate", "sched_migrate_task")];
-    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
+    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_LEADER", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 150.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm, By::Cpu])?;
-        let group = match options.by {
-            By::Pid => RunqBy::Pid,
-            By::Comm => RunqBy::Comm,
-            _ => RunqBy::Cpu,
-        };
         let mut plan = plan_of::<Self>(context);
-        plan.globals.push(("GROUP_BY", (group as u32).to_ne_bytes().to_vec()));
-        if group != RunqBy::Cpu {
+        names::group(&mut plan, options.by);
+        if matches!(options.by, By::Pid | By::Comm) {
             plan.map_entries.push(("GROUPS", MOST_GROUPS));
         }
         Ok((Self { by: options.by }, plan))
@@ -88,7 +88,7 @@ impl Probe for CpuSlices {
             By::Pid | By::Comm => maps.hash("GROUPS")?,
             _ => BTreeMap::new(),
         };
-        Ok(found(self.by, &cpus, &groups))
+        Ok(found(self.by, &cpus, &groups, &Names::read(maps)?))
     }
 
     fn fields() -> Vec<Field> {
@@ -100,12 +100,12 @@ impl Probe for CpuSlices {
     }
 }
 
-fn found(by: By, cpus: &[Slices], groups: &BTreeMap<RunqKey, Slices>) -> Found {
+fn found(by: By, cpus: &[Slices], groups: &BTreeMap<GroupKey, Slices>, names: &Names) -> Found {
     let rest = sum(cpus);
     let mut notes = Vec::new();
     let mut series = match by {
         By::Cpu => by_cpu(cpus),
-        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group)).collect(),
+        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group, names)).collect(),
         By::Total => vec![rest.series(Row::new())],
     };
     let mut delivered: u64 = series.iter().map(|one: &Series| one.count).sum();
@@ -169,11 +169,11 @@ fn by_cpu(cpus: &[Slices]) -> Vec<Series> {
     cpus.iter().enumerate().filter_map(of_cpu).collect()
 }
 
-fn of_group(by: By, key: &RunqKey, group: &Slices) -> Series {
+fn of_group(by: By, key: &GroupKey, group: &Slices, names: &Names) -> Series {
     let mut row = Row::new();
     if by == By::Pid {
         put(&mut row, "pid", key.pid);
-        put(&mut row, "comm", comm(&group.comm));
+        put(&mut row, "comm", names.last(key.pid, &group.comm));
     } else {
         put(&mut row, "comm", comm(&key.comm));
     }
@@ -195,19 +195,21 @@ mod tests {
     #[test]
     fn cpus_add_up_in_total_and_stand_apart_by_cpu() {
         let cpus = [slices(3, 2), slices(4, 5)];
-        let total = found(By::Total, &cpus, &BTreeMap::new());
+        let total = found(By::Total, &cpus, &BTreeMap::new(), &Names::default());
         let Some(Report::Histogram(histogram)) = total.report else { panic!() };
         assert_eq!((total.delivered, histogram.series.len()), (7, 1));
         let also = serde_json::json!({"voluntary": 5, "involuntary": 2, "migrations": 4});
         assert_eq!(serde_json::json!(histogram.series[0].also), also);
-        let Some(Report::Histogram(by_cpu)) = found(By::Cpu, &cpus, &BTreeMap::new()).report else { panic!() };
+        let Some(Report::Histogram(by_cpu)) = found(By::Cpu, &cpus, &BTreeMap::new(), &Names::default()).report else {
+            panic!()
+        };
         assert_eq!((by_cpu.series.len(), &by_cpu.series[0].key["cpu"]), (2, &1.into()));
     }
 
     #[test]
     fn groups_that_found_no_room_are_counted_in_others() {
-        let key = RunqKey { pid: 7, zero: 0, comm: [0; 16] };
-        let found = found(By::Pid, &[slices(3, 4)], &BTreeMap::from([(key, slices(5, 3))]));
+        let key = GroupKey { pid: 7, zero: 0, comm: [0; 16] };
+        let found = found(By::Pid, &[slices(3, 4)], &BTreeMap::from([(key, slices(5, 3))]), &Names::default());
         let Some(Report::Histogram(histogram)) = found.report else { panic!() };
         assert_eq!((found.delivered, histogram.others.unwrap().count), (7, 4));
         assert_eq!((&histogram.series[0].key["pid"], &histogram.series[0].key["comm"]), (&7.into(), &"worker".into()));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
+    names::{self, Names},
     options::By,
     paths::{self, FILES},
     plan_of,
@@ -88,12 +89,12 @@ impl Probe for FileIo {
         let mut plan = plan_of::<Self>(context);
         plan.globals.extend(syscall_globals());
         plan.globals.push(("IO_CALLS", classes(&[(READS, FILE_READ), (WRITES, FILE_WRITE)])));
-        plan.globals.push(("BY_PROCESS", u32::from(options.by != By::Total).to_ne_bytes().to_vec()));
+        names::group(&mut plan, options.by);
         Ok((Self { by: options.by, histogram: options.histogram }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        Ok(self.found(&maps.hash("FILES")?, &maps.hash("PATHS")?))
+        Ok(self.found(&maps.hash("FILES")?, &maps.hash("PATHS")?, &Names::read(maps)?))
     }
 
     fn fields() -> Vec<Field> {
@@ -118,20 +119,23 @@ pub(super) fn classes(calls: &[(&[&str], u8)]) -> Vec<u8> {
 }
 
 impl FileIo {
-    fn found(self, files: &BTreeMap<FileIoKey, Kept>, paths: &BTreeMap<FileId, Walk>) -> Found {
-        let mut groups: Vec<_> = self.grouped(files).into_iter().collect();
+    fn found(self, files: &BTreeMap<FileIoKey, Kept>, paths: &BTreeMap<FileId, Walk>, names: &Names) -> Found {
+        let mut groups: Vec<_> = self.grouped(files, names).into_iter().collect();
         groups.sort_by_key(|(_, group)| (std::cmp::Reverse(group.bytes), std::cmp::Reverse(group.latency.count())));
         let delivered = groups.iter().map(|(_, group)| group.latency.count()).sum();
         let report = if self.histogram { self.histogram(&groups, paths) } else { self.table(&groups, paths) };
         Found { report: Some(report), delivered, notes: Vec::new() }
     }
 
-    fn grouped(self, files: &BTreeMap<FileIoKey, Kept>) -> BTreeMap<Key, Group> {
+    fn grouped(self, files: &BTreeMap<FileIoKey, Kept>, names: &Names) -> BTreeMap<Key, Group> {
         let mut groups: BTreeMap<Key, Group> = BTreeMap::new();
         for (key, kept) in files {
-            let name = (self.by != By::Total).then(|| comm(&kept.comm));
-            let pid = if self.by == By::Pid { key.pid } else { 0 };
-            let group = groups.entry((key.file, key.operation, pid, name)).or_default();
+            let name = match self.by {
+                By::Pid => Some(names.last(key.pid, &kept.comm)),
+                By::Comm => Some(comm(&key.comm)),
+                By::Total | By::Cpu => None,
+            };
+            let group = groups.entry((key.file, key.operation, key.pid, name)).or_default();
             group.latency.add(&kept.latency);
             group.bytes += kept.bytes;
             group.errors += kept.errors;
@@ -213,32 +217,36 @@ mod tests {
         let mut walk = Walk::EMPTY;
         walk.names[..4].copy_from_slice(b"f\0d\0");
         (walk.len, walk.flags) = (4, WALK_COMPLETE);
-        let key = |pid| FileIoKey { file, operation: 1, pid };
-        (BTreeMap::from([(key(3), kept), (key(4), kept)]), BTreeMap::from([(file, walk)]))
+        let key = |pid, comm| FileIoKey { file, operation: 1, pid, comm };
+        let (none, worker) = ([0; 16], *b"worker\0\0\0\0\0\0\0\0\0\0");
+        (BTreeMap::from([(key(3, none), kept), (key(0, worker), kept)]), BTreeMap::from([(file, walk)]))
     }
 
     #[test]
-    fn processes_of_one_command_are_one_row_by_command_and_two_by_process() {
+    fn rows_of_processes_have_their_last_name_and_rows_of_commands_that_of_the_key() {
         let (files, paths) = files();
-        let rows = |by| match (FileIo { by, histogram: false }).found(&files, &paths) {
+        let names = Names::of(&[(3, *b"mv\0\0\0\0\0\0\0\0\0\0\0\0\0\0")]);
+        let rows = |by| match (FileIo { by, histogram: false }).found(&files, &paths, &names) {
             Found { report: Some(Report::Table(table)), delivered: 14, .. } => table.rows,
             other => panic!("{other:?}"),
         };
-        let by_comm = rows(By::Comm);
-        assert_eq!((by_comm.len(), &by_comm[0]["bytes"], &by_comm[0]["calls"]), (1, &8192.into(), &14.into()));
-        assert_eq!((&by_comm[0]["path"], &by_comm[0]["operation"]), (&"/d/f".into(), &"read".into()));
-        assert_eq!(rows(By::Pid).len(), 2);
+        let all = rows(By::Total);
+        assert_eq!((&all[0]["bytes"], &all[0]["calls"]), (&4096.into(), &7.into()));
+        assert_eq!((&all[0]["path"], &all[0]["operation"]), (&"/d/f".into(), &"read".into()));
+        let named = |by, comm: &str| rows(by).iter().filter(|row| row["comm"] == comm).count();
+        assert_eq!((named(By::Pid, "mv"), named(By::Comm, "worker")), (1, 1));
     }
 
     #[test]
     fn distributions_carry_bytes_and_errors() {
-        let (files, paths) = files();
-        let found = (FileIo { by: By::Total, histogram: true }).found(&files, &paths);
+        let (mut files, paths) = files();
+        files.retain(|key, _| key.pid == 0);
+        let found = (FileIo { by: By::Total, histogram: true }).found(&files, &paths, &Names::default());
         let Some(Report::Histogram(histogram)) = found.report else { panic!() };
-        assert_eq!((histogram.series.len(), histogram.series[0].count), (1, 14));
+        assert_eq!((histogram.series.len(), histogram.series[0].count), (1, 7));
         assert_eq!(
             (&histogram.series[0].also["bytes"], &histogram.series[0].also["errors"]),
-            (&8192.into(), &2.into())
+            (&4096.into(), &1.into())
         );
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
+    names::{self, Names},
     options::Side,
     plan_of,
     stacks::{self, MOST_STACKS, Unit},
@@ -22,7 +23,6 @@ use crate::{
         stacks::Stacks,
     },
     report::{Field, Report, Row, Table},
-    text::comm,
 };
 
 /// The probe.
@@ -57,7 +57,7 @@ impl Probe for FutexWaits {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/futex_waits.o");
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("exit", "sys_exit"), Attach::tracepoint("enter", "sys_enter")];
-    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM", "TASK_LEADER"];
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 670.0;
     type Options = Options;
@@ -74,6 +74,7 @@ impl Probe for FutexWaits {
             plan.globals.push(Side::User.global());
         } else {
             plan.map_entries.push(("FUTEXES", MOST_STACKS));
+            names::name_processes(&mut plan);
         }
         Ok((Self { stacks: Stacks::new(context.filter.pid), by_stack: options.stacks }, plan))
     }
@@ -82,7 +83,7 @@ impl Probe for FutexWaits {
         if self.by_stack {
             return Ok(stacks::found(&maps.hash("STACKS")?, self.stacks.named(), Unit::Ns));
         }
-        Ok(found(&maps.hash("FUTEXES")?))
+        Ok(found(&maps.hash("FUTEXES")?, &Names::read(maps)?))
     }
 
     fn fields() -> Vec<Field> {
@@ -104,21 +105,21 @@ impl Probe for FutexWaits {
     }
 }
 
-fn found(cells: &BTreeMap<u32, FutexCell>) -> Found {
+fn found(cells: &BTreeMap<u32, FutexCell>, names: &Names) -> Found {
     let mut cells: Vec<_> = cells.iter().collect();
     cells.sort_by_key(|(pid, cell)| (std::cmp::Reverse(cell.waits.total_ns), **pid));
     let table = Table {
         key: vec!["pid".into(), "comm".into()],
         columns: FutexWaits::fields(),
         rows_total: cells.len() as u64,
-        rows: cells.iter().map(|(pid, cell)| row(**pid, cell)).collect(),
+        rows: cells.iter().map(|(pid, cell)| row(**pid, cell, names)).collect(),
         others: None,
     };
     let delivered = cells.iter().map(|(_, cell)| cell.waits.count).sum();
     Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
 }
 
-fn row(pid: u32, cell: &FutexCell) -> Row {
+fn row(pid: u32, cell: &FutexCell, names: &Names) -> Row {
     let FutexCell { waits, timed_out, not_needed, .. } = *cell;
     let numbers = [
         ("total_ns", waits.total_ns),
@@ -127,7 +128,7 @@ fn row(pid: u32, cell: &FutexCell) -> Row {
         ("timed_out", timed_out),
         ("not_needed", not_needed),
     ];
-    let key = [("pid".to_owned(), pid.into()), ("comm".to_owned(), comm(&cell.comm).into())];
+    let key = [("pid".to_owned(), pid.into()), ("comm".to_owned(), names.last(pid, &cell.comm).into())];
     key.into_iter().chain(numbers.map(|(name, number)| (name.to_owned(), number.into()))).collect()
 }
 
@@ -145,7 +146,7 @@ mod tests {
             not_needed: 2,
             comm: *b"app\0\0\0\0\0\0\0\0\0\0\0\0\0",
         };
-        let found = found(&BTreeMap::from([(1, cell(3, 30)), (2, cell(4, 40))]));
+        let found = found(&BTreeMap::from([(1, cell(3, 30)), (2, cell(4, 40))]), &Names::default());
         assert_eq!(found.delivered, 7);
         let Some(Report::Table(table)) = found.report else { panic!() };
         let expected = serde_json::json!({"pid": 2, "comm": "app", "total_ns": 40, "waits": 4, "max_ns": 5, "timed_out": 1, "not_needed": 2});

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
+    names::{self, Names},
     options::By,
     plan_of,
     sockets::{address, protocol_name},
@@ -65,7 +66,17 @@ impl Probe for NetTraffic {
         Attach::tracepoint("sent", "sock_send_length"),
         Attach::tracepoint("received", "sock_recv_length"),
     ];
-    const NEEDS: &'static [&'static str] = super::sockets::ENDS;
+    const NEEDS: &'static [&'static str] = &[
+        "SK_FAMILY",
+        "SK_PROTOCOL",
+        "SK_LOCAL_V4",
+        "SK_REMOTE_V4",
+        "SK_LOCAL_PORT",
+        "SK_REMOTE_PORT",
+        "INET_LOCAL_PORT",
+        "TASK_COMM",
+        "TASK_LEADER",
+    ];
     const COUNTS: &'static str = "sent";
     const COST_NS: f64 = 150.0;
     const HAS_DURATION: bool = false;
@@ -75,11 +86,13 @@ impl Probe for NetTraffic {
         options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.push(("PORT", u32::from(options.port.unwrap_or(0)).to_ne_bytes().to_vec()));
+        // Processes are told apart unless commands are.
+        names::group(&mut plan, if options.by == By::Comm { By::Comm } else { By::Pid });
         Ok((Self { by: options.by }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        Ok(found(&maps.hash("TRAFFIC")?, self.by))
+        Ok(found(&maps.hash("TRAFFIC")?, &Names::read(maps)?, self.by))
     }
 
     fn fields() -> Vec<Field> {
@@ -88,9 +101,9 @@ impl Probe for NetTraffic {
     }
 }
 
-fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> Found {
+fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, names: &Names, by: By) -> Found {
     let delivered = cells.values().map(|cell| cell.sends + cell.receives).sum();
-    let mut groups: Vec<_> = grouped(cells, by).into_iter().collect();
+    let mut groups: Vec<_> = grouped(cells, names, by).into_iter().collect();
     groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.sent_bytes + cell.received_bytes));
     let rows: Vec<Row> = groups.iter().map(|(key, cell)| row(key, cell)).collect();
     let mut key = ["comm", "protocol", "peer", "port", "port_of"].map(str::to_owned).to_vec();
@@ -104,11 +117,11 @@ fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> Found {
     Found { report: Some(Report::Table(table)), delivered, notes }
 }
 
-fn grouped(cells: &BTreeMap<TrafficKey, TrafficCell>, by: By) -> BTreeMap<Key, TrafficCell> {
+fn grouped(cells: &BTreeMap<TrafficKey, TrafficCell>, names: &Names, by: By) -> BTreeMap<Key, TrafficCell> {
     let mut groups: BTreeMap<Key, TrafficCell> = BTreeMap::new();
     for (key, cell) in cells {
-        let pid = if by == By::Comm { 0 } else { key.pid };
-        let group = groups.entry((comm(&cell.comm), TrafficKey { pid, ..*key })).or_default();
+        let name = if by == By::Comm { comm(&key.comm) } else { names.last(key.pid, &cell.comm) };
+        let group = groups.entry((name, *key)).or_default();
         group.sent_bytes += cell.sent_bytes;
         group.received_bytes += cell.received_bytes;
         group.sends += cell.sends;
@@ -138,33 +151,39 @@ fn row((name, key): &Key, cell: &TrafficCell) -> Row {
 mod tests {
     use super::*;
 
-    fn cells() -> BTreeMap<TrafficKey, TrafficCell> {
+    const CURL: [u8; 16] = *b"curl\0\0\0\0\0\0\0\0\0\0\0\0";
+
+    fn key(pid: u32, comm: [u8; 16]) -> TrafficKey {
         let remote = [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0];
-        let key = TrafficKey { remote, pid: 7, port: 443, family: 2, protocol: 6, port_is_local: 0, zero: 0 };
-        let cell = TrafficCell {
-            sent_bytes: 10,
-            received_bytes: 20,
-            sends: 1,
-            receives: 2,
-            comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
-        };
-        BTreeMap::from([(key, cell), (TrafficKey { pid: 8, ..key }, cell)])
+        TrafficKey { remote, pid, port: 443, family: 2, protocol: 6, port_is_local: 0, zero: 0, comm }
+    }
+
+    fn found_of(keys: &[TrafficKey], by: By) -> Found {
+        let cell = TrafficCell { sent_bytes: 10, received_bytes: 20, sends: 1, receives: 2, comm: CURL };
+        found(&keys.iter().map(|key| (*key, cell)).collect(), &Names::of(&[(8, *b"wget\0\0\0\0\0\0\0\0\0\0\0\0")]), by)
     }
 
     #[test]
-    fn processes_of_one_command_are_one_row_by_command_and_two_by_process() {
-        let table = |by| match found(&cells(), by) {
-            Found { report: Some(Report::Table(table)), delivered: 6, .. } => table,
+    fn rows_of_processes_have_their_last_name_and_rows_of_commands_that_of_the_key() {
+        let table = |keys: &[TrafficKey], by| match found_of(keys, by) {
+            Found { report: Some(Report::Table(table)), .. } => table,
             other => panic!("{other:?}"),
         };
-        let by_comm = table(By::Comm);
-        assert_eq!((by_comm.rows.len(), &by_comm.rows[0]["received_bytes"]), (1, &40.into()));
+        let by_comm = table(&[key(0, CURL)], By::Comm);
+        assert_eq!((by_comm.rows.len(), &by_comm.rows[0]["received_bytes"]), (1, &20.into()));
         assert_eq!((&by_comm.rows[0]["peer"], &by_comm.rows[0]["port_of"]), (&"10.0.0.1".into(), &"peer".into()));
-        let nameless =
-            TrafficKey { remote: [0; 4], pid: 7, port: 53, family: 2, protocol: 17, port_is_local: 1, zero: 0 };
-        let with_nameless = BTreeMap::from([(nameless, TrafficCell::default())]);
-        assert_eq!((found(&cells(), By::Pid).notes.len(), found(&with_nameless, By::Pid).notes.len()), (0, 1));
-        assert_eq!((table(By::Pid).rows.len(), table(By::Total).rows.len()), (2, 2));
         assert_eq!((by_comm.rows[0].get("pid"), &by_comm.key[0]), (None, &"comm".to_owned()));
+        let processes = [key(7, [0; 16]), key(8, [0; 16])];
+        for by in [By::Pid, By::Total] {
+            let rows = table(&processes, by).rows;
+            assert_eq!((rows.len(), &rows[0]["comm"], &rows[1]["comm"]), (2, &"curl".into(), &"wget".into()));
+        }
+    }
+
+    #[test]
+    fn a_socket_without_a_peer_has_a_note() {
+        let nameless = TrafficKey { remote: [0; 4], port: 53, protocol: 17, port_is_local: 1, ..key(7, [0; 16]) };
+        let notes = |key| found_of(&[key], By::Pid).notes.len();
+        assert_eq!((notes(key(7, [0; 16])), notes(nameless)), (0, 1));
     }
 }

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_wire::CacheCell;
+use mcptrace_wire::{CacheCell, GroupKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, options::By, plan_of};
+use super::{
+    Context, Found, OptionError, Probe,
+    names::{self, Names},
+    options::By,
+    plan_of,
+};
 use crate::{
     kernel::{
         attached::{Maps, Plan},
@@ -65,8 +70,16 @@ impl Probe for PageCache {
         Attach::tracepoint("looked_up", "mm_filemap_get_pages").optional(),
         Attach::tracepoint("faulted", "mm_filemap_fault").optional(),
     ];
-    const NEEDS: &'static [&'static str] =
-        &["FOLIO_FLAGS", "FOLIO_MAPPING", "FOLIO_INDEX", "FOLIO_LARGE", "MAPPING_HOST", "INODE_SIZE"];
+    const NEEDS: &'static [&'static str] = &[
+        "FOLIO_FLAGS",
+        "FOLIO_MAPPING",
+        "FOLIO_INDEX",
+        "FOLIO_LARGE",
+        "MAPPING_HOST",
+        "INODE_SIZE",
+        "TASK_COMM",
+        "TASK_LEADER",
+    ];
     const COUNTS: &'static str = "added";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 120.0;
@@ -77,13 +90,14 @@ impl Probe for PageCache {
         let mut plan = plan_of::<Self>(context);
         let shift = rustix::param::page_size().trailing_zeros();
         plan.globals.push(("PAGE_SHIFT", shift.to_ne_bytes().to_vec()));
+        names::group(&mut plan, options.by);
         let looks_up = context.layout.has_tracepoint("mm_filemap_get_pages");
         let faults = context.layout.has_tracepoint("mm_filemap_fault");
         Ok((Self { by: options.by, looks_up, faults }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        Ok(self.found(&maps.hash("PROCESSES")?))
+        Ok(self.found(&maps.hash("GROUPS")?, &Names::read(maps)?))
     }
 
     fn fields() -> Vec<Field> {
@@ -104,8 +118,8 @@ fn columns(looks_up: bool, faults: bool) -> Vec<Field> {
 }
 
 impl PageCache {
-    fn found(self, cells: &BTreeMap<u32, CacheCell>) -> Found {
-        let mut groups: Vec<_> = self.grouped(cells).into_iter().collect();
+    fn found(self, cells: &BTreeMap<GroupKey, CacheCell>, names: &Names) -> Found {
+        let mut groups: Vec<_> = self.grouped(cells, names).into_iter().collect();
         groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.read + cell.added + cell.dirtied + cell.faulted));
         let delivered = groups.iter().map(|(_, cell)| cell.events).sum();
         let mut notes = self.notes();
@@ -136,12 +150,12 @@ impl PageCache {
         notes.into_iter().flatten().collect()
     }
 
-    fn grouped(self, cells: &BTreeMap<u32, CacheCell>) -> BTreeMap<Key, CacheCell> {
+    fn grouped(self, cells: &BTreeMap<GroupKey, CacheCell>, names: &Names) -> BTreeMap<Key, CacheCell> {
         let mut groups: BTreeMap<Key, CacheCell> = BTreeMap::new();
-        for (pid, cell) in cells {
+        for (key, cell) in cells {
             let key = match self.by {
-                By::Pid => (*pid, Some(comm(&cell.comm))),
-                By::Comm => (0, Some(comm(&cell.comm))),
+                By::Pid => (key.pid, Some(names.last(key.pid, &cell.comm))),
+                By::Comm => (0, Some(comm(&key.comm))),
                 _ => (0, None),
             };
             let group = groups.entry(key).or_default();
@@ -219,8 +233,9 @@ mod tests {
     };
 
     fn rows(by: By, looks_up: bool) -> (Vec<Row>, Vec<String>) {
-        let cells = BTreeMap::from([(3, CELL), (4, CELL)]);
-        match (PageCache { by, looks_up, faults: true }).found(&cells) {
+        let key = |pid, comm| GroupKey { pid, zero: 0, comm };
+        let cells = BTreeMap::from([(key(3, [0; 16]), CELL), (key(0, CELL.comm), CELL)]);
+        match (PageCache { by, looks_up, faults: true }).found(&cells, &Names::default()) {
             Found { report: Some(Report::Table(table)), delivered: 10, notes } => (table.rows, notes),
             other => panic!("{other:?}"),
         }
@@ -231,7 +246,8 @@ mod tests {
         let (all, notes) = rows(By::Total, true);
         assert_eq!((all.len(), &all[0]["hit_percent"], &all[0]["read_pages"]), (1, &75.0.into(), &400.into()));
         assert!(notes.is_empty());
-        assert_eq!((rows(By::Pid, true).0.len(), rows(By::Comm, true).0.len()), (2, 1));
+        let named = |by| rows(by, true).0.iter().filter(|row| row["comm"] == "cat").count();
+        assert_eq!((named(By::Pid), named(By::Comm)), (2, 1));
     }
 
     #[test]

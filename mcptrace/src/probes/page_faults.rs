@@ -9,7 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe, plan_of, put,
+    Context, Found, OptionError, Probe,
+    names::{self, Names},
+    plan_of, put,
     stacks::{self, Unit},
 };
 use crate::{
@@ -19,7 +21,6 @@ use crate::{
         stacks::Stacks,
     },
     report::{Field, Report, Row, Table},
-    text::comm,
 };
 
 /// Processes that are told apart: 64 bytes each.
@@ -58,7 +59,7 @@ impl Probe for PageFaults {
     const EXAMPLE: &'static str = r#"{"probe":"page_faults","seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/page_faults.o");
     const HOOKS: &'static [Attach] = &[Attach::page_faults("minor", false), Attach::page_faults("major", true)];
-    const NEEDS: &'static [&'static str] = &["TASK_MM", "MM_RSS", "MM_RSS_STRIDE"];
+    const NEEDS: &'static [&'static str] = &["TASK_MM", "MM_RSS", "MM_RSS_STRIDE", "TASK_COMM", "TASK_LEADER"];
     const COUNTS: &'static str = "minor";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 430.0;
@@ -71,6 +72,7 @@ impl Probe for PageFaults {
             stacks::prepare(&mut plan);
         } else {
             plan.map_entries.push(("FAULTS", MOST_PROCESSES));
+            names::name_processes(&mut plan);
         }
         Ok((Self { stacks: Stacks::new(context.filter.pid), by_stack: options.stacks }, plan))
     }
@@ -81,7 +83,7 @@ impl Probe for PageFaults {
         }
         let cells: BTreeMap<FaultKey, FaultCell> = maps.hash("FAULTS")?;
         let delivered = cells.values().map(|cell| cell.minor + cell.major).sum();
-        Ok(Found { report: Some(Report::Table(table(&cells))), delivered, notes: Vec::new() })
+        Ok(Found { report: Some(Report::Table(table(&cells, &Names::read(maps)?))), delivered, notes: Vec::new() })
     }
 
     fn fields() -> Vec<Field> {
@@ -104,20 +106,20 @@ impl Probe for PageFaults {
     }
 }
 
-fn table(cells: &BTreeMap<FaultKey, FaultCell>) -> Table {
+fn table(cells: &BTreeMap<FaultKey, FaultCell>, names: &Names) -> Table {
     let mut cells: Vec<_> = cells.iter().filter(|(_, cell)| cell.minor + cell.major > 0).collect();
     cells.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.minor + cell.major));
-    let rows: Vec<Row> = cells.into_iter().map(|(key, cell)| row(*key, cell)).collect();
+    let rows: Vec<Row> = cells.into_iter().map(|(key, cell)| row(*key, cell, names)).collect();
     let key = vec!["pid".to_owned(), "comm".to_owned()];
     Table { key, columns: PageFaults::fields(), rows_total: rows.len() as u64, rows, others: None }
 }
 
-fn row(key: FaultKey, cell: &FaultCell) -> Row {
+fn row(key: FaultKey, cell: &FaultCell, names: &Names) -> Row {
     let page = rustix::param::page_size() as i64;
     let growth = cell.last_pages.wrapping_sub(cell.first_pages) as i64;
     let mut row = Row::new();
     put(&mut row, "pid", key.pid);
-    put(&mut row, "comm", comm(&cell.comm));
+    put(&mut row, "comm", names.last(key.pid, &cell.comm));
     put(&mut row, "faults", cell.minor + cell.major);
     put(&mut row, "minor", cell.minor);
     put(&mut row, "major", cell.major);
@@ -134,7 +136,7 @@ mod tests {
     #[test]
     fn memory_may_shrink() {
         let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, most_pages: 12, comm: [0; 16] };
-        let row = row(FaultKey { pid: 3, zero: 0 }, &cell);
+        let row = row(FaultKey { pid: 3, zero: 0 }, &cell, &Names::default());
         let page = rustix::param::page_size() as i64;
         assert_eq!((&row["faults"], &row["growth_bytes"]), (&7.into(), &(-3 * page).into()));
         assert_eq!((&row["resident_bytes"], &row["peak_bytes"]), (&(7 * page).into(), &(12 * page).into()));

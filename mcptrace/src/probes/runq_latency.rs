@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_wire::{Histogram as Kept, NamedHistogram, RunqBy, RunqKey};
+use mcptrace_wire::{GroupKey, Histogram as Kept, NamedHistogram};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, options::By, plan_of};
+use super::{
+    Context, Found, OptionError, Probe,
+    names::{self, Names},
+    options::By,
+    plan_of,
+};
 use crate::{
     distribution::{Distribution, RELATIVE_ERROR},
     kernel::{
@@ -54,21 +59,16 @@ impl Probe for RunqLatency {
         Attach::tracepoint("wakeup_new", "sched_wakeup_new"),
         Attach::tracepoint("switch", "sched_switch"),
     ];
-    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
+    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_LEADER", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 250.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm, By::Cpu])?;
-        let group = match options.by {
-            By::Total | By::Cpu => RunqBy::Cpu,
-            By::Pid => RunqBy::Pid,
-            By::Comm => RunqBy::Comm,
-        };
         let mut plan = plan_of::<Self>(context);
-        plan.globals.push(("GROUP_BY", (group as u32).to_ne_bytes().to_vec()));
-        if group != RunqBy::Cpu {
+        names::group(&mut plan, options.by);
+        if matches!(options.by, By::Pid | By::Comm) {
             plan.map_entries.push(("GROUPS", MOST_GROUPS));
         }
         Ok((Self { by: options.by }, plan))
@@ -80,7 +80,7 @@ impl Probe for RunqLatency {
             By::Pid | By::Comm => maps.hash("GROUPS")?,
             By::Total | By::Cpu => BTreeMap::new(),
         };
-        Ok(found(self.by, &cpus, &groups))
+        Ok(found(self.by, &cpus, &groups, &Names::read(maps)?))
     }
 
     fn fields() -> Vec<Field> {
@@ -88,13 +88,13 @@ impl Probe for RunqLatency {
     }
 }
 
-fn found(by: By, cpus: &[Kept], groups: &BTreeMap<RunqKey, NamedHistogram>) -> Found {
+fn found(by: By, cpus: &[Kept], groups: &BTreeMap<GroupKey, NamedHistogram>, names: &Names) -> Found {
     let all = sum(cpus);
     let mut notes = Vec::new();
     let mut series = match by {
         By::Total => (all.count() > 0).then(|| all.series(Row::new())).into_iter().collect(),
         By::Cpu => by_cpu(cpus),
-        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group)).collect(),
+        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group, names)).collect(),
     };
     let grouped: u64 = series.iter().map(|one| one.count).sum();
     let ungrouped = matches!(by, By::Pid | By::Comm).then_some(&all).filter(|all| all.count() > 0);
@@ -143,11 +143,11 @@ fn by_cpu(cpus: &[Kept]) -> Vec<Series> {
     cpus.iter().enumerate().filter_map(of_cpu).collect()
 }
 
-fn of_group(by: By, key: &RunqKey, group: &NamedHistogram) -> Series {
+fn of_group(by: By, key: &GroupKey, group: &NamedHistogram, names: &Names) -> Series {
     let mut row = Row::new();
     if by == By::Pid {
         row.insert("pid".into(), key.pid.into());
-        row.insert("comm".into(), comm(&group.comm).into());
+        row.insert("comm".into(), names.last(key.pid, &group.comm).into());
     } else {
         row.insert("comm".into(), comm(&key.comm).into());
     }
@@ -167,18 +167,20 @@ mod tests {
     #[test]
     fn cpus_are_one_series_in_total_and_several_by_cpu() {
         let cpus = [kept(3, 2), Kept::EMPTY, kept(4, 5)];
-        let total = found(By::Total, &cpus, &BTreeMap::new());
+        let total = found(By::Total, &cpus, &BTreeMap::new(), &Names::default());
         assert_eq!(total.delivered, 7);
-        let Some(Report::Histogram(by_cpu)) = found(By::Cpu, &cpus, &BTreeMap::new()).report else { panic!() };
+        let Some(Report::Histogram(by_cpu)) = found(By::Cpu, &cpus, &BTreeMap::new(), &Names::default()).report else {
+            panic!()
+        };
         assert_eq!(by_cpu.series.len(), 2, "a CPU where nobody waited has no series");
         assert_eq!(by_cpu.series[0].key["cpu"], 2);
     }
 
     #[test]
     fn groups_that_found_no_room_are_counted_in_others() {
-        let key = RunqKey { pid: 0, zero: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
+        let key = GroupKey { pid: 0, zero: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
         let groups = BTreeMap::from([(key, NamedHistogram { histogram: kept(5, 3), comm: key.comm })]);
-        let found = found(By::Comm, &[kept(3, 4)], &groups);
+        let found = found(By::Comm, &[kept(3, 4)], &groups, &Names::default());
         let Some(Report::Histogram(histogram)) = found.report else { panic!() };
         assert_eq!(found.delivered, 7);
         assert_eq!(histogram.series[0].key["comm"], "worker");

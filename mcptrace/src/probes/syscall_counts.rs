@@ -7,7 +7,12 @@ use mcptrace_wire::{SyscallCell, SyscallKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, options::By, plan_of};
+use super::{
+    Context, Found, OptionError, Probe,
+    names::{self, Names},
+    options::By,
+    plan_of,
+};
 use crate::{
     kernel::{
         arch::{ARCH, syscall_name},
@@ -18,7 +23,7 @@ use crate::{
     text::comm,
 };
 
-/// Processes and calls that are told apart when grouped: 64 bytes each.
+/// Processes and calls that are told apart when grouped: 80 bytes each.
 const MOST_CELLS: u32 = 16_384;
 
 /// The probe.
@@ -64,7 +69,7 @@ impl Probe for SyscallCounts {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/syscall_counts.o");
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("exit", "sys_exit"), Attach::tracepoint("enter", "sys_enter")];
-    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM", "TASK_LEADER"];
     const COUNTS: &'static str = "enter";
     const COST_NS: f64 = 130.0;
     const HAS_DURATION: bool = false;
@@ -76,8 +81,8 @@ impl Probe for SyscallCounts {
         plan.globals.extend(syscall_globals());
         let plain = options.by == By::Total && !context.filter.on_threads;
         plan.globals.push(("PLAIN", u32::from(plain).to_ne_bytes().to_vec()));
+        names::group(&mut plan, options.by);
         if options.by != By::Total {
-            plan.globals.push(("BY_PROCESS", 1_u32.to_ne_bytes().to_vec()));
             plan.map_entries.push(("CELLS", MOST_CELLS));
         }
         Ok((Self { by: options.by }, plan))
@@ -86,7 +91,7 @@ impl Probe for SyscallCounts {
     fn report(&self, maps: &Maps<'_>, seconds: f64) -> Result<Found, MapError> {
         let counts = match self.by {
             By::Total => totals(&maps.per_cpu("CALLS")?, &maps.per_cpu("ERRORS")?, &maps.per_cpu("INTERRUPTED")?),
-            by => grouped(maps.hash("CELLS")?, by),
+            by => grouped(maps.hash("CELLS")?, &Names::read(maps)?, by),
         };
         let delivered = counts.values().map(|count| count.calls).sum();
         Ok(Found { report: Some(Report::Table(table(counts, self.by, seconds))), delivered, notes: Vec::new() })
@@ -127,11 +132,14 @@ fn totals(calls: &[Vec<u64>], errors: &[Vec<u64>], interrupted: &[Vec<u64>]) -> 
     all.filter(|(_, count)| *count != Count::default()).collect()
 }
 
-fn grouped(cells: BTreeMap<SyscallKey, SyscallCell>, by: By) -> BTreeMap<Key, Count> {
+fn grouped(cells: BTreeMap<SyscallKey, SyscallCell>, names: &Names, by: By) -> BTreeMap<Key, Count> {
     let mut counts: BTreeMap<Key, Count> = BTreeMap::new();
     for (key, cell) in cells {
-        let pid = (by == By::Pid).then_some(key.pid);
-        let count = counts.entry((key.syscall, pid, Some(comm(&cell.comm)))).or_default();
+        let (pid, name) = match by {
+            By::Pid => (Some(key.pid), names.last(key.pid, &cell.comm)),
+            _ => (None, comm(&key.comm)),
+        };
+        let count = counts.entry((key.syscall, pid, Some(name))).or_default();
         count.calls += cell.calls;
         count.errors += cell.errors;
         count.interrupted += cell.interrupted;
@@ -186,13 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_one_command_are_one_row_by_command_and_two_by_process() {
-        let cell = SyscallCell { calls: 2, errors: 1, interrupted: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
-        let cells =
-            BTreeMap::from([(SyscallKey { pid: 1, syscall: 0 }, cell), (SyscallKey { pid: 2, syscall: 0 }, cell)]);
-        let by_comm = table(grouped(cells.clone(), By::Comm), By::Comm, 1.0);
-        assert_eq!((by_comm.rows.len(), &by_comm.rows[0]["calls"]), (1, &4.into()));
-        assert_eq!(by_comm.rows[0]["comm"], "worker");
-        assert_eq!(table(grouped(cells, By::Pid), By::Pid, 1.0).rows.len(), 2);
+    fn rows_of_processes_have_their_last_name_and_rows_of_commands_that_of_the_key() {
+        let (worker, shell) = (*b"worker\0\0\0\0\0\0\0\0\0\0", *b"bash\0\0\0\0\0\0\0\0\0\0\0\0");
+        let cell = SyscallCell { calls: 2, errors: 1, interrupted: 0, comm: shell };
+        let of = |pid, comm| BTreeMap::from([(SyscallKey { pid, syscall: 0, comm }, cell)]);
+        let names = Names::of(&[(7, worker)]);
+        let by_pid = table(grouped(of(7, [0; 16]), &names, By::Pid), By::Pid, 1.0);
+        assert_eq!((&by_pid.rows[0]["pid"], &by_pid.rows[0]["comm"]), (&7.into(), &"worker".into()));
+        let by_comm = table(grouped(of(0, worker), &Names::default(), By::Comm), By::Comm, 1.0);
+        assert_eq!((by_comm.rows[0].get("pid"), &by_comm.rows[0]["comm"]), (None, &"worker".into()));
     }
 }

@@ -101,6 +101,7 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "use_up_time" => return vec![use_up_time(number(1))],
         "fork" => times(2).for_each(|_| _ = fork(words[1], number(3), None)),
         "fork_twice_as_one_id" => fork_twice_as_one_id(),
+        "fork_as" => _ = fork("clone3", number(2), Some(number(1) as i32)),
         "nanosleep" => times(1).for_each(|_| nanosleep(number(2))),
         "comm" => name(words[1]),
         "spawn" => return times(1).flat_map(|_| spawn(&words[2..])).collect(),
@@ -143,9 +144,13 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "leak" => times(1).for_each(|_| leak_memory(number(2))),
         "churn" => times(1).for_each(|_| churn_memory(number(2))),
         "grow" => times(1).for_each(|_| grow_memory(number(2))),
+        "grow_in_vain" => times(1).for_each(|_| grow_in_vain(number(2))),
+        "shrink" => times(1).for_each(|_| shrink_memory(number(2))),
         "tcp_listen" => return net::listen(words[1]),
         "tcp_serve" => net::serve(number(1), number(2), number(3)),
         "tcp_connect" => net::connect(words[1], number(2), number(3), number(4), number(5)),
+        "tcp_serve_late" => net::serve_late(number(1)),
+        "tcp_leave" => net::leave(words[1], number(2), number(3)),
         "tcp_refused" => net::refused(words[1], number(2), number(3)),
         "tcp_unanswered" => return net::unanswered(number(1), number(2)),
         "udp_bind" => return net::bind(words[1]),
@@ -739,5 +744,28 @@ extern "C" fn grow_memory(bytes: i64) {
         let memory = libc::realloc(std::ptr::null_mut(), 11);
         let memory = libc::realloc(memory, bytes as usize);
         std::ptr::write_volatile(memory.cast::<u8>(), 7);
+    }
+}
+
+/// Allocates, wants more than there is, and forgets what it still has.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn grow_in_vain(bytes: i64) {
+    // SAFETY: a realloc that fails leaves the block as it was.
+    unsafe {
+        let memory = libc::malloc(bytes as usize);
+        assert!(libc::realloc(memory, isize::MAX as usize).is_null());
+        std::ptr::write_volatile(memory.cast::<u8>(), 7);
+    }
+}
+
+/// Allocates, and frees by a realloc to nothing.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn shrink_memory(bytes: i64) {
+    // SAFETY: what is freed was allocated.
+    unsafe {
+        let memory = libc::malloc(bytes as usize);
+        assert!(libc::realloc(std::hint::black_box(memory), 0).is_null());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _},
     sync::Mutex,
     thread,
@@ -48,6 +48,44 @@ pub(crate) fn connect(family: &str, port: i64, times: i64, gives: i64, takes: i6
         let mut stream = TcpStream::connect(loopback(family, port)).unwrap();
         talk(&mut stream, gives, takes);
     }
+}
+
+/// Accepts a connection, gives its end at once, and takes so many bytes only when the peer has given its end too.
+pub(crate) fn serve_late(takes: i64) {
+    let listener = LISTENER.lock().unwrap();
+    let (mut stream, _) = listener.as_ref().unwrap().accept().unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    while state(&stream) != CLOSE {
+        thread::sleep(Duration::from_millis(1));
+    }
+    stream.read_exact(&mut vec![0; takes as usize]).unwrap();
+}
+
+/// Connects, waits for the end of what the peer gives, gives so many bytes, and closes.
+pub(crate) fn leave(family: &str, port: i64, gives: i64) {
+    let mut stream = TcpStream::connect(loopback(family, port)).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    talk(&mut stream, gives, 0);
+}
+
+/// `TCP_CLOSE` (include/net/tcp_states.h).
+const CLOSE: u8 = 7;
+
+/// The first byte of `struct tcp_info` (include/uapi/linux/tcp.h).
+fn state(stream: &TcpStream) -> u8 {
+    let (mut state, mut length) = (0_u8, 1);
+    // SAFETY: one byte has room.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0);
+    state
 }
 
 fn talk(stream: &mut TcpStream, gives: i64, takes: i64) {
