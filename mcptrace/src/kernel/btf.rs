@@ -121,6 +121,40 @@ pub struct Member {
     pub type_name: String,
 }
 
+/// Reads types and asks for all that can be asked for. For tests: none may be a panic.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check(bytes: &[u8]) {
+    /// A number of names that even large types are read through with.
+    const MOST: usize = 64;
+    libbpf_rs::set_print(None);
+    let Ok(file) = rustix::fs::memfd_create("btf", rustix::fs::MemfdFlags::CLOEXEC) else { return };
+    let mut file = File::from(file);
+    if io::Write::write_all(&mut file, bytes).is_err() {
+        return;
+    }
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let Ok(types) = KernelBtf::from_file(Path::new(&path)) else { return };
+    for name in types.tracepoints().take(MOST) {
+        let _ = types.tracepoint(name);
+    }
+    for name in types.functions().take(MOST) {
+        let _ = types.function(name);
+    }
+    for kind in [BtfKind::Struct, BtfKind::Union] {
+        for name in types.names_of(kind).take(MOST) {
+            let _ = (types.size(name), types.offset(name, "a"), types.member(name, "a.b.c"));
+        }
+    }
+    for name in types.names_of(BtfKind::Enum).take(MOST) {
+        let _ = types.enumerators(name);
+    }
+    let names: Vec<_> = types.functions().take(MOST).collect();
+    assert!(types.attach_points(&names).len() <= 24 + types.btf.len() * 12 + bytes.len() * MOST);
+    for id in 0..4 {
+        let _ = types.name(id);
+    }
+}
+
 /// The types of the running kernel.
 #[derive(Debug)]
 pub struct KernelBtf {
@@ -140,6 +174,13 @@ impl KernelBtf {
         let start = File::open(VMLINUX).and_then(|mut file| file.read_exact(&mut [0; 2]));
         start.map_err(|error| BtfError::Unreadable(shortage(&error)))?;
         let btf = Btf::from_vmlinux().map_err(|error| BtfError::Unreadable(error.to_string()))?;
+        Ok(Self { btf, index: OnceCell::new() })
+    }
+
+    /// Reads types out of a file.
+    #[cfg(any(test, feature = "fuzzing"))]
+    fn from_file(path: &Path) -> Result<Self, BtfError> {
+        let btf = Btf::from_path(path).map_err(|error| BtfError::Unreadable(error.to_string()))?;
         Ok(Self { btf, index: OnceCell::new() })
     }
 
@@ -552,7 +593,7 @@ mod tests {
             unsafe { sys::btf__free(self.0) };
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(&data).unwrap();
-            KernelBtf { btf: Btf::from_path(file.path()).unwrap(), index: OnceCell::new() }
+            KernelBtf::from_file(file.path()).unwrap()
         }
     }
 
