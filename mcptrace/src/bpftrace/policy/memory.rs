@@ -8,7 +8,7 @@ use super::{
     Fault,
     lexer::Token,
     parser::{How, Probe, Read, Script, Shape},
-    rules::is_of_programs,
+    rules::{is_of_kernel, is_of_programs},
 };
 use crate::secrets::{Reveals, Secret};
 
@@ -103,11 +103,9 @@ impl Look<'_> {
 
     /// Whether it is known what is read there, and that it is no secret.
     fn is_known(&self, read: &Read<'_>, probe: Option<&Probe<'_>>) -> bool {
-        let (mut programs, mut calls) = (false, false);
-        for hook in probe.map_or(&[][..], |probe| probe.hooks.as_slice()) {
-            programs |= is_of_programs(hook.text);
-            calls |= is_call(hook.text);
-        }
+        let hooks = probe.map_or(&[][..], |probe| probe.hooks.as_slice());
+        let programs = hooks.iter().any(|hook| is_of_programs(hook.text));
+        let kernel = hooks.iter().all(|hook| is_of_kernel(hook.text) && !is_call(hook.text));
         match read.how {
             How::Definition => false,
             How::Field(name) => !PLACES.contains(&name),
@@ -115,7 +113,7 @@ impl Look<'_> {
             How::Call(..) => false,
             How::Star(shape, times) => times == 1 && SYMBOLS.contains(&shape.root) && shape.field.is_empty(),
             How::Index(shape) => ARRAYS.contains(&shape.field),
-            How::Cast(target, shape) => is_known_cast(target, &shape, programs, calls),
+            How::Cast(target, shape) => is_known_cast(target, &shape, kernel, programs),
         }
     }
 
@@ -153,16 +151,17 @@ fn is_call(hook: &str) -> bool {
 }
 
 /// Numbers stay numbers; the kernel's structs are what they are, but in memory of programs there are none.
-fn is_known_cast(target: &str, shape: &Shape<'_>, programs: bool, calls: bool) -> bool {
+fn is_known_cast(target: &str, shape: &Shape<'_>, kernel: bool, programs: bool) -> bool {
     let Some((base, _)) = target.split_once('*') else { return true };
-    if SYMBOLS.contains(&shape.root) && shape.field.is_empty() {
+    if shape.field.is_empty() && SYMBOLS.contains(&shape.root) {
         return true;
     }
     let Some(name) = base.trim_end().strip_prefix("struct").or_else(|| base.trim_end().strip_prefix("union")) else {
         return false;
     };
+    let of_task = shape.field.is_empty() && shape.root == "curtask";
     let of_address = shape.root == "args" && ADDRESSES.contains(&shape.field) && SOCKETS.contains(&name.trim());
-    !programs && (!calls || of_address || shape.root == "curtask")
+    kernel || (!programs && (of_task || of_address))
 }
 
 fn refused(read: &Read<'_>, kind: Secret) -> Fault {

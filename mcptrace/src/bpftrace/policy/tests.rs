@@ -317,6 +317,18 @@ const SPIES: &[(&str, (u32, u32), &str)] = &[
     ("k:f { print(**(uint64 **)kaddr(\"x\")); }", (1, 13), "memory"),
     ("k:f { print(*((uint64 *)kaddr(\"x\") + 1)); }", (1, 13), "memory"),
     ("k:f { $s = (struct sk_buff *)arg0; print($s->data[12]); }", (1, 50), "memory"),
+    // With clocks and counters bpftrace reads wherever a number points to.
+    (
+        "t:a:b { @p = (uint64)args->buf; } s:faults:1 { print(((struct new_utsname *)(@p + 0))->sysname); }",
+        (1, 55),
+        "memory",
+    ),
+    (
+        "p:hz:99 { $t = (struct task_struct *)curtask; print(((struct new_utsname *)$t->mm->brk)->sysname); }",
+        (1, 54),
+        "memory",
+    ),
+    ("i:s:1 { print(((struct new_utsname *)@p)->sysname); }", (1, 16), "memory"),
     // DNS names, in the memory of the kernel.
     ("k:udp_send_skb { $s = (struct sk_buff *)arg0; print(str($s->data + 12)); }", (1, 53), "memory"),
     ("k:udp_send_skb { $s = (struct sk_buff *)arg0; print(buf($s->data, 64)); }", (1, 53), "memory"),
@@ -346,7 +358,7 @@ fn what_would_show_secrets_is_refused_until_the_operator_reveals_them() {
         ("u:/bin/x:main { join(arg1); }", (1, 17)),
         ("u:/bin/x:f { print(((struct new_utsname *)arg0)->sysname); }", (1, 21)),
         ("u:/bin/x:f { $x = (struct qstr *)arg0; print(str($x->name)); }", (1, 19)),
-        ("u:/bin/x:f { print(*(uint8 *)arg0); }", (1, 22)),
+        ("u:/bin/x:f { print(*(uint8 *)arg0); }", (1, 21)),
         ("k:f, u:/bin/x:f { print(arg0[1]); }", (1, 29)),
         ("u:/bin/x:f, t:a:b { print(str(args->filename)); }", (1, 27)),
     ] {

@@ -32,7 +32,7 @@ fn split_declaration(declaration: &str) -> Option<(String, String)> {
         None => (declaration, ""),
     };
     let front = front.trim_end();
-    let start = front.rfind(|each: char| each.is_whitespace() || each == '*').map_or(0, |at| at + 1);
+    let start = front.rfind(|each: char| each.is_ascii_whitespace() || each == '*').map_or(0, |at| at + 1);
     let (type_name, name) = front.split_at(start);
     (!name.is_empty()).then(|| (format!("{}{array}", type_name.trim_end()), name.to_owned()))
 }
