@@ -326,10 +326,10 @@ async fn floods_and_deaf_and_dying_clients_do_not_touch_what_another_runs() {
     let mut bob = daemon.client(BOB).await;
     let of_bob = background(&mut bob.client).await;
     let before = memory(daemon.pid());
-    let mut crowd = Vec::new();
+    let (mut crowd, mut of_alice) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         let mut alice = daemon.client(ALICE).await;
-        alice.client.start_tool("run_probe", json!({ "probe": "file_opens", "seconds": 600 })).await;
+        of_alice.push(background(&mut alice.client).await);
         alice.client.start_tool("stop_execution", json!({ "execution_id": of_bob })).await;
         flood(&mut alice.client).await;
         crowd.push(alice);
@@ -343,17 +343,8 @@ async fn floods_and_deaf_and_dying_clients_do_not_touch_what_another_runs() {
     assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
     crowd.iter().for_each(|alice| alice.signal(libc::SIGKILL));
     let mut root = daemon.root().await;
-    let begun = Instant::now();
-    loop {
-        let all = root.tool("list_executions", json!({})).await.success();
-        let all = all["executions"].as_array().unwrap().clone();
-        let running: Vec<_> = all.iter().filter(|one| one["status"] == "running").collect();
-        if running.len() == 1 && running[0]["execution_id"] == of_bob {
-            assert_eq!(all.iter().filter(|one| one["probe"] == "file_opens").count(), 4, "{all:?}");
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "what the dead have started runs on: {running:?}");
-        sleep(Duration::from_millis(100)).await;
+    for id in &of_alice {
+        assert_eq!(status(&mut root, id, 20).await, "stopped", "what the dead have started ends");
     }
     assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
 }

@@ -265,11 +265,10 @@ async fn what_the_operator_reveals_is_shown() {
     let mut daemon = Daemon::start(settings).await;
     let found = daemon.probe("process_exec", json!({})).await.to_string();
     assert!(found.contains("--password=hunter2argument"), "{found}");
-    for (part, want) in [
-        ("join(args->argv)", "hunter2argument"),
-        ("str(args->buf", "hunter2content"),
-        ("getaddrinfo { printf", "hunter2.name"),
-    ] {
+    let found = daemon.probe("dns_latency", json!({})).await.to_string();
+    assert!(found.contains("hunter2.name.example"), "{found}");
+    // bpftrace cannot attach to functions of programs on every kernel.
+    for (part, want) in [("join(args->argv)", "hunter2argument"), ("str(args->buf", "hunter2content")] {
         let program = spies().into_iter().find(|program| program.contains(part)).unwrap();
         let found = daemon.script(json!({ "program": program, "timeout": 4 })).await.to_string();
         assert!(found.contains(want), "{program}: {found}");
