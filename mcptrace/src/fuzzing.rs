@@ -149,6 +149,20 @@ mod tests {
         assert!(taken > 1000, "most are malformed, but not all: {taken}");
     }
 
+    /// The fuzzer begins with a record of each kind.
+    #[test]
+    fn the_corpus_has_the_records_of_the_wire() {
+        let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/records"));
+        for record in records() {
+            let file = folder.join(format!("kind_{}", record[3]));
+            if std::env::var_os("UPDATE").is_some() {
+                std::fs::create_dir_all(folder).unwrap();
+                std::fs::write(&file, &record).unwrap();
+            }
+            assert!(std::fs::read(&file).is_ok_and(|kept| kept == record), "UPDATE=1 cargo test -p mcptrace fuzzing");
+        }
+    }
+
     #[test]
     fn no_text_is_a_panic_and_none_smuggles_a_refused_call() {
         let corpus: &[&[u8]] = &[
