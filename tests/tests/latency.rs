@@ -60,7 +60,10 @@ async fn a_long_poll_ends_with_the_next_event_and_not_before() {
 
 #[tokio::test]
 async fn a_client_that_has_stopped_costs_bounded_memory_and_counted_loss_and_no_stalled_reader() {
-    let mut process = ServerProcess::start().await;
+    // Such a flood costs more than a usual execution may.
+    let mut command = tokio::process::Command::new(program());
+    command.args(["serve", "--execution-budget", "400"]);
+    let mut process = ServerProcess::start_by(command).await;
     let pid = process.pid();
     let mut workload = workload!();
     let arguments =

@@ -3,7 +3,12 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::fs::MetadataExt as _,
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -11,27 +16,18 @@ use std::{
 
 use super::filter::cgroup2_mount;
 
-/// How many control groups are looked at.
+/// How many control groups are looked at, and how many names are kept.
 const MOST: usize = 20_000;
-/// How often the hierarchy is looked through again for an id that is not known.
+/// How often the hierarchy is looked through again for an id that is not known, where ids cannot be opened.
 const AGAIN: Duration = Duration::from_secs(1);
+/// `FILEID_KERNFS`: a file handle that is the 64-bit id of a kernfs node (include/linux/exportfs.h, Linux 5.5 and later).
+const FILEID_KERNFS: i32 = 0xfe;
 
 /// The path of a control group below the mount of the version 2 hierarchy, which begins with a slash; `None` if there is none of that
-/// id any more. Its id is the inode number of its directory.
+/// id any more and it was not looked up before. Its id is the inode number of its directory.
 pub fn path(id: u64) -> Option<String> {
     static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let stale = known.as_ref().is_none_or(|known| !known.paths.contains_key(&id) && known.read.elapsed() > AGAIN);
-    if stale {
-        let mut paths = known.take().map(|known| known.paths).unwrap_or_default();
-        // Those that are gone keep their names, for events that came before.
-        if paths.len() > MOST {
-            paths.clear();
-        }
-        paths.extend(read());
-        *known = Some(Known { paths, read: Instant::now() });
-    }
-    known.as_ref()?.paths.get(&id).cloned()
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Known::new).path(id)
 }
 
 /// The container of a control group: the first 12 digits of the id in its path, as runtimes print it.
@@ -47,14 +43,71 @@ pub fn unit(path: &str) -> Option<&str> {
     path.rsplit('/').find(is_unit)
 }
 
+/// Names that were found. Those of groups that are gone stay, for events that came before.
 struct Known {
     paths: HashMap<u64, String>,
-    read: Instant,
+    mount: Option<(PathBuf, File)>,
+    /// When the hierarchy was looked through.
+    walked: Option<Instant>,
 }
 
-fn read() -> HashMap<u64, String> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    cgroup2_mount(&mounts).map(|mount| walk(&mount)).unwrap_or_default()
+impl Known {
+    fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mount = cgroup2_mount(&mounts).and_then(|path| Some((path.clone(), File::open(path).ok()?)));
+        Self { paths: HashMap::new(), mount, walked: None }
+    }
+
+    fn path(&mut self, id: u64) -> Option<String> {
+        if let Some(path) = self.paths.get(&id) {
+            return Some(path.clone());
+        }
+        if self.paths.len() > MOST {
+            self.paths.clear();
+        }
+        let (mount, root) = self.mount.as_ref()?;
+        match open(root, id) {
+            Ok(directory) => {
+                let path = below(mount, &fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?)?;
+                self.paths.insert(id, path);
+            }
+            // Without CAP_DAC_READ_SEARCH, or before Linux 5.5, ids are found by looking at all groups.
+            Err(error) if error.raw_os_error() != Some(libc::ESTALE) && self.may_walk() => {
+                self.paths.extend(walk(mount));
+                self.walked = Some(Instant::now());
+            }
+            Err(_) => {}
+        }
+        self.paths.get(&id).cloned()
+    }
+
+    fn may_walk(&self) -> bool {
+        self.walked.is_none_or(|walked| walked.elapsed() > AGAIN)
+    }
+}
+
+/// Opens the directory of a control group by its id.
+fn open(mount: &File, id: u64) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: u64,
+    }
+    let mut handle = Handle { bytes: size_of::<u64>() as u32, kind: FILEID_KERNFS, id };
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: `handle` has the layout of `struct file_handle` with the 8 bytes that it says follow; the descriptor is open.
+    let opened = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if opened < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+}
+
+/// A directory's path below the mount; `None` if it is not below it.
+fn below(mount: &Path, directory: &Path) -> Option<String> {
+    Some(format!("/{}", directory.strip_prefix(mount).ok()?.display()))
 }
 
 fn walk(mount: &Path) -> HashMap<u64, String> {
@@ -62,8 +115,7 @@ fn walk(mount: &Path) -> HashMap<u64, String> {
     let mut left: Vec<PathBuf> = vec![mount.to_owned()];
     while let Some(directory) = left.pop().filter(|_| paths.len() < MOST) {
         let Ok(metadata) = fs::metadata(&directory) else { continue };
-        let below = directory.strip_prefix(mount).unwrap_or(&directory);
-        paths.insert(metadata.ino(), format!("/{}", below.display()));
+        paths.extend(below(mount, &directory).map(|path| (metadata.ino(), path)));
         left.extend(super::filter::subdirectories(&directory));
     }
     paths
@@ -93,6 +145,23 @@ mod tests {
     fn the_innermost_unit_counts() {
         assert_eq!(unit("/user.slice/user@0.service/app.slice/x.scope/y"), Some("x.scope"));
         assert_eq!(unit("/"), None);
+    }
+
+    #[test]
+    fn a_group_is_found_as_soon_as_it_is_there_and_keeps_its_name() {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let Some(mount) = cgroup2_mount(&mounts) else { return };
+        let mut known = Known::new();
+        for turn in 0..3 {
+            let name = format!("mcptrace-names-{}-{turn}", std::process::id());
+            // Without privilege there are no new groups to be had.
+            let Ok(()) = fs::create_dir(mount.join(&name)) else { return };
+            let id = fs::metadata(mount.join(&name)).unwrap().ino();
+            let found = known.path(id);
+            fs::remove_dir(mount.join(&name)).unwrap();
+            assert_eq!((found, known.path(id)), (Some(format!("/{name}")), Some(format!("/{name}"))));
+        }
+        assert_eq!(known.path(1 << 60), None);
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Probe for CapabilityChecks {
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "check";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 250.0;
+    const COST_NS: f64 = 130.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -64,7 +64,7 @@ impl Probe for CpuSlices {
         &[Attach::tracepoint("switch", "sched_switch"), Attach::tracepoint("migrate", "sched_migrate_task")];
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
-    const COST_NS: f64 = 250.0;
+    const COST_NS: f64 = 150.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

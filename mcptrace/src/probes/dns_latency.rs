@@ -72,7 +72,7 @@ impl Probe for DnsLatency {
     ];
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "returns";
-    const COST_NS: f64 = 4000.0;
+    const COST_NS: f64 = 2_200.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -80,7 +80,7 @@ impl Probe for FileIo {
         &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = FILES;
     const COUNTS: &'static str = "exit";
-    const COST_NS: f64 = 900.0;
+    const COST_NS: f64 = 520.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

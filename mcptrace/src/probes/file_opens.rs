@@ -67,7 +67,7 @@ impl Probe for FileOpens {
         &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "exit";
-    const COST_NS: f64 = 1_000.0;
+    const COST_NS: f64 = 840.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -74,7 +74,7 @@ impl Probe for FsSync {
         &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = FILES;
     const COUNTS: &'static str = "exit";
-    const COST_NS: f64 = 2500.0;
+    const COST_NS: f64 = 1_400.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -82,7 +82,7 @@ impl Probe for FunctionLatency {
         &[Attach::functions("returns", "options.function"), Attach::functions("enter", "options.function")];
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "returns";
-    const COST_NS: f64 = 3000.0;
+    const COST_NS: f64 = 11_000.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -90,7 +90,7 @@ impl Probe for HeapGrowth {
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "returns";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 4000.0;
+    const COST_NS: f64 = 12_000.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

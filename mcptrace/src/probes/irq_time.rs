@@ -62,7 +62,7 @@ impl Probe for IrqTime {
     ];
     const NEEDS: &'static [&'static str] = &["IRQACTION_NAME"];
     const COUNTS: &'static str = "soft_exit";
-    const COST_NS: f64 = 250.0;
+    const COST_NS: f64 = 210.0;
     type Options = NoOptions;
 
     fn plan(_options: &NoOptions, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -63,7 +63,7 @@ impl Probe for MemoryReclaim {
     ];
     const NEEDS: &'static [&'static str] = &["TASK_TGID", "TASK_REAL_PARENT"];
     const COUNTS: &'static str = "direct_end";
-    const COST_NS: f64 = 500.0;
+    const COST_NS: f64 = 300.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -67,7 +67,7 @@ impl Probe for NetTraffic {
     ];
     const NEEDS: &'static [&'static str] = super::sockets::ENDS;
     const COUNTS: &'static str = "sent";
-    const COST_NS: f64 = 250.0;
+    const COST_NS: f64 = 150.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

@@ -83,7 +83,7 @@ impl Probe for OffcpuStacks {
         &[Attach::tracepoint("wakeup_new", "sched_wakeup_new"), Attach::tracepoint("switch", "sched_switch")];
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
-    const COST_NS: f64 = 3000.0;
+    const COST_NS: f64 = 2_800.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

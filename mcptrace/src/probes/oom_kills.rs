@@ -59,7 +59,7 @@ impl Probe for OomKills {
         "MM_RSS_STRIDE",
     ];
     const COUNTS: &'static str = "victim";
-    const COST_NS: f64 = 2000.0;
+    const COST_NS: f64 = 3_200.0;
     const HAS_DURATION: bool = false;
     type Options = EventOptions;
 

@@ -69,7 +69,7 @@ impl Probe for PageCache {
         &["FOLIO_FLAGS", "FOLIO_MAPPING", "FOLIO_INDEX", "FOLIO_LARGE", "MAPPING_HOST", "INODE_SIZE"];
     const COUNTS: &'static str = "added";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 450.0;
+    const COST_NS: f64 = 120.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

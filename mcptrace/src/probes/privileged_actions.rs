@@ -287,7 +287,7 @@ impl Probe for PrivilegedActions {
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_TGID", "TASK_REAL_PARENT"];
     const COUNTS: &'static str = "exit";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 1500.0;
+    const COST_NS: f64 = 510.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -63,7 +63,7 @@ impl Probe for ProcessExit {
         "SIGNAL_MAXRSS",
     ];
     const COUNTS: &'static str = "exit";
-    const COST_NS: f64 = 1500.0;
+    const COST_NS: f64 = 1_400.0;
     type Options = EventOptions;
 
     fn plan(options: &EventOptions, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

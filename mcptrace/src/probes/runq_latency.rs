@@ -56,7 +56,7 @@ impl Probe for RunqLatency {
     ];
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
-    const COST_NS: f64 = 240.0;
+    const COST_NS: f64 = 250.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

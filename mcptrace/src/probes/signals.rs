@@ -58,7 +58,7 @@ impl Probe for Signals {
     const NEEDS: &'static [&'static str] =
         &["TASK_COMM", "TASK_TGID", "TASK_PID", "TASK_REAL_PARENT", "TASK_CRED", "CRED_UID", "SIGINFO_CODE"];
     const COUNTS: &'static str = "generate";
-    const COST_NS: f64 = 1000.0;
+    const COST_NS: f64 = 660.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

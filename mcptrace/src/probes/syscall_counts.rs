@@ -66,7 +66,7 @@ impl Probe for SyscallCounts {
         &[Attach::tracepoint("exit", "sys_exit"), Attach::tracepoint("enter", "sys_enter")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "enter";
-    const COST_NS: f64 = 154.0;
+    const COST_NS: f64 = 130.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

@@ -74,7 +74,7 @@ impl Probe for SyscallErrors {
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "exit";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 350.0;
+    const COST_NS: f64 = 180.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

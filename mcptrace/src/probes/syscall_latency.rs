@@ -72,7 +72,7 @@ impl Probe for SyscallLatency {
         &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
     const COUNTS: &'static str = "exit";
-    const COST_NS: f64 = 305.0;
+    const COST_NS: f64 = 220.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

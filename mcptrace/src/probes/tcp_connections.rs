@@ -103,7 +103,7 @@ impl Probe for TcpConnections {
         "TASK_COMPAT_WORD",
     ];
     const COUNTS: &'static str = "changed";
-    const COST_NS: f64 = 1500.0;
+    const COST_NS: f64 = 1_200.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -81,7 +81,7 @@ impl Probe for TcpRetransmits {
     ];
     const NEEDS: &'static [&'static str] = ENDS;
     const COUNTS: &'static str = "retransmitted";
-    const COST_NS: f64 = 900.0;
+    const COST_NS: f64 = 330.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

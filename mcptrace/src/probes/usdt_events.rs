@@ -94,7 +94,7 @@ impl Probe for UsdtEvents {
     const HOOKS: &'static [Attach] = &[Attach::functions("passed", "options.usdt")];
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "passed";
-    const COST_NS: f64 = 3000.0;
+    const COST_NS: f64 = 1_300.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

@@ -52,7 +52,7 @@ impl Probe for WakeupChains {
     ];
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_STATE"];
     const COUNTS: &'static str = "waking";
-    const COST_NS: f64 = 5000.0;
+    const COST_NS: f64 = 6_000.0;
     type Options = Options;
 
     fn plan(_options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

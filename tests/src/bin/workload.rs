@@ -15,7 +15,7 @@ use std::{
     arch::asm,
     io::{BufRead as _, Write as _},
     sync::{
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     thread,
@@ -98,6 +98,7 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "getppid_threads" => getppid_threads(number(1), number(2)),
         "sigreturn" => sigreturn(number(1)),
         "interrupt" => interrupt(number(1)),
+        "use_up_time" => return vec![use_up_time(number(1))],
         "fork" => times(2).for_each(|_| _ = fork(words[1], number(3), None)),
         "fork_twice_as_one_id" => fork_twice_as_one_id(),
         "nanosleep" => times(1).for_each(|_| nanosleep(number(2))),
@@ -211,10 +212,14 @@ extern "C" fn ignore(_: libc::c_int) {}
 
 /// Without `SA_RESTART`.
 fn handle(signal: libc::c_int) {
-    // SAFETY: zeros are a valid sigaction, and the handler does nothing.
+    handle_by(signal, ignore);
+}
+
+fn handle_by(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: zeros are a valid sigaction, and the handlers are safe in signals.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+        action.sa_sigaction = handler as usize;
         assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
     }
 }
@@ -234,21 +239,36 @@ fn interrupt(times: i64) {
     let mut pair = [0; 2];
     // SAFETY: two descriptors have room.
     assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()) }, 0);
-    set_timer(5000);
+    set_timer(libc::ITIMER_REAL, 5000);
     for _ in 0..times {
         let mut byte = 0_u8;
         // SAFETY: one byte has room.
         let received = unsafe { libc::recv(pair[0], (&raw mut byte).cast(), 1, 0) };
         assert_eq!((received, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINTR)));
     }
-    set_timer(0);
+    set_timer(libc::ITIMER_REAL, 0);
 }
 
-fn set_timer(microseconds: i64) {
+/// Lets a timer of the process's own CPU time run out at least so often; how often it did.
+fn use_up_time(times: i64) -> i64 {
+    static TIMES: AtomicI64 = AtomicI64::new(0);
+    extern "C" fn count(_: libc::c_int) {
+        TIMES.fetch_add(1, Ordering::Relaxed);
+    }
+    handle_by(libc::SIGPROF, count);
+    set_timer(libc::ITIMER_PROF, 5000);
+    while TIMES.load(Ordering::Relaxed) < times {
+        std::hint::spin_loop();
+    }
+    set_timer(libc::ITIMER_PROF, 0);
+    TIMES.load(Ordering::Relaxed)
+}
+
+fn set_timer(which: libc::c_int, microseconds: i64) {
     let time = libc::timeval { tv_sec: 0, tv_usec: microseconds };
     let timer = libc::itimerval { it_interval: time, it_value: time };
     // SAFETY: the pointers are good for the call.
-    assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) }, 0);
+    assert_eq!(unsafe { libc::setitimer(which, &raw const timer, std::ptr::null_mut()) }, 0);
 }
 
 /// Makes a child, which calls getppid so often and exits, and waits for it.

@@ -25,9 +25,9 @@ pub(super) const ROW: Row = Row {
     name: "triage",
     title: "What is wrong here",
     description: "Ranks what is wrong with this machine: CPUs, run queue, memory, disks, network, locks, processes; each finding with \
-        numbers, who, and the next call. Use it first when the question is why something is slow and nothing is known yet. Where the \
+        numbers, who, and the next call. Use it first when something is slow and nothing is known yet. Where the \
         recorder runs it answers at once from the last minute; with seconds, or without a recorder, it runs some fifteen probes, which \
-        costs busy programs a few percent. Not for a question that one probe answers.",
+        costs busy programs a few percent.",
     input: || schema_for!(Arguments),
     output: || schema::outline(schema::of_result::<Triage>()),
     effect: Effect::Starts,
