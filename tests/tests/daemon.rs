@@ -341,7 +341,9 @@ async fn floods_and_deaf_and_dying_clients_do_not_touch_what_another_runs() {
     let grown = memory(daemon.pid()).saturating_sub(before);
     assert!(grown < 200 << 10, "{grown} KB more");
     assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
-    crowd.iter().for_each(|alice| alice.signal(libc::SIGKILL));
+    for alice in &crowd {
+        alice.signal(libc::SIGKILL);
+    }
     let mut root = daemon.root().await;
     for id in &of_alice {
         assert_eq!(status(&mut root, id, 20).await, "stopped", "what the dead have started ends");

@@ -218,7 +218,7 @@ async fn listen(read: &mut (impl tokio::io::AsyncRead + Unpin), time: Duration, 
     let mut bytes = vec![0; 1 << 16];
     let _ = timeout(time, async {
         while let Ok(length @ 1..) = read.read(&mut bytes).await {
-            seen.answers.fetch_add(bytes[..length].iter().filter(|byte| **byte == b'\n').count() as u64, Relaxed);
+            seen.answers.fetch_add(bytes[..length].split(|byte| *byte == b'\n').count() as u64 - 1, Relaxed);
         }
     })
     .await;

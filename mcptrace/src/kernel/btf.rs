@@ -299,10 +299,9 @@ impl KernelBtf {
         let mut seen = String::new();
         while let Some(name) = names.next() {
             seen = if seen.is_empty() { name.to_owned() } else { format!("{seen}.{name}") };
-            let place = self
-                .find_member(&within, name, 0)
-                .ok_or_else(|| BtfError::NoMember { structure: structure.to_owned(), member: seen.clone() })?;
-            bits += place.bits;
+            let missing = || BtfError::NoMember { structure: structure.to_owned(), member: seen.clone() };
+            let place = self.find_member(&within, name, 0).ok_or_else(missing)?;
+            bits = place.bits.checked_add(bits).ok_or_else(missing)?;
             if names.peek().is_none() {
                 return self.byte_member(structure, path, &Place { bits, ..place });
             }
@@ -325,7 +324,7 @@ impl KernelBtf {
                 Some(found) => (found == name).then_some(Place { bits, bit_field, ty: member.ty }),
                 None if depth < MAX_DEPTH => {
                     let inner = self.find_member(&self.composite_at(member.ty)?, name, depth + 1)?;
-                    Some(Place { bits: bits + inner.bits, ..inner })
+                    Some(Place { bits: inner.bits.checked_add(bits)?, ..inner })
                 }
                 None => None,
             }

@@ -107,10 +107,9 @@ impl Look<'_> {
         let programs = hooks.iter().any(|hook| is_of_programs(hook.text));
         let kernel = hooks.iter().all(|hook| is_of_kernel(hook.text) && !is_call(hook.text));
         match read.how {
-            How::Definition => false,
             How::Field(name) => !PLACES.contains(&name),
             How::Call("str", shape) => !programs && self.is_name(&shape),
-            How::Call(..) => false,
+            How::Definition | How::Call(..) => false,
             How::Star(shape, times) => times == 1 && SYMBOLS.contains(&shape.root) && shape.field.is_empty(),
             How::Index(shape) => ARRAYS.contains(&shape.field),
             How::Cast(target, shape) => is_known_cast(target, &shape, kernel, programs),

@@ -471,7 +471,9 @@ impl<'a> Parser<'a> {
         while self.postfix()? {}
         self.depth = outer;
         let shape = self.shape;
-        casts.into_iter().for_each(|(at, target)| self.read(at, How::Cast(target, shape)));
+        for (at, target) in casts {
+            self.read(at, How::Cast(target, shape));
+        }
         if stars > 0 {
             self.read(begins.at, How::Star(shape, stars));
         }
