@@ -176,6 +176,17 @@ mod tests {
         inputs(corpus, 20_000).for_each(|bytes| policy(&bytes));
     }
 
+    /// Types that hold themselves, and such as lie beyond all memory, are among them.
+    #[test]
+    fn no_types_are_a_panic_or_endless() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/btf");
+        let files = std::fs::read_dir(folder).unwrap().flatten().map(|file| std::fs::read(file.path()).unwrap());
+        let mut corpus: Vec<Vec<u8>> = files.collect();
+        corpus.sort();
+        let corpus: Vec<&[u8]> = corpus.iter().map(Vec::as_slice).collect();
+        inputs(&corpus, 5_000).for_each(|bytes| btf(&bytes));
+    }
+
     #[test]
     fn no_packet_is_a_panic_for_the_launcher() {
         let corpus: &[&[u8]] = &[b"p", b"v", b"cBEGIN { exit(); }", b"r\0\0\0\0\0\0\0\x01BEGIN { }", b"lkprobe:vfs_*"];
