@@ -334,11 +334,11 @@ fn following_ends_when_its_reader_leaves() {
         while child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < until, "{words:?}: it goes on");
             // Something to follow.
-            _ = std::fs::File::open("/etc/hostname");
-            std::thread::sleep(Duration::from_millis(20));
+            _ = fs::File::open("/etc/hostname");
+            sleep(Duration::from_millis(20));
         }
         let output = child.wait_with_output().unwrap();
-        assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()), "{words:?}");
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{words:?}");
     }
 }
 
