@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP: Duration = Duration::from_mins(1);
 /// Files whose symbols are kept, at most; one more, and all are let go.
 const MOST_FILES: usize = 256;
+/// How far behind the beginning of a function of the kernel its code may be. kallsyms has no sizes: what lies behind the last symbol, such as
+/// an eBPF program that was loaded later or is gone, would have that one's name.
+const LARGEST_IN_KERNEL: usize = 1 << 20;
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 300;
 
@@ -152,12 +155,12 @@ fn of_kernel(symbolizer: &Symbolizer, addresses: &[u64]) -> HashMap<u64, String>
     // Only kallsyms: it knows modules and eBPF programs, and an image would have to be found and matched.
     let kernel =
         Kernel { kallsyms: MaybeDefault::Default, vmlinux: MaybeDefault::None, debug_syms: false, ..Kernel::default() };
-    named(symbolizer, &Source::Kernel(kernel), Input::AbsAddr(addresses))
+    named(symbolizer, &Source::Kernel(kernel), Input::AbsAddr(addresses), LARGEST_IN_KERNEL)
 }
 
 fn of_file(symbolizer: &Symbolizer, path: &PathBuf, offsets: &[u64]) -> HashMap<u64, String> {
     let elf = Elf { debug_syms: false, ..Elf::new(path) };
-    named(symbolizer, &Source::Elf(elf), Input::FileOffset(offsets))
+    named(symbolizer, &Source::Elf(elf), Input::FileOffset(offsets), usize::MAX)
 }
 
 /// A symbol as its language writes it. Only what is mangled: a function of C called `i` is no `int`, which is what a bare `i` means in the
@@ -172,7 +175,7 @@ fn demangled(symbol: &str) -> Cow<'_, str> {
     cpp_demangle::Symbol::new(symbol).ok().and_then(|name| name.demangle().ok()).map_or(symbol.into(), Into::into)
 }
 
-fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> HashMap<u64, String> {
+fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>, largest: usize) -> HashMap<u64, String> {
     let places = input.into_inner();
     let symbols = match symbolizer.symbolize(source, input) {
         Ok(symbols) => symbols,
@@ -182,6 +185,7 @@ fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> 
         }
     };
     let name = |(place, symbol): (&u64, &Symbolized<'_>)| match symbol {
+        Symbolized::Sym(symbol) if symbol.offset > largest => None,
         Symbolized::Sym(symbol) => Some((*place, untrusted(demangled(&symbol.name).as_bytes(), LONGEST_NAME))),
         Symbolized::Unknown(_) => None,
     };
