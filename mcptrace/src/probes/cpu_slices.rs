@@ -65,10 +65,10 @@ impl Probe for CpuSlices {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 150.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm, By::Cpu])?;
         let group = match options.by {
             By::Pid => RunqBy::Pid,
             By::Comm => RunqBy::Comm,

@@ -57,10 +57,10 @@ impl Probe for RunqLatency {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 250.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm, By::Cpu])?;
         let group = match options.by {
             By::Total | By::Cpu => RunqBy::Cpu,
             By::Pid => RunqBy::Pid,
