@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 
 use child::{Own, ending, variable};
 pub(crate) use collect::PRINTED;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use collect::check_output;
 pub use error::{Category, ScriptError};
 use launcher::{Launcher, ends_itself};
 use process::{Held, Process, Stream};

@@ -26,6 +26,7 @@ use crate::{
     },
     executions,
     recorder::place,
+    secrets::{Reveals, Secret},
     server::http::DEFAULT_ADDRESS,
 };
 
@@ -225,7 +226,11 @@ impl Default for Recorder {
 impl Config {
     /// What scripts may do. The level has been checked when it was read.
     pub fn policy(&self) -> Policy {
-        Policy { level: self.scripts.allow.parse().unwrap_or(Level::Never), programs: self.scripts.programs }
+        Policy {
+            level: self.scripts.allow.parse().unwrap_or(Level::Never),
+            programs: self.scripts.programs,
+            reveals: Reveals::of(&self.secrets.reveal.join(",")),
+        }
     }
 
     /// The command of bpftrace, if the operator has one.
@@ -320,7 +325,7 @@ impl Config {
     fn faults(&self) -> Vec<(&'static str, String)> {
         let audit = self.audit.to.as_str();
         let words = ["auto", "off", "stderr", "journal"];
-        let kinds = ["arguments", "names", "texts", "all"];
+        let kinds: Vec<&str> = Secret::ALL.map(Secret::word).into_iter().chain(["all"]).collect();
         let level = self.scripts.allow.parse::<Level>();
         let limits = &self.limits;
         let checks = [

@@ -15,6 +15,9 @@ pub mod execution;
 pub mod executions;
 #[cfg(test)]
 mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kernel;
 pub mod memory;
 pub mod principal;

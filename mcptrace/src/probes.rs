@@ -250,6 +250,9 @@ pub struct Entry {
     pub schema: fn() -> Schema,
     /// Checks the options and makes a plan.
     pub prepare: fn(&Map<String, Value>, &Context<'_>) -> Result<Prepared, OptionError>,
+    /// Whether a record is well formed, and its row.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) decodes: fn(&[u8], &Clock) -> (bool, Option<Row>),
     /// A plan with the default options, for trying whether a kernel takes the programs.
     pub trial: fn(&Context<'_>) -> Plan,
 }
@@ -341,6 +344,8 @@ impl Entry {
             event_fields: P::event_fields,
             schema: schema_of::<P>,
             prepare: prepare::<P>,
+            #[cfg(any(test, feature = "fuzzing"))]
+            decodes: |record, clock| (P::accepts(record), P::row(record, clock)),
             trial: trial::<P>,
         }
     }

@@ -139,6 +139,16 @@ impl Script {
         }
     }
 
+    /// Whether a program is this script, for whatever process.
+    pub fn is(&self, program: &str) -> bool {
+        let Some(start) = self.text.find("$1").filter(|_| self.pid != ByPid::Never) else {
+            return self.text == program;
+        };
+        let Some(rest) = program.get(start..) else { return false };
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        digits > 0 && self.text.replace("$1", &rest[..digits]) == program
+    }
+
     /// What it attaches to, as bpftrace names it.
     pub fn hooks(&self) -> Vec<String> {
         hooks(&self.text)

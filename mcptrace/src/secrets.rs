@@ -14,44 +14,72 @@ pub enum Secret {
     Arguments,
     /// Names that are looked up.
     Names,
-    /// Texts that programs pass to their USDT probes.
+    /// Texts that programs pass to their functions and USDT probes.
     Texts,
+    /// What scripts read elsewhere in memory.
+    Memory,
+}
+
+/// Which secrets are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reveals([bool; Secret::ALL.len()]);
+
+impl Reveals {
+    /// Nothing.
+    pub const NONE: Self = Self([false; Secret::ALL.len()]);
+
+    /// What words say, separated by commas; `all` means all. Others say nothing.
+    pub fn of(words: &str) -> Self {
+        let named = |kind: Secret| words.split(',').any(|one| one.trim() == kind.word() || one.trim() == "all");
+        Self(Secret::ALL.map(named))
+    }
+
+    /// Whether a kind is shown.
+    pub fn shows(self, kind: Secret) -> bool {
+        self.0[kind as usize]
+    }
+
+    /// As [`Self::of`] takes it.
+    pub fn words(self) -> String {
+        let shown = Secret::ALL.into_iter().filter(|kind| self.shows(*kind));
+        shown.map(Secret::word).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// What the operator reveals: the first answer holds for the life of the process.
-static WORDS: OnceLock<String> = OnceLock::new();
+static SHOWN: OnceLock<Reveals> = OnceLock::new();
 
 /// Sets what is shown, as the configuration says. Has no effect once something was shown or masked.
 pub fn reveal(words: &str) {
-    let _ = WORDS.set(words.to_owned());
+    let _ = SHOWN.set(Reveals::of(words));
 }
 
 /// The environment variable that reveals: words separated by commas, or `all`.
 pub const REVEAL: &str = "MCPTRACE_REVEAL";
 
 impl Secret {
+    /// All kinds, in their order.
+    pub const ALL: [Self; 4] = [Self::Arguments, Self::Names, Self::Texts, Self::Memory];
+
     /// The word for it in [`REVEAL`].
     pub fn word(self) -> &'static str {
         match self {
             Self::Arguments => "arguments",
             Self::Names => "names",
             Self::Texts => "texts",
+            Self::Memory => "memory",
         }
     }
 
     /// Whether the operator wants it shown.
     pub fn is_revealed(self) -> bool {
-        reveals(WORDS.get_or_init(|| std::env::var(REVEAL).unwrap_or_default()), self.word())
+        SHOWN.get_or_init(|| Reveals::of(&std::env::var(REVEAL).unwrap_or_default())).shows(self)
     }
 
     /// What a result says while it is masked.
     pub fn note(self) -> String {
         format!("{0} are masked; the operator reveals them with {REVEAL}={0} in the server's environment", self.word())
     }
-}
-
-fn reveals(words: &str, word: &str) -> bool {
-    words.split(',').any(|one| one.trim() == word || one.trim() == "all")
 }
 
 /// An argument of a program, masked: an option keeps its name, everything else only its length.
@@ -118,9 +146,13 @@ mod tests {
 
     #[test]
     fn the_operator_names_what_is_shown() {
-        assert!(!reveals("", "arguments"));
-        assert!(!reveals("dns", "arguments"));
-        assert!(reveals("dns, arguments", "arguments"));
-        assert!(reveals("all", "arguments"));
+        assert!(!Reveals::default().shows(Secret::Arguments));
+        assert!(!Reveals::of("dns").shows(Secret::Arguments));
+        let one = Reveals::of("dns, arguments");
+        assert!(one.shows(Secret::Arguments) && !one.shows(Secret::Memory));
+        assert!(Secret::ALL.into_iter().all(|kind| Reveals::of("all").shows(kind)));
+        for words in ["", "texts", "arguments,memory", "arguments,names,texts,memory"] {
+            assert_eq!(Reveals::of(words).words(), words);
+        }
     }
 }

@@ -50,6 +50,8 @@ use self::Server as Served;
 #[cfg(feature = "conformance")]
 use self::conformance::Fixtures as Served;
 pub use self::hub::Hub;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::message::check_line;
 use self::{
     backlog::Backlog, call::Call, error::ToolError, hub::Lane, recent::Recent, subscriptions::Subscriptions,
     tools::Answered, wire::Wire,

@@ -39,7 +39,7 @@ const REAL_TIME: i32 = 34;
 
 /// The name of a signal; `SIGRTMIN+n` for those of real time, `SIGn` for others.
 pub fn name(signal: i32) -> String {
-    let known = usize::try_from(signal - 1).ok().and_then(|index| NAMES.get(index));
+    let known = signal.checked_sub(1).and_then(|index| usize::try_from(index).ok()).and_then(|index| NAMES.get(index));
     match known {
         Some(name) => (*name).to_owned(),
         None if (REAL_TIME..=64).contains(&signal) => format!("SIGRTMIN+{}", signal - REAL_TIME),

@@ -333,6 +333,38 @@ fn a_reader_that_leaves_early_is_no_error() {
 }
 
 #[test]
+fn following_ends_when_its_reader_leaves() {
+    for words in [&["file_opens", "--follow"][..], &["syscall_counts", "--follow", "--json"]] {
+        let mut child =
+            mcptrace(&[&["run"], words].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "{words:?}: it goes on");
+            // Something to follow.
+            _ = fs::File::open("/etc/hostname");
+            sleep(Duration::from_millis(20));
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{words:?}");
+    }
+}
+
+#[test]
+fn where_stacks_cannot_be_written_is_said_before_anything_is_traced_and_what_was_traced_is_shown() {
+    let begun = Instant::now();
+    let output = mcptrace(&["run", "cpu_profile", "-d", "60", "--folded", "/no/such/folder/x"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(begun.elapsed() < Duration::from_secs(30) && stderr(&output).contains("/no/such/folder/x"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x").display().to_string();
+    let output = mcptrace(&["run", "syscall_counts", "-d", "0.2", "--folded", &file]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("has no stacks"), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("syscall_counts completed"));
+}
+
+#[test]
 fn list_shows_native_and_kernel_probes() {
     let text = succeeded(&["list"]);
     for entry in PROBES {

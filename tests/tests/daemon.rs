@@ -303,6 +303,54 @@ async fn clients_that_do_not_read_or_say_half_of_it_keep_nobody_waiting() {
     assert_eq!(found.success()["status"], "completed");
 }
 
+/// Memory of a process, in KB.
+fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Asks and asks, and reads no answer, until the server takes no more or so many were sent.
+async fn flood(client: &mut Client) {
+    for id in 1000..11_000 {
+        let list = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/list" });
+        if timeout(Duration::from_millis(500), client.send(&list)).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn floods_and_deaf_and_dying_clients_do_not_touch_what_another_runs() {
+    let daemon = Daemon::start().await;
+    let mut bob = daemon.client(BOB).await;
+    let of_bob = background(&mut bob.client).await;
+    let before = memory(daemon.pid());
+    let (mut crowd, mut of_alice) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let mut alice = daemon.client(ALICE).await;
+        of_alice.push(background(&mut alice.client).await);
+        alice.client.start_tool("stop_execution", json!({ "execution_id": of_bob })).await;
+        flood(&mut alice.client).await;
+        crowd.push(alice);
+    }
+    let begun = Instant::now();
+    let found = bob.client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await.success();
+    assert_eq!(found["status"], "completed");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let grown = memory(daemon.pid()).saturating_sub(before);
+    assert!(grown < 200 << 10, "{grown} KB more");
+    assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
+    for alice in &crowd {
+        alice.signal(libc::SIGKILL);
+    }
+    let mut root = daemon.root().await;
+    for id in &of_alice {
+        assert_eq!(status(&mut root, id, 20).await, "stopped", "what the dead have started ends");
+    }
+    assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
+}
+
 #[tokio::test]
 async fn a_line_without_end_is_refused_at_a_megabyte() {
     let daemon = Daemon::start().await;

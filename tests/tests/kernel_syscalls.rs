@@ -2,12 +2,12 @@
 
 use std::process::Command;
 
-use mcptrace::kernel::filter::Filter;
+use mcptrace::{kernel::filter::Filter, report::Report};
 use mcptrace_tests::{
     named_group::Named,
     probing::{
         ALL, Calls, around, assert_no_loss, calls, counts, events, executions, find_series, of_pid, one_series,
-        request, rows, series, stop,
+        request, rows, series, start, stop,
     },
     workload,
     workload::Workload,
@@ -215,6 +215,23 @@ fn the_cgroup_filter_shows_the_group_and_those_below() {
     drop((a, b, c));
     drop((groups.1, groups.0, groups.2));
     assert_eq!(seen, [1009 + 503, 503, 7]);
+}
+
+/// Maps are read in few calls: a probe that counts calls must not fill its report with those of its own reader.
+#[test]
+fn reading_a_running_probe_is_hardly_seen() {
+    for probe in ["syscall_counts", "syscall_latency"] {
+        let execution = start(probe, &json!({}), &of_pid(std::process::id()));
+        for _ in 0..10 {
+            execution.envelope(&ALL);
+        }
+        let envelope = stop(&execution);
+        let own = match &envelope.report {
+            Some(Report::Table(_)) => calls(&envelope).of("bpf").0,
+            _ => find_series(&envelope, "syscall", "bpf").map_or(0, |series| series.count),
+        };
+        assert!((10..400).contains(&own), "{probe}: {own} calls of bpf to read it ten times");
+    }
 }
 
 #[test]

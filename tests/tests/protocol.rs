@@ -277,6 +277,11 @@ mod results {
         }
         let want: Vec<String> = (0..23).map(|number| format!("{prefix}{number}")).collect();
         assert_eq!(paths, want);
+        // Where not even one row has room, it is not skipped.
+        let small = json!({ "execution_id": id, "limit": 3, "max_bytes": 1024, "cursor": "e5" });
+        let small = client.tool("get_result", small).await.success();
+        let shown = small["report"]["rows"].as_array().map_or(0, Vec::len);
+        assert_eq!(small["more"], json!({ "rows_left": 18 - shown, "cursor": format!("e{}", 5 + shown) }));
         let past = client.tool("get_result", json!({ "execution_id": id, "offset": 1_000_000 })).await.success();
         assert_eq!(past["report"]["rows"], json!([]), "past the end is an empty page");
         let foreign = client.tool("get_result", json!({ "execution_id": id, "cursor": "r3" })).await;

@@ -7,6 +7,7 @@ mod build_ebpf;
 mod checks;
 mod conformance;
 mod demo;
+mod fuzz;
 mod kernels;
 mod mcp_client;
 mod package;
@@ -33,6 +34,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Install what is missing, then drive the MCP server through native probes on this kernel
     Demo(demo::Options),
+    /// Fuzz all that reads other people's bytes, each target for a while
+    Fuzz(fuzz::Options),
     /// Pack the crates and a package for Debian, and try both out
     Package(package::Options),
     /// Use a daemon in every way at once for a long time, and see whether it grows
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Package(options) => package::run(&options),
         Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),

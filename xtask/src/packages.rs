@@ -111,6 +111,15 @@ pub(crate) const TO_BUILD: &[Need] = &[
     },
 ];
 
+/// What the fuzzer needs beyond [`TO_BUILD`].
+pub(crate) const TO_FUZZ: &[Need] = &[Need {
+    what: "a C++ compiler",
+    why: "compiles libFuzzer",
+    found_by: FoundBy::Program("c++"),
+    required: true,
+    packages: Packages { apt: "g++", dnf: "gcc-c++", pacman: "gcc", zypper: "gcc-c++", apk: "g++" },
+}];
+
 /// What the tests need beyond [`TO_BUILD`].
 pub(crate) const TO_TEST: &[Need] = &[
     Need {

@@ -29,6 +29,8 @@ use rustix::{
     },
 };
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::message::check_packet;
 use self::message::{ANSWER_BYTES, Answer, Order, Request};
 pub use self::serve::{NotServed, serve};
 use super::{
@@ -168,6 +170,7 @@ impl Settings {
         let Self { policy, most, longest, command } = self;
         let mut words = vec!["--level".to_owned(), policy.level.to_string()];
         words.extend(policy.programs.then(|| "--programs".to_owned()));
+        words.push(format!("--reveal={}", policy.reveals.words()));
         words.extend(["--most".to_owned(), most.to_string()]);
         words.extend(["--longest".to_owned(), longest.as_secs().to_string(), "--".to_owned()]);
         words.extend(command.iter().cloned());

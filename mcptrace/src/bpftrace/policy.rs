@@ -1,11 +1,13 @@
 //! What a script may do, decided before bpftrace sees it.
 //!
 //! The text is read by a grammar of its own ([`parser`]); what that does not understand is refused, with the place. Then [`rules`]
-//! look at what the program attaches to and calls: what is not known to be harmless is refused. Both are pure. Last, [`hooks`] counts
+//! look at what the program attaches to and calls: what is not known to be harmless is refused; [`memory`] looks at what it reads. All are
+//! pure. Last, [`hooks`] counts
 //! what wildcards stand for, and how often the hooks fire that print at each event.
 
 mod hooks;
 mod lexer;
+mod memory;
 mod parser;
 mod rules;
 
@@ -19,6 +21,7 @@ use super::{
     error::{Category, ScriptError, position},
     task::check_input,
 };
+use crate::{scripts::library, secrets::Reveals};
 
 /// Which scripts are run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -40,6 +43,9 @@ pub struct Policy {
     pub level: Level,
     /// Whether scripts may attach to functions of programs (uprobe, uretprobe, usdt), whose arguments are what users typed.
     pub programs: bool,
+    /// Which secrets scripts may read.
+    #[serde(skip)]
+    pub reveals: Reveals,
 }
 
 impl Level {
@@ -114,7 +120,12 @@ impl Policy {
 
     fn read(self, program: &str) -> Result<Admitted, Fault> {
         let script = parser::parse(program, rules::takes_path)?;
-        rules::admit(&script, self)
+        let admitted = rules::admit(&script, self)?;
+        // What comes with this program reads what it says it reads.
+        if !library().iter().any(|ours| ours.is(program)) {
+            memory::check(&script, self.reveals)?;
+        }
+        Ok(admitted)
     }
 
     fn none() -> ScriptError {

@@ -9,9 +9,12 @@ use clap::{
 };
 
 use super::Failure;
-use crate::bpftrace::{
-    launcher::{self, NotServed, Settings},
-    policy::{Level, Policy},
+use crate::{
+    bpftrace::{
+        launcher::{self, NotServed, Settings},
+        policy::{Level, Policy},
+    },
+    secrets::Reveals,
 };
 
 pub(super) fn define() -> Command {
@@ -21,6 +24,7 @@ pub(super) fn define() -> Command {
         .hide(true)
         .arg(Arg::new("level").long("level").required(true).value_parser(levels))
         .arg(Arg::new("programs").long("programs").action(ArgAction::SetTrue))
+        .arg(Arg::new("reveal").long("reveal"))
         .arg(number("most"))
         .arg(number("longest"))
         .arg(Arg::new("command").num_args(0..).allow_hyphen_values(true).last(true))
@@ -32,6 +36,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         policy: Policy {
             level: matches.get_one("level").copied().unwrap_or(Level::Never),
             programs: matches.get_flag("programs"),
+            reveals: Reveals::of(matches.get_one("reveal").map_or("", String::as_str)),
         },
         most: number("most") as usize,
         longest: Duration::from_secs(number("longest").into()),

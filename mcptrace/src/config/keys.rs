@@ -78,8 +78,9 @@ pub const KEYS: &[Key] = &[
     key(
         "secrets.reveal",
         "MCPTRACE_REVEAL",
-        "Kinds of strings that are shown as they are: `arguments` of programs, `names` that are looked up, `texts` of USDT probes, or `all`.",
-        "Secrets hide in them, and what is shown to a model may be kept by others.",
+        "Kinds of strings that are shown as they are: `arguments` of programs, `names` that are looked up, `texts` of functions and USDT probes, `memory` that scripts \
+         read in other ways, or `all`.",
+        "Secrets hide in them, and what is shown to a model may be kept by others. What would show them is masked by probes and refused to scripts.",
     ),
     key(
         "audit.to",

@@ -5,7 +5,7 @@
 
 mod attach_points;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -29,6 +29,10 @@ const TRACEPOINT_PREFIX: &str = "btf_trace_";
 const ITERATOR_PREFIX: &str = "__traceiter_";
 /// How deep types and anonymous members may nest. The kernel's own stay below 16.
 const MAX_DEPTH: u32 = 32;
+/// How many members are looked at for one name. The largest struct of 6.18 has some 300.
+const MAX_MEMBERS: u32 = 100_000;
+/// How many types the text of one is put together from.
+const MAX_TYPES: u32 = 256;
 /// The longest C type that is rendered, in bytes.
 const MAX_TYPE_TEXT: usize = 512;
 
@@ -121,6 +125,40 @@ pub struct Member {
     pub type_name: String,
 }
 
+/// Reads types and asks for all that can be asked for. For tests: none may be a panic.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check(bytes: &[u8]) {
+    /// A number of names that even large types are read through with.
+    const MOST: usize = 64;
+    libbpf_rs::set_print(None);
+    let Ok(file) = rustix::fs::memfd_create("btf", rustix::fs::MemfdFlags::CLOEXEC) else { return };
+    let mut file = File::from(file);
+    if io::Write::write_all(&mut file, bytes).is_err() {
+        return;
+    }
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let Ok(types) = KernelBtf::from_file(Path::new(&path)) else { return };
+    for name in types.tracepoints().take(MOST) {
+        let _ = types.tracepoint(name);
+    }
+    for name in types.functions().take(MOST) {
+        let _ = types.function(name);
+    }
+    for kind in [BtfKind::Struct, BtfKind::Union] {
+        for name in types.names_of(kind).take(MOST) {
+            let _ = (types.size(name), types.offset(name, "a"), types.member(name, "a.b.c"));
+        }
+    }
+    for name in types.names_of(BtfKind::Enum).take(MOST) {
+        let _ = types.enumerators(name);
+    }
+    let names: Vec<_> = types.functions().take(MOST).collect();
+    assert!(types.attach_points(&names).len() <= 24 + types.btf.len() * 12 + bytes.len() * MOST);
+    for id in 0..4 {
+        let _ = types.name(id);
+    }
+}
+
 /// The types of the running kernel.
 #[derive(Debug)]
 pub struct KernelBtf {
@@ -140,6 +178,13 @@ impl KernelBtf {
         let start = File::open(VMLINUX).and_then(|mut file| file.read_exact(&mut [0; 2]));
         start.map_err(|error| BtfError::Unreadable(shortage(&error)))?;
         let btf = Btf::from_vmlinux().map_err(|error| BtfError::Unreadable(error.to_string()))?;
+        Ok(Self { btf, index: OnceCell::new() })
+    }
+
+    /// Reads types out of a file.
+    #[cfg(any(test, feature = "fuzzing"))]
+    fn from_file(path: &Path) -> Result<Self, BtfError> {
+        let btf = Btf::from_path(path).map_err(|error| BtfError::Unreadable(error.to_string()))?;
         Ok(Self { btf, index: OnceCell::new() })
     }
 
@@ -253,15 +298,14 @@ impl KernelBtf {
 
     fn walk(&self, outermost: Composite<'_>, structure: &str, path: &str) -> Result<Member, BtfError> {
         let mut bits = 0;
-        let mut within = outermost;
+        let (mut within, mut left) = (outermost, MAX_MEMBERS);
         let mut names = path.split('.').peekable();
         let mut seen = String::new();
         while let Some(name) = names.next() {
             seen = if seen.is_empty() { name.to_owned() } else { format!("{seen}.{name}") };
-            let place = self
-                .find_member(&within, name, 0)
-                .ok_or_else(|| BtfError::NoMember { structure: structure.to_owned(), member: seen.clone() })?;
-            bits += place.bits;
+            let missing = || BtfError::NoMember { structure: structure.to_owned(), member: seen.clone() };
+            let place = self.find_member(&within, name, 0, &mut left).ok_or_else(missing)?;
+            bits = place.bits.checked_add(bits).ok_or_else(missing)?;
             if names.peek().is_none() {
                 return self.byte_member(structure, path, &Place { bits, ..place });
             }
@@ -274,25 +318,30 @@ impl KernelBtf {
         Err(BtfError::NoMember { structure: structure.to_owned(), member: path.to_owned() })
     }
 
-    fn find_member(&self, within: &Composite<'_>, name: &str, depth: u32) -> Option<Place> {
-        (0..within.len()).filter_map(|at| within.get(at)).find_map(|member| {
+    /// `left` bounds how many members are looked at: a struct may hold itself, in types that nobody has checked.
+    fn find_member(&self, within: &Composite<'_>, name: &str, depth: u32, left: &mut u32) -> Option<Place> {
+        for member in (0..within.len()).filter_map(|at| within.get(at)) {
+            *left = left.checked_sub(1)?;
             let (bits, bit_field) = match member.attr {
                 MemberAttr::Normal { offset } => (offset, false),
                 MemberAttr::BitField { offset, .. } => (offset, true),
             };
             match member.name {
-                Some(found) => (found == name).then_some(Place { bits, bit_field, ty: member.ty }),
+                Some(found) if found == name => return Some(Place { bits, bit_field, ty: member.ty }),
                 None if depth < MAX_DEPTH => {
-                    let inner = self.find_member(&self.composite_at(member.ty)?, name, depth + 1)?;
-                    Some(Place { bits: bits + inner.bits, ..inner })
+                    let inner = self.composite_at(member.ty);
+                    if let Some(inner) = inner.and_then(|inner| self.find_member(&inner, name, depth + 1, left)) {
+                        return Some(Place { bits: inner.bits.checked_add(bits)?, ..inner });
+                    }
                 }
-                None => None,
+                _ => {}
             }
-        })
+        }
+        None
     }
 
     fn composite_at(&self, id: TypeId) -> Option<Composite<'_>> {
-        Composite::try_from(self.btf.type_by_id::<BtfType<'_>>(id)?.skip_mods_and_typedefs()).ok()
+        Composite::try_from(plain(self.btf.type_by_id::<BtfType<'_>>(id)?)?).ok()
     }
 
     fn byte_member(&self, structure: &str, path: &str, place: &Place) -> Result<Member, BtfError> {
@@ -305,7 +354,7 @@ impl KernelBtf {
     /// The size of a type in bytes; 0 where it has none (functions, forward declarations).
     fn size_of(&self, id: TypeId, depth: u32) -> u32 {
         let Some(found) = self.btf.type_by_id::<BtfType<'_>>(id).filter(|_| depth < MAX_DEPTH) else { return 0 };
-        let plain = found.skip_mods_and_typedefs();
+        let Some(plain) = plain(found) else { return 0 };
         match plain.kind() {
             BtfKind::Ptr => size_of::<usize>() as u32,
             BtfKind::Int => Int::try_from(plain).map_or(0, |plain| plain.size() as u32),
@@ -349,7 +398,7 @@ impl KernelBtf {
 
     /// A type as C writes it where no name follows: `struct request *`, `const char *`, `u64[4]`.
     fn type_name(&self, id: TypeId) -> String {
-        let mut text = self.declare(id, String::new(), 0);
+        let mut text = self.declare(id, String::new(), &Cell::new(MAX_TYPES));
         if text.len() > MAX_TYPE_TEXT {
             text.truncate(text.floor_char_boundary(MAX_TYPE_TEXT - "…".len()));
             text.push('…');
@@ -357,26 +406,28 @@ impl KernelBtf {
         text
     }
 
-    /// Wraps `inner`, what is declared so far, into the type: C declarations are read from the inside out.
-    fn declare(&self, id: TypeId, inner: String, depth: u32) -> String {
-        let Some(found) = self.btf.type_by_id::<BtfType<'_>>(id).filter(|_| depth < MAX_DEPTH) else {
+    /// Wraps `inner`, what is declared so far, into the type: C declarations are read from the inside out. `left` bounds how many types that
+    /// takes.
+    fn declare(&self, id: TypeId, inner: String, left: &Cell<u32>) -> String {
+        let Some(found) = self.btf.type_by_id::<BtfType<'_>>(id).filter(|_| left.get() > 0) else {
             return format!("…{inner}");
         };
+        left.set(left.get() - 1);
         let next = |inner: String| {
-            found.next_type().map_or_else(String::new, |next| self.declare(next.type_id(), inner, depth + 1))
+            found.next_type().map_or_else(String::new, |next| self.declare(next.type_id(), inner, left))
         };
         match found.kind() {
             BtfKind::Ptr => next(format!("*{inner}")),
-            BtfKind::Const | BtfKind::Volatile | BtfKind::Restrict => self.qualify(&found, inner, depth),
+            BtfKind::Const | BtfKind::Volatile | BtfKind::Restrict => self.qualify(&found, inner, left),
             BtfKind::TypeTag => next(inner),
-            BtfKind::Array => self.declare_array(found, inner, depth),
-            BtfKind::FuncProto => self.declare_function(found, &inner, depth),
+            BtfKind::Array => self.declare_array(found, inner, left),
+            BtfKind::FuncProto => self.declare_function(found, &inner, left),
             _ => join(&plain_name(&found), &inner),
         }
     }
 
     /// `const` stands before a plain type, and after the star of a pointer.
-    fn qualify(&self, found: &BtfType<'_>, inner: String, depth: u32) -> String {
+    fn qualify(&self, found: &BtfType<'_>, inner: String, left: &Cell<u32>) -> String {
         let word = match found.kind() {
             BtfKind::Const => "const",
             BtfKind::Volatile => "volatile",
@@ -384,27 +435,38 @@ impl KernelBtf {
         };
         let Some(next) = found.next_type() else { return join(word, &inner) };
         match next.kind() {
-            BtfKind::Ptr => self.declare(next.type_id(), join(word, &inner), depth + 1),
-            _ => join(word, &self.declare(next.type_id(), inner, depth + 1)),
+            BtfKind::Ptr => self.declare(next.type_id(), join(word, &inner), left),
+            _ => join(word, &self.declare(next.type_id(), inner, left)),
         }
     }
 
-    fn declare_array(&self, found: BtfType<'_>, inner: String, depth: u32) -> String {
+    fn declare_array(&self, found: BtfType<'_>, inner: String, left: &Cell<u32>) -> String {
         let Ok(array) = Array::try_from(found) else { return inner };
         let inner = if inner.starts_with('*') { format!("({inner})") } else { inner };
-        self.declare(array.ty(), format!("{inner}[{}]", array.capacity()), depth + 1)
+        self.declare(array.ty(), format!("{inner}[{}]", array.capacity()), left)
     }
 
-    fn declare_function(&self, found: BtfType<'_>, inner: &str, depth: u32) -> String {
+    fn declare_function(&self, found: BtfType<'_>, inner: &str, left: &Cell<u32>) -> String {
         let Ok(proto) = FuncProto::try_from(found) else { return inner.to_owned() };
         let types: Vec<String> = (0..proto.len())
             .filter_map(|at| proto.get(at))
-            .map(|parameter| self.declare(parameter.ty, String::new(), depth + 1))
+            .map(|parameter| self.declare(parameter.ty, String::new(), left))
             .collect();
         let mut declared = format!("({inner})(");
         let _ = write!(declared, "{})", if types.is_empty() { "void".into() } else { types.join(", ") });
-        self.declare(proto.referenced_type_id(), declared, depth + 1)
+        self.declare(proto.referenced_type_id(), declared, left)
     }
+}
+
+/// A type without qualifiers and typedefs; `None` if there is no end of them. libbpf-rs's own look does not end then.
+fn plain(mut found: BtfType<'_>) -> Option<BtfType<'_>> {
+    for _ in 0..MAX_DEPTH {
+        if !found.is_mod() && found.kind() != BtfKind::Typedef {
+            return Some(found);
+        }
+        found = found.next_type()?;
+    }
+    None
 }
 
 /// Where a member was found.
@@ -552,7 +614,7 @@ mod tests {
             unsafe { sys::btf__free(self.0) };
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(&data).unwrap();
-            KernelBtf { btf: Btf::from_path(file.path()).unwrap(), index: OnceCell::new() }
+            KernelBtf::from_file(file.path()).unwrap()
         }
     }
 

@@ -12,6 +12,8 @@ mod sources;
 mod suggest;
 pub mod usdt;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::format::check as check_format;
 use serde::{Deserialize, Serialize};
 
 use super::btf::BtfError;

@@ -333,6 +333,24 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_is_not_taken_for_a_process_nor_a_name_for_a_container() {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || receiver.recv());
+        let own = std::process::id();
+        let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let tid = threads.filter_map(|task| task.file_name().to_string_lossy().parse().ok()).find(|tid| *tid != own);
+        let said = Filter { pid: tid, ..Filter::default() }.check().unwrap_err().to_string();
+        assert!(said.contains(&format!("is a thread of process {own}: use filter.tid")), "{said}");
+        assert!(Filter { pid: Some(own), ..Filter::default() }.check().is_ok());
+        drop(sender);
+        thread.join().unwrap().unwrap_err();
+        for name in ["s", "web-server", "4f2", "system.slice"] {
+            let filter = Filter { container: Some(name.into()), ..Filter::default() };
+            assert!(matches!(filter.cgroup(), Err(FilterError::NoContainerId(said)) if said == name), "{name}");
+        }
+    }
+
+    #[test]
     fn names_of_containers_are_recognised() {
         assert!(is_container("docker-4f2a99.scope", "4f2a"));
         assert!(is_container("4f2a99", "4f2a"));

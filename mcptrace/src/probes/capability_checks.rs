@@ -119,7 +119,8 @@ impl Probe for CapabilityChecks {
 
     fn row(record: &[u8], clock: &Clock) -> Option<Row> {
         let (check, _) = parse::<CapabilityCheck>(record)?;
-        let result = if check.result == 0 { "granted".to_owned() } else { errno::name(-check.result as i32) };
+        let result =
+            if check.result == 0 { "granted".to_owned() } else { errno::name(check.result.wrapping_neg() as i32) };
         let mut row = Row::new();
         put(&mut row, "time", clock.utc(check.time_ns));
         put(&mut row, "capability", name(check.capability));

@@ -28,7 +28,8 @@ All take the same filters, applied in the kernel: `pid`, `tid`, `comm` (exact), 
 (an id or the start of one), `descendants` (with `pid`: also its children from now on), `min_duration_us` (where something has a duration).
 
 All account for what was lost: `seen = delivered + dropped`, each counted on its own. Causes: `buffer_full` (user space did not read fast
-enough), `start_missing` (it began before tracing, or its thread's slot was taken), `map_full` (more keys than the table holds), `malformed`.
+enough), `start_missing` (it began before tracing, or its thread's slot was taken), `map_full` (more keys than the table holds),
+`stack_busy` (a stack was being taken on that CPU when the event came), `malformed` (a record that cannot be read: a fault of mcptrace).
 `missed` is what the kernel kept from the program because it was already running on that CPU.
 ";
 

@@ -124,7 +124,7 @@ impl Probe for FileOpens {
         }
         row.insert("flags".into(), flags(open.flags).into());
         if open.result < 0 {
-            row.insert("errno".into(), errno::name(-open.result).into());
+            row.insert("errno".into(), errno::name(open.result.wrapping_neg()).into());
         } else {
             row.insert("fd".into(), open.result.into());
         }

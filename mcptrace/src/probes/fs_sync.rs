@@ -123,7 +123,7 @@ impl Probe for FsSync {
         row.insert("tid".into(), event.tid.into());
         row.insert("comm".into(), comm(&event.comm).into());
         if event.result < 0 {
-            row.insert("errno".into(), errno::name(-event.result).into());
+            row.insert("errno".into(), errno::name(event.result.wrapping_neg()).into());
         }
         Some(row)
     }

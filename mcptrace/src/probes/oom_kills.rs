@@ -114,7 +114,7 @@ const MEMORY: [(&str, usize); 4] = [("anon_bytes", 1), ("file_bytes", 0), ("shme
 fn insert_victim(row: &mut Row, kill: &OomKill) {
     let page = rustix::param::page_size() as u64;
     // A count that several CPUs keep may be a little below zero.
-    let bytes = |pages: u64| (pages as i64).max(0) as u64 * page;
+    let bytes = |pages: u64| ((pages as i64).max(0) as u64).saturating_mul(page);
     actor::insert(row, &kill.victim);
     for (name, place) in MEMORY {
         put(row, name, bytes(kill.pages[place]));

@@ -106,7 +106,7 @@ impl Probe for ProcessExit {
         put(&mut row, "cpu_ns", exit.cpu_ns);
         put(&mut row, "user_ns", user);
         put(&mut row, "system_ns", system);
-        put(&mut row, "max_rss_bytes", exit.max_rss_pages * rustix::param::page_size() as u64);
+        put(&mut row, "max_rss_bytes", exit.max_rss_pages.saturating_mul(rustix::param::page_size() as u64));
         Some(row)
     }
 }

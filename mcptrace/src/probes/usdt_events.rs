@@ -159,6 +159,16 @@ impl Probe for UsdtEvents {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl UsdtEvents {
+    /// One that knows two places and the texts of both arguments. For tests.
+    pub(crate) fn sample() -> Self {
+        let arguments = || usdt::arguments("-4@%edi 8@%rsi 8@$5");
+        let place = |name: &str| Place { name: name.to_owned(), offset: 0, semaphore: None, arguments: arguments() };
+        Self { places: vec![place("a:b"), place("a:c")], texts: vec![0, 1] }
+    }
+}
+
 impl Place {
     fn of(binary: &Binary<'_>, probe: &UsdtProbe) -> Option<Self> {
         Some(Self {

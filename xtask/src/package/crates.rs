@@ -11,8 +11,14 @@ const PUBLISHED: &[&str] = &["mcptrace-wire", "mcptrace"];
 
 /// What each must have, and what neither may.
 const EVERYWHERE: &[&str] = &["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md", "src/lib.rs"];
-const IN_MCPTRACE: &[&str] =
-    &["Cargo.lock", "src/main.rs", "bpf/manifest.json", "bpf/file_opens.o", "scripts/file_locks.bt"];
+const IN_MCPTRACE: &[&str] = &[
+    "Cargo.lock",
+    "src/main.rs",
+    "bpf/manifest.json",
+    "bpf/file_opens.o",
+    "scripts/file_locks.bt",
+    "src/recorder/store/schema.sql",
+];
 const NOWHERE: &[&str] = &["tests/", "target/", "packaging/"];
 
 /// Lists the files of each crate, then packs both and builds the second from its archive alone, with the first from its own: what

@@ -132,6 +132,19 @@ impl Answer {
     }
 }
 
+/// Reads a packet as launcher and server do. For tests: none may be a panic, and a request is what it says, whole.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check_packet(packet: &[u8]) {
+    if let Some(request) = Request::decode(packet) {
+        assert_eq!(request.encode(), packet);
+        if let Request::Start(task) = request {
+            let _ = task.check();
+            assert!(task.arguments(false).len() <= 7, "{task:?}");
+        }
+    }
+    let _ = (Answer::decode(packet), Order::decode(packet));
+}
+
 /// What is serialized here has string keys and no other way to fail.
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()

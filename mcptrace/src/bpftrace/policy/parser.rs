@@ -20,6 +20,8 @@ pub(super) struct Script<'a> {
     pub calls: Vec<Call<'a>>,
     /// Words that are no calls, fields, types or keywords.
     pub names: Vec<Token<'a>>,
+    /// Words that stand for types, and words in brackets that might.
+    pub types: Vec<Token<'a>>,
     /// Of `config` blocks: key and value.
     pub settings: Vec<(Token<'a>, Token<'a>)>,
     /// Of `unroll (N)`, and how many keys a map is declared with.
@@ -27,6 +29,10 @@ pub(super) struct Script<'a> {
     pub map_sizes: Vec<Token<'a>>,
     /// Constants of the program's own enums.
     pub constants: Vec<&'a str>,
+    /// Where it reads memory, or says how memory is to be read.
+    pub reads: Vec<Read<'a>>,
+    /// What variables and maps are set to.
+    pub assigned: Vec<(&'a str, Shape<'a>)>,
 }
 
 /// One probe of a program.
@@ -45,12 +51,60 @@ pub(super) struct Call<'a> {
     pub conditional: bool,
 }
 
+/// A place where memory is read, or would be by what stands there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read<'a> {
+    pub at: usize,
+    /// The probe whose body it stands in; `None` outside of probes.
+    pub probe: Option<usize>,
+    pub how: How<'a>,
+}
+
+/// How memory is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum How<'a> {
+    /// By a function of this name, at what its first argument is.
+    Call(&'a str, Shape<'a>),
+    /// `*x`, so many times.
+    Star(Shape<'a>, usize),
+    /// `x[1]`, where x is no map.
+    Index(Shape<'a>),
+    /// `(struct x *)y`: as what, and what.
+    Cast(&'a str, Shape<'a>),
+    /// A field of this name.
+    Field(&'a str),
+    /// A struct or union of the program's own.
+    Definition,
+}
+
+/// What an expression looks like, as far as it tells where a pointer comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shape<'a> {
+    /// The word, variable or map that it begins with, `(` for brackets; empty for what is neither this nor fields of it.
+    pub root: &'a str,
+    /// The last of the fields behind it; empty if there is none.
+    pub field: &'a str,
+    /// There are elements of arrays among them.
+    pub indexed: bool,
+}
+
+/// Functions that read memory at their argument.
+const READERS: &[&str] = &["str", "buf", "join", "uptr"];
+
 /// Reads a whole program.
 pub(super) fn parse(text: &str, takes_path: fn(&str) -> bool) -> Result<Script<'_>, Fault> {
     let mut lexer = Lexer::new(text)?;
     let token = first(&mut lexer, text)?;
-    let mut parser =
-        Parser { lexer, token, takes_path, script: Script::default(), depth: 0, operators: 0, branches: 0 };
+    let mut parser = Parser {
+        lexer,
+        token,
+        takes_path,
+        script: Script::default(),
+        depth: 0,
+        operators: 0,
+        branches: 0,
+        shape: Shape::default(),
+    };
     while parser.token.kind != Kind::End {
         parser.item()?;
     }
@@ -77,6 +131,8 @@ struct Parser<'a> {
     operators: usize,
     /// Predicates, `if`s and `?`s around.
     branches: usize,
+    /// Of the expression that was read last.
+    shape: Shape<'a>,
 }
 
 type Parsed = Result<(), Fault>;
@@ -102,6 +158,7 @@ impl<'a> Parser<'a> {
     /// `struct x { int a; char b[16]; };`
     fn definition(&mut self) -> Parsed {
         let begins = self.token;
+        self.script.reads.push(Read { at: begins.at, probe: None, how: How::Definition });
         self.advance()?;
         self.word("the name of the struct")?;
         if !self.token.is("{") {
@@ -293,6 +350,7 @@ impl<'a> Parser<'a> {
         if self.token.kind != Kind::Variable {
             return Err(self.expected("a variable, such as $x"));
         }
+        self.set(self.token.text, Shape::default());
         self.advance()?;
         self.need(":")?;
         self.expression()?;
@@ -311,11 +369,12 @@ impl<'a> Parser<'a> {
         if !matches!(self.token.kind, Kind::Variable | Kind::Map) {
             return Err(self.expected("a variable, such as $x"));
         }
+        let name = self.token.text;
         self.advance()?;
         if self.accept(":")? && !self.type_name()? {
             return Err(self.expected("a type"));
         }
-        if self.accept("=")? { self.expression() } else { Ok(()) }
+        if self.accept("=")? { self.value_of(name, true) } else { Ok(()) }
     }
 
     fn give_back(&mut self) -> Parsed {
@@ -334,10 +393,22 @@ impl<'a> Parser<'a> {
             }
         }
         self.expression()?;
-        let assigns = self.token.kind == Kind::Sign
-            && self.token.text.ends_with('=')
-            && !matches!(self.token.text, "==" | "!=" | "<=" | ">=");
-        if assigns { self.advance().and_then(|()| self.expression()) } else { Ok(()) }
+        let (name, sign) = (self.shape.root, self.token);
+        let assigns =
+            sign.kind == Kind::Sign && sign.text.ends_with('=') && !matches!(sign.text, "==" | "!=" | "<=" | ">=");
+        if assigns { self.advance().and_then(|()| self.value_of(name, sign.is("="))) } else { Ok(()) }
+    }
+
+    /// What a variable or map is set to: itself, or something that is made with it.
+    fn value_of(&mut self, name: &'a str, itself: bool) -> Parsed {
+        self.expression()?;
+        let shape = if itself { self.shape } else { Shape::default() };
+        self.set(name, shape);
+        Ok(())
+    }
+
+    fn set(&mut self, name: &'a str, shape: Shape<'a>) {
+        self.script.assigned.push((name, shape));
     }
 
     /// Operands with operators between them, and what a `?` chooses from.
@@ -345,6 +416,7 @@ impl<'a> Parser<'a> {
         self.deeper()?;
         let outer = std::mem::take(&mut self.operators);
         self.operand()?;
+        let mut shape = self.shape;
         while self.at_operator()? {
             self.operators += 1;
             if self.operators > OPERATORS {
@@ -352,8 +424,10 @@ impl<'a> Parser<'a> {
             }
             self.advance()?;
             self.operand()?;
+            shape = Shape::default();
         }
         if self.accept("?")? {
+            shape = Shape::default();
             self.branches += 1;
             self.expression()?;
             self.need(":")?;
@@ -362,6 +436,7 @@ impl<'a> Parser<'a> {
         }
         self.operators = outer;
         self.depth -= 1;
+        self.shape = shape;
         Ok(())
     }
 
@@ -374,38 +449,65 @@ impl<'a> Parser<'a> {
 
     fn operand(&mut self) -> Parsed {
         let outer = self.depth;
+        let begins = self.token;
+        let (mut casts, mut stars, mut changes, mut plain) = (Vec::new(), 0, false, true);
         loop {
             self.deeper()?;
+            let at = self.token.at;
             let prefix =
                 self.token.kind == Kind::Sign && ["!", "~", "-", "+", "*", "&", "++", "--"].contains(&self.token.text);
             if prefix {
+                stars += usize::from(self.token.is("*"));
+                changes |= self.token.is("++") || self.token.is("--");
                 self.advance()?;
-            } else if !self.cast()? {
+            } else if let Some(target) = self.cast()? {
+                casts.push((at, target));
+            } else {
                 break;
             }
+            plain = false;
         }
         self.primary()?;
         while self.postfix()? {}
         self.depth = outer;
+        let shape = self.shape;
+        for (at, target) in casts {
+            self.read(at, How::Cast(target, shape));
+        }
+        if stars > 0 {
+            self.read(begins.at, How::Star(shape, stars));
+        }
+        if changes {
+            self.set(shape.root, Shape::default());
+        }
+        if !plain {
+            self.shape = Shape::default();
+        }
         Ok(())
     }
 
-    /// `(struct x *)` or `(uint64)`, if it is one: then something to be cast follows.
-    fn cast(&mut self) -> Result<bool, Fault> {
+    fn read(&mut self, at: usize, how: How<'a>) {
+        let probe = self.script.probes.len().checked_sub(1);
+        self.script.reads.push(Read { at, probe, how });
+    }
+
+    /// The type in `(struct x *)` or `(uint64)`, if it is one: then something to be cast follows.
+    fn cast(&mut self) -> Result<Option<&'a str>, Fault> {
         let (lexer, token) = (self.lexer, self.token);
         if self.accept("(")? {
             let begins = self.token;
             if self.type_name()? && self.token.is(")") {
-                let bare = self.lexer_text(begins) == begins.text;
+                let target = self.lexer_text(begins);
+                let bare = target == begins.text;
                 self.advance()?;
                 let follows = self.token.kind != Kind::Sign || self.token.is("(");
                 if !bare || (follows && self.token.kind != Kind::End) {
-                    return Ok(true);
+                    return Ok(Some(target));
                 }
             }
         }
         (self.lexer, self.token) = (lexer, token);
-        Ok(false)
+        Ok(None)
     }
 
     /// From a token to before the present one, without the blanks between.
@@ -421,6 +523,7 @@ impl<'a> Parser<'a> {
         if self.token.kind != Kind::Word {
             return Ok(false);
         }
+        self.script.types.push(self.token);
         self.advance()?;
         // `unsigned long`
         while self.token.kind == Kind::Word {
@@ -440,24 +543,55 @@ impl<'a> Parser<'a> {
 
     fn primary(&mut self) -> Parsed {
         let token = self.token;
+        self.shape = Shape::default();
         match token.kind {
-            Kind::Number | Kind::Text | Kind::Variable | Kind::Map => self.advance(),
+            Kind::Number | Kind::Text => self.advance(),
+            Kind::Variable => self.root(token),
+            Kind::Map => self.map(token),
             Kind::Positional => Err(positional(token.at)),
             Kind::Word => self.name(),
-            Kind::Sign if token.text == "(" => self.list("(", ")"),
+            Kind::Sign if token.text == "(" => self.list("(", ")").map(|_| self.begin("(")),
             Kind::Sign | Kind::End => Err(self.expected("a value")),
         }
     }
 
+    fn begin(&mut self, root: &'a str) {
+        self.shape = Shape { root, ..Shape::default() };
+    }
+
+    fn root(&mut self, token: Token<'a>) -> Parsed {
+        self.advance()?;
+        self.begin(token.text);
+        Ok(())
+    }
+
+    /// With its keys.
+    fn map(&mut self, token: Token<'a>) -> Parsed {
+        self.advance()?;
+        if self.token.is("[") {
+            self.list("[", "]")?;
+        }
+        self.begin(token.text);
+        Ok(())
+    }
+
     fn name(&mut self) -> Parsed {
         let name = self.token;
-        self.advance()?;
+        self.root(name)?;
         if !self.token.is("(") {
             self.script.names.push(name);
             return Ok(());
         }
         self.call(name);
-        if ["sizeof", "offsetof"].contains(&name.text) && self.of_type()? { Ok(()) } else { self.list("(", ")") }
+        if ["sizeof", "offsetof"].contains(&name.text) && self.of_type()? {
+            return Ok(());
+        }
+        let first = self.list("(", ")")?;
+        if READERS.contains(&name.text) {
+            self.read(name.at, How::Call(name.text, first));
+        }
+        self.begin(name.text);
+        Ok(())
     }
 
     fn call(&mut self, name: Token<'a>) {
@@ -484,33 +618,44 @@ impl<'a> Parser<'a> {
         Ok(false)
     }
 
-    /// Arguments, keys, or the parts of a tuple.
-    fn list(&mut self, open: &str, close: &str) -> Parsed {
+    /// Arguments, keys, or the parts of a tuple; gives what the first one looks like.
+    fn list(&mut self, open: &str, close: &str) -> Result<Shape<'a>, Fault> {
         self.need(open)?;
+        let mut first = None;
         while !self.token.is(close) {
             self.expression()?;
+            first.get_or_insert(self.shape);
             if !self.token.is(close) {
                 self.need(",")?;
             }
         }
-        self.advance()
+        self.advance()?;
+        Ok(first.unwrap_or_default())
     }
 
     /// `[…]`, `->field`, `.field`, `.0`, `++`.
     fn postfix(&mut self) -> Result<bool, Fault> {
+        let (shape, at) = (self.shape, self.token.at);
         if self.token.is("[") {
-            return self.list("[", "]").map(|()| true);
+            self.list("[", "]")?;
+            self.read(at, How::Index(shape));
+            self.shape = Shape { indexed: true, ..shape };
+            return Ok(true);
         }
         if self.accept("++")? || self.accept("--")? {
+            self.set(shape.root, Shape::default());
             return Ok(true);
         }
         if !self.accept("->")? && !self.accept(".")? {
             return Ok(false);
         }
-        if !matches!(self.token.kind, Kind::Word | Kind::Number) {
+        let field = self.token;
+        if !matches!(field.kind, Kind::Word | Kind::Number) {
             return Err(self.expected("the name of a field"));
         }
         self.advance()?;
+        self.read(field.at, How::Field(field.text));
+        self.shape = Shape { field: field.text, ..shape };
         Ok(true)
     }
 

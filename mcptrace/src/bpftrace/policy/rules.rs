@@ -224,10 +224,22 @@ pub(super) fn is_timed(kind: &str) -> bool {
     find_type(kind).is_some_and(|one| matches!(one.rule, Rule::Once | Rule::Timer))
 }
 
+/// Whether a hook is of programs, not of the kernel.
+pub(super) fn is_of_programs(hook: &str) -> bool {
+    takes_path(hook.split(':').next().unwrap_or_default())
+}
+
+/// Whether a hook is of the kernel, so that pointers there are taken for the kernel's. With clocks and counters bpftrace reads whatever
+/// memory a number points to.
+pub(super) fn is_of_kernel(hook: &str) -> bool {
+    let kind = hook.split(':').next().unwrap_or_default();
+    find_type(kind).is_some_and(|one| matches!(one.rule, Rule::Kernel { .. }))
+}
+
 /// Looks at all that a program does.
 pub(super) fn admit(script: &Script<'_>, policy: Policy) -> Result<Admitted, Fault> {
     // What is refused for good goes before what is merely unknown.
-    script.calls.iter().map(|call| &call.name).chain(&script.names).try_for_each(harmless)?;
+    script.calls.iter().map(|call| &call.name).chain(&script.names).chain(&script.types).try_for_each(harmless)?;
     let hooks: Vec<&Token<'_>> = script.probes.iter().flat_map(|probe| &probe.hooks).collect();
     hooks.iter().try_for_each(|hook| attaches(hook, policy))?;
     script.settings.iter().try_for_each(|(key, value)| setting(*key, *value))?;

@@ -1,14 +1,24 @@
 use super::*;
 use crate::scripts::{ByPid, library};
 
-const STRICT: Policy = Policy { level: Level::Policy, programs: false };
-const WITH_PROGRAMS: Policy = Policy { level: Level::Policy, programs: true };
+const STRICT: Policy = Policy { level: Level::Policy, programs: false, reveals: Reveals::NONE };
+const WITH_PROGRAMS: Policy = Policy { programs: true, ..STRICT };
+
+/// With functions of programs, and some secrets shown.
+fn revealing(words: &str) -> Policy {
+    Policy { reveals: Reveals::of(words), ..WITH_PROGRAMS }
+}
 
 fn refusal(program: &str) -> ScriptError {
     match STRICT.admit(program) {
         Err(error) => error,
         Ok(_) => panic!("admitted: {program:?}"),
     }
+}
+
+/// The category and the place of a refusal.
+fn place(error: &ScriptError) -> (Category, (u32, u32)) {
+    (error.category, (error.line.unwrap_or(0), error.column.unwrap_or(0)))
 }
 
 #[test]
@@ -68,7 +78,8 @@ fn the_language_is_understood() {
         "t:a:b { $t = curtask; print($t->signal->flags); print(args.override); }",
         "\r\nBEGIN\r\n{\r\n exit();\r\n}\r\n",
     ] {
-        STRICT.admit(program).unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        let open = Policy { programs: false, ..revealing("memory") };
+        open.admit(program).unwrap_or_else(|error| panic!("{program:?}: {error}"));
     }
     WITH_PROGRAMS.admit("uprobe:/bin/bash:readline, ur:/usr/lib/x-1.so.6:\"a::b(int, c)\" /pid/ { }").unwrap();
     WITH_PROGRAMS.admit("usdt:/usr/bin/python3.11:python:gc__start { } u:libc:malloc { }").unwrap();
@@ -181,23 +192,244 @@ const ATTACKS: &[(&str, (u32, u32), &str)] = &[
     ("BEGIN { \u{c} }", (1, 9), "U+000C"),
     ("BEGIN { printf(\"\u{1b}[2J\"); }", (1, 17), "U+001B"),
     ("BEGIN { \u{85} }", (1, 9), "U+0085"),
+    // More places for calls, and names that look like others.
+    ("BEGIN { (system)(\"id\"); }", (1, 10), "runs commands"),
+    ("BEGIN { $x = (signal *)9; }", (1, 15), "sends signals"),
+    ("BEGIN { while (system(\"id\")) { } }", (1, 16), "runs commands"),
+    ("BEGIN { if (1) { } else if (system(\"id\")) { } }", (1, 29), "runs commands"),
+    ("BEGIN { return system(\"id\"); }", (1, 16), "runs commands"),
+    ("BEGIN { let $x = system(\"id\"); }", (1, 18), "runs commands"),
+    ("BEGIN { for $i : 0..system(\"id\") { } }", (1, 21), "runs commands"),
+    ("BEGIN { delete(@x[system(\"id\")]); }", (1, 19), "runs commands"),
+    ("BEGIN { @ = hist(cat(\"/etc/shadow\")); }", (1, 18), "reads any file"),
+    ("BEGIN { !system(\"id\"); }", (1, 10), "runs commands"),
+    ("BEGIN { 1 || system(\"id\"); }", (1, 14), "runs commands"),
+    ("BEGIN { system(\"%s\", str($1)); }", (1, 26), "positional"),
+    ("BEGIN { {{{ system(\"id\"); }}} }", (1, 13), "runs commands"),
+    ("END { system(\"id\") }", (1, 7), "runs commands"),
+    ("interval:s:1, BEGIN { system(\"id\") }", (1, 23), "runs commands"),
+    ("BEGIN { sYsTeM(\"id\"); }", (1, 9), "runs commands"),
+    ("BEGIN { CAT(\"/etc/shadow\"); }", (1, 9), "reads any file"),
+    ("k:f { Override(0); }", (1, 7), "changes what"),
+    ("k:f { $x = signal; }", (1, 12), "sends signals"),
+    ("it:task { signal_thread(\"KILL\"); }", (1, 11), "sends signals"),
+    ("BEGIN { printf(\"\\\\\\\"\"); cat(\"x\"); }", (1, 25), "reads any file"),
+    ("BEGIN { printf(\"a\"); /* \" */ system(\"id\"); /* \" */ }", (1, 30), "runs commands"),
+    ("BEGIN { // */\nsystem(\"id\"); }", (2, 1), "runs commands"),
+    // More of the preprocessor.
+    ("#line 1 \"/etc/shadow\"\nBEGIN { }", (1, 1), "preprocessor"),
+    ("#include_next <x.h>\nBEGIN { }", (1, 1), "preprocessor"),
+    ("#import <x.h>\nBEGIN { }", (1, 1), "preprocessor"),
+    ("#embed \"/etc/shadow\"\nBEGIN { }", (1, 1), "preprocessor"),
+    ("#!/bin/sh\n#include </etc/shadow>\nBEGIN { }", (2, 1), "preprocessor"),
+    ("#define s sys##tem\nBEGIN { s(\"id\"); }", (1, 1), "preprocessor"),
+    ("struct x {\n#include \"/etc/shadow\"\n}; BEGIN { }", (2, 1), "preprocessor"),
+    ("BEGIN { system(\"id\"\n#define x\n); }", (2, 1), "preprocessor"),
+    ("macro system2($x) { cat($x) } BEGIN { system2(\"x\"); }", (1, 1), "macro"),
+    ("subprog f() { } BEGIN { }", (1, 1), "subprog"),
+    ("BEGIN { } import \"stdlib/x\"", (1, 11), "import"),
+    // More probes.
+    ("usdt:*:* { }", (1, 1), "memory of other users"),
+    ("uprobe:*:* { }", (1, 1), "memory of other users"),
+    ("u:/proc/1/root/bin/x:main { }", (1, 1), "memory of other users"),
+    ("u:/etc/shadow:\"x\" { }", (1, 1), "memory of other users"),
+    ("w:f+arg0:1:x { }", (1, 1), "stop threads"),
+    ("test:x { }", (1, 1), "bpftrace itself"),
+    ("bench:x { }", (1, 1), "bpftrace itself"),
+    ("hardware:cpu-cycles:100 { }", (1, 1), "too often"),
+    ("profile:hz:18446744073709551615 { }", (1, 1), "times a second"),
+    ("profile:ns:1 { }", (1, 1), "times a second"),
+    // More settings.
+    ("config = { unstable_import = enable } BEGIN { }", (1, 12), "unstable_import"),
+    ("config = { cache_user_symbols = PER_PROGRAM } BEGIN { }", (1, 12), "cache_user_symbols"),
+    ("config = { log_size = 1000000000 } BEGIN { }", (1, 12), "log_size"),
+    ("config = { license = \"GPL\" } BEGIN { }", (1, 12), "license"),
+    ("config = { max_ast_nodes = 0 } BEGIN { }", (1, 12), "max_ast_nodes"),
+    ("config = { max_strlen = 0x7fffffff } BEGIN { }", (1, 25), "max_strlen"),
+    ("config = { on_stack_limit = 99999 } BEGIN { }", (1, 29), "on_stack_limit"),
+    ("let @x = lruhash(0xffffffff); BEGIN { }", (1, 18), "keys"),
+    ("BEGIN { unroll (0x7fffffff) { } }", (1, 17), "unrolled"),
+    // More letters that hide.
+    ("BEGIN { /* \u{2028} */ }", (1, 12), "U+2028"),
+    ("BEGIN { // \u{2029}system(\"id\");\n }", (1, 12), "U+2029"),
+    ("BEGIN { printf(\"\u{202d}\"); }", (1, 17), "U+202D"),
+    ("BEGIN { s\u{ad}ystem(\"id\"); }", (1, 10), "U+00AD"),
+    ("BEGIN { sys\u{2060}tem(\"id\"); }", (1, 12), "U+2060"),
+    ("BEGIN { \u{e0073}ystem(\"id\"); }", (1, 9), "U+E0073"),
+    ("BEGIN { \u{8}\u{8}system(\"id\"); }", (1, 9), "U+0008"),
+    ("BEGIN { \u{b}system(\"id\"); }", (1, 9), "U+000B"),
+    ("BEGIN { \u{7f} }", (1, 9), "U+007F"),
+];
+
+/// Programs that would show what is not revealed, the place, and the kind that would have to be.
+const SPIES: &[(&str, (u32, u32), &str)] = &[
+    // Arguments of programs.
+    ("t:syscalls:sys_enter_execve { join(args->argv); }", (1, 31), "arguments"),
+    ("t:syscalls:sys_enter_execve { join(args.argv, \" \"); }", (1, 31), "arguments"),
+    ("t:syscalls:sys_enter_execveat { printf(\"%s\", str(args->argv[1])); }", (1, 60), "arguments"),
+    ("t:syscalls:sys_enter_execve { join(args->envp); }", (1, 31), "memory"),
+    ("t:syscalls:sys_enter_* { join(args->argv); }", (1, 26), "memory"),
+    ("k:f { $a = args->argv; print(str($a)); }", (1, 30), "memory"),
+    ("p:hz:99 { @[curtask->mm->arg_start] = count(); }", (1, 26), "memory"),
+    ("p:hz:99 { $m = curtask->mm; print($m->env_start); }", (1, 39), "memory"),
+    // What programs write, send and are sent.
+    ("t:syscalls:sys_enter_write { @[str(args->buf, args->count)] = count(); }", (1, 32), "memory"),
+    ("t:syscalls:sys_enter_write { print(str(args.buf)); }", (1, 36), "memory"),
+    ("t:syscalls:sys_enter_write { print(str((uint64)args.filename)); }", (1, 36), "memory"),
+    ("t:syscalls:sys_enter_write { print(str(args.filename + 1)); }", (1, 36), "memory"),
+    ("t:syscalls:sys_enter_write { print(str(pid ? args.buf : args.filename)); }", (1, 36), "memory"),
+    ("t:syscalls:sys_enter_write { print(str((args.filename))); }", (1, 36), "memory"),
+    ("t:syscalls:sys_enter_sendto { print(buf(args->buff, 64)); }", (1, 37), "memory"),
+    ("t:syscalls:sys_enter_write /str(args->buf) == \"x\"/ { }", (1, 29), "memory"),
+    ("t:syscalls:sys_enter_write /strncmp(str(args->buf), \"x\", 1) == 0/ { }", (1, 37), "memory"),
+    ("t:syscalls:sys_enter_write { printf(\"%c\", *args->buf); }", (1, 43), "memory"),
+    ("t:syscalls:sys_enter_write { printf(\"%c\", args->buf[3]); }", (1, 52), "memory"),
+    ("t:syscalls:sys_enter_write { $b = args->buf; printf(\"%c\", $b[3]); }", (1, 61), "memory"),
+    ("t:syscalls:sys_enter_write { print(((struct new_utsname *)args->buf)->sysname); }", (1, 37), "memory"),
+    ("t:*:sys_enter_write { print(((struct new_utsname *)args->buf)->sysname); }", (1, 30), "memory"),
+    ("t:raw_syscalls:sys_enter { print(str(args->args[1])); }", (1, 34), "memory"),
+    ("t:raw_syscalls:sys_enter { print(((struct new_utsname *)args->args[1])->sysname); }", (1, 35), "memory"),
+    ("t:syscalls:sys_enter_sendto { $a = (struct sockaddr_un *)args->buff; print($a->sun_path); }", (1, 36), "memory"),
+    ("t:syscalls:sys_enter_connect { $a = (struct task_struct *)args->uservaddr; }", (1, 37), "memory"),
+    // By names that other things go by.
+    ("t:syscalls:sys_enter_write { $filename = args->buf; print(str($filename)); }", (1, 59), "memory"),
+    ("t:a:b { @f = args->filename; } k:f { @f = arg1; } k:g { print(str(@f)); }", (1, 63), "memory"),
+    ("t:a:b { @f = args->filename; @f += 8; print(str(@f)); }", (1, 45), "memory"),
+    ("t:a:b { @f = args->filename; @f++; print(str(@f)); }", (1, 42), "memory"),
+    ("t:a:b { @f = args->filename; ++@f; print(str(@f)); }", (1, 42), "memory"),
+    ("t:a:b { $f = args->filename; for ($f : @x) { print(str($f)); } }", (1, 52), "memory"),
+    ("t:a:b { let $f = arg1; print(str($f)); }", (1, 30), "memory"),
+    ("t:a:b { print(str(@never)); }", (1, 15), "memory"),
+    ("t:a:b { for ($kv : @x) { print(str($kv.1)); } }", (1, 32), "memory"),
+    ("k:f { print(str(arg1)); }", (1, 13), "memory"),
+    ("k:f { print(str(*(uint64 *)arg1)); }", (1, 18), "memory"),
+    ("kr:f { print(str(retval)); }", (1, 14), "memory"),
+    ("k:f { print(str(uptr(arg1))); }", (1, 17), "memory"),
+    ("k:f { print(str(kptr(arg1))); }", (1, 13), "memory"),
+    ("k:f { print(str(reg(\"si\"))); }", (1, 13), "memory"),
+    ("k:f { print(str(sarg0)); }", (1, 13), "memory"),
+    // By types of one's own, or of none.
+    ("struct s { char filename[64]; } t:a:b { }", (1, 1), "memory"),
+    ("union u { uint64 a[8]; } t:a:b { }", (1, 1), "memory"),
+    ("k:f { $x = (uint8 *)arg1; print($x); }", (1, 12), "memory"),
+    ("k:f { print(*(uint64 *)arg1); }", (1, 14), "memory"),
+    ("k:f { print(*(struct sk_buff *)arg1); }", (1, 13), "memory"),
+    ("k:f { print(**(uint64 **)kaddr(\"x\")); }", (1, 13), "memory"),
+    ("k:f { print(*((uint64 *)kaddr(\"x\") + 1)); }", (1, 13), "memory"),
+    ("k:f { $s = (struct sk_buff *)arg0; print($s->data[12]); }", (1, 50), "memory"),
+    // With clocks and counters bpftrace reads wherever a number points to.
+    (
+        "t:a:b { @p = (uint64)args->buf; } s:faults:1 { print(((struct new_utsname *)(@p + 0))->sysname); }",
+        (1, 55),
+        "memory",
+    ),
+    (
+        "p:hz:99 { $t = (struct task_struct *)curtask; print(((struct new_utsname *)$t->mm->brk)->sysname); }",
+        (1, 54),
+        "memory",
+    ),
+    ("i:s:1 { print(((struct new_utsname *)@p)->sysname); }", (1, 16), "memory"),
+    // DNS names, in the memory of the kernel.
+    ("k:udp_send_skb { $s = (struct sk_buff *)arg0; print(str($s->data + 12)); }", (1, 53), "memory"),
+    ("k:udp_send_skb { $s = (struct sk_buff *)arg0; print(buf($s->data, 64)); }", (1, 53), "memory"),
 ];
 
 #[test]
-fn attacks_are_refused_at_their_place() {
-    for (program, place, word) in ATTACKS {
+fn what_would_show_secrets_is_refused_until_the_operator_reveals_them() {
+    let found = |program: &str| place(&refusal(program));
+    let wrong: Vec<_> =
+        SPIES.iter().filter(|(program, place, _)| found(program) != (Category::Policy, *place)).collect();
+    assert!(
+        wrong.is_empty(),
+        "{:#?}",
+        wrong.iter().map(|(program, ..)| (program, refusal(program).to_string())).collect::<Vec<_>>()
+    );
+    for (program, _, kind) in SPIES {
         let error = refusal(program);
-        let found = (error.line.unwrap(), error.column.unwrap());
-        assert_eq!((error.category, found), (Category::Policy, *place), "{program:?}: {error}");
+        let remedy = error.remedy.unwrap_or_else(|| panic!("{program:?}"));
+        assert!(remedy.contains(&format!("secrets.reveal = [\"{kind}\"]")), "{program:?}: {remedy}");
+        revealing(kind).admit(program).unwrap_or_else(|error| panic!("{program:?} with {kind}: {error}"));
+        revealing("names").admit(program).unwrap_err();
+    }
+    for (program, place) in [
+        ("u:/lib/libc.so.6:getaddrinfo { print(str(arg0)); }", (1, 38)),
+        ("ur:/bin/bash:readline { print(str(retval)); }", (1, 31)),
+        ("usdt:/bin/x:a:b { print(buf(arg1, 10)); }", (1, 25)),
+        ("u:/bin/x:main { join(arg1); }", (1, 17)),
+        ("u:/bin/x:f { print(((struct new_utsname *)arg0)->sysname); }", (1, 21)),
+        ("u:/bin/x:f { $x = (struct qstr *)arg0; print(str($x->name)); }", (1, 19)),
+        ("u:/bin/x:f { print(*(uint8 *)arg0); }", (1, 21)),
+        ("k:f, u:/bin/x:f { print(arg0[1]); }", (1, 29)),
+        ("u:/bin/x:f, t:a:b { print(str(args->filename)); }", (1, 27)),
+    ] {
+        let error = WITH_PROGRAMS.admit(program).unwrap_err();
+        assert_eq!((error.line.unwrap(), error.column.unwrap()), place, "{program:?}: {error}");
+        assert!(
+            error.remedy.unwrap().contains("secrets.reveal = [\"texts\"]") || program.starts_with("k:f"),
+            "{program}"
+        );
+        revealing("texts,memory").admit(program).unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        revealing("arguments,names").admit(program).unwrap_err();
+    }
+}
+
+#[test]
+fn names_of_things_and_the_kernels_own_structs_are_read_all_the_same() {
+    for program in [
+        "t:syscalls:sys_enter_openat { printf(\"%s %s\\n\", comm, str(args->filename)); }",
+        "t:syscalls:sys_enter_openat { @filename[tid] = args.filename; } t:syscalls:sys_exit_openat /@filename[tid]/ { printf(\"%s\\n\", str(@filename[tid])); delete(@filename[tid]); }",
+        "t:syscalls:sys_enter_execve { $f = args->filename; @[str($f, 64)] = count(); }",
+        "t:sched:sched_process_exec { @[str(args.filename)] = count(); }",
+        "t:sched:sched_switch { @[args->next_comm, args.prev_pid] = count(); }",
+        "t:raw_syscalls:sys_enter { @[args->id, args->args[0]] = count(); }",
+        "t:sock:inet_sock_set_state { @[ntop(args->family, args->daddr), ntop(args->saddr_v6)] = count(); }",
+        "k:tcp_connect { $sk = (struct sock *)arg0; @[$sk->__sk_common.skc_dport] = count(); }",
+        "k:tcp_connect { $sk = ((struct sock *) arg0); $t = (struct tcp_sock *)$sk; print($t->srtt_us); }",
+        "k:do_unlinkat { print(str(((struct filename *)arg1)->name)); }",
+        "k:vfs_open { print(str(((struct path *)arg0)->dentry->d_name.name)); }",
+        "f:vfs_open { print(str(args->path->dentry->d_name.name)); }",
+        "k:f { print(*(uint64 *)kaddr(\"jiffies_64\")); $r = (struct rq *)percpu_kaddr(\"runqueues\"); }",
+        "p:hz:99 { $t = (struct task_struct *)curtask; @[$t->se.load.weight, $t->parent->comm] = count(); }",
+        "t:syscalls:sys_enter_connect { @[((struct sockaddr *)args->uservaddr)->sa_family] = count(); }",
+        "t:syscalls:sys_enter_connect { $t = (struct task_struct *)curtask; @[$t->parent->pid] = count(); }",
+        "u:/bin/x:main { @[arg0, (uint32)arg1] = count(); }",
+        "t:a:b { $x = (uint64)args->buf; $y = (int32[2])$x; }",
+    ] {
+        WITH_PROGRAMS.admit(program).unwrap_or_else(|error| panic!("{program:?}: {error}"));
+    }
+}
+
+/// What comes with this program is known to read no secrets; what has been changed in it is not.
+#[test]
+fn scripts_of_the_library_have_structs_of_their_own() {
+    let program = crate::scripts::find("datagram_peers").unwrap().program(Some(4711)).unwrap();
+    STRICT.admit(&program).unwrap();
+    for changed in [program.replacen("4711", "4712", 1), program.replacen("uint16_t", "uint64_t", 1), program + " "] {
+        assert!(refusal(&changed).message.contains("struct of the program's own"));
+    }
+}
+
+#[test]
+fn attacks_are_refused_at_their_place() {
+    let found = |program: &str| place(&refusal(program));
+    let wrong: Vec<_> =
+        ATTACKS.iter().filter(|(program, place, _)| found(program) != (Category::Policy, *place)).collect();
+    assert!(
+        wrong.is_empty(),
+        "{:#?}",
+        wrong.iter().map(|(program, ..)| (program, refusal(program).to_string())).collect::<Vec<_>>()
+    );
+    for (program, _, word) in ATTACKS {
+        let error = refusal(program);
         assert!(error.message.contains(word), "{program:?}: {error}");
         assert!(error.remedy.is_some(), "{program:?}");
     }
-    assert!(ATTACKS.len() >= 60);
+    assert!(ATTACKS.len() >= 100);
 }
 
 #[test]
 fn what_is_not_understood_is_refused_at_its_place() {
-    for (program, place) in [
+    let programs = [
         ("--unsafe", (1, 1)),
         ("-c 'sh'", (1, 1)),
         ("BEGIN", (1, 6)),
@@ -246,11 +478,33 @@ fn what_is_not_understood_is_refused_at_its_place() {
         ("config = { a = ; } BEGIN { }", (1, 16)),
         ("let @x = hash(system); BEGIN { }", (1, 15)),
         ("BEGIN { if 1 system(\"id\"); }", (1, 14)),
-    ] {
-        let error = refusal(program);
-        let found = (error.line.unwrap(), error.column.unwrap());
-        assert_eq!((error.category, found), (Category::Syntax, place), "{program:?}: {error}");
-    }
+        ("BEGIN { \u{455}ystem(\"id\"); }", (1, 9)),
+        ("BEGIN { s\u{131}gnal(9); }", (1, 10)),
+        ("BEGIN { \u{37e} }", (1, 9)),
+        ("BEGIN { \u{a0}exit(); }", (1, 9)),
+        ("%:include \"/etc/shadow\"\nBEGIN { }", (1, 1)),
+        ("??=include \"/etc/shadow\"\nBEGIN { }", (1, 1)),
+        ("BEGIN { sys\\u0074em(\"id\"); }", (1, 12)),
+        ("BEGIN { printf(\"\\\n\"); system(\"id\"); }", (1, 17)),
+        ("BEGIN { @[system(\"id\"] = 1; }", (1, 22)),
+        ("BEGIN { printf(\"a\" system(\"id\")); }", (1, 20)),
+        ("BEGIN { $system(\"id\"); }", (1, 16)),
+        ("BEGIN { @system(\"id\"); }", (1, 16)),
+        ("BEGIN { exit(); } }{ system(\"id\")", (1, 19)),
+        ("BEGIN { } END", (1, 14)),
+        ("k:f /1/ /1/ { }", (1, 9)),
+        ("k:f { } { system(\"id\"); }", (1, 9)),
+        (",k:f { }", (1, 1)),
+        ("k:f, { }", (1, 6)),
+    ];
+    let found = |program: &str| place(&refusal(program));
+    let wrong: Vec<_> =
+        programs.iter().filter(|(program, place)| found(program) != (Category::Syntax, *place)).collect();
+    assert!(
+        wrong.is_empty(),
+        "{:#?}",
+        wrong.iter().map(|(program, _)| (program, refusal(program).to_string())).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -302,9 +556,9 @@ fn size_and_nesting_are_bounded() {
 #[test]
 fn levels_are_what_they_say() {
     let program = "BEGIN { system(\"id\"); }";
-    let at = |level| Policy { level, programs: false }.admit(program);
+    let at = |level| Policy { level, ..STRICT }.admit(program);
     assert_eq!(at(Level::Any), Ok(None));
-    let never = Policy { level: Level::Never, programs: true }.admit("BEGIN { exit(); }").unwrap_err();
+    let never = Policy { level: Level::Never, ..WITH_PROGRAMS }.admit("BEGIN { exit(); }").unwrap_err();
     assert_eq!((never.category, never.line), (Category::Policy, None));
     assert_eq!(at(Level::default()).unwrap_err().category, Category::Policy);
     for (name, level) in Level::ALL {
@@ -316,13 +570,13 @@ fn levels_are_what_they_say() {
 #[test]
 fn what_prints_at_each_event_is_told_from_what_does_not() {
     let output = |program: &str| {
-        let hook = STRICT.admit(program).unwrap().unwrap().hooks.remove(0);
+        let hook = revealing("memory").admit(program).unwrap().unwrap().hooks.remove(0);
         hook.output.map(|output| (output.function, output.conditional))
     };
     assert_eq!(output("t:a:b { @ = count(); $x = strftime(\"%H\", nsecs); }"), None);
     assert_eq!(output("t:a:b { printf(\"x\"); }"), Some(("printf".into(), false)));
     assert_eq!(output("t:a:b /pid/ { time(); }"), Some(("time".into(), true)));
-    assert_eq!(output("t:a:b { if (pid) { print(1); } else { join(args->argv); } }"), Some(("print".into(), true)));
+    assert_eq!(output("t:a:b { if (pid) { print(1); } else { join(@); } }"), Some(("print".into(), true)));
     assert_eq!(output("t:a:b { if (pid) { print(1); } clear(@); }"), Some(("clear".into(), false)));
     assert_eq!(output("t:a:b { @ = count(); } interval:s:1 { print(@); }"), None);
 }
@@ -401,51 +655,4 @@ fn mutations_of_scripts_are_read_without_harm() {
     }
     assert!(refused > 1000, "{refused}");
     assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
-}
-
-/// What is admitted is what a program without what is always refused looks like, whatever the text.
-#[test]
-fn no_text_is_a_panic_and_none_smuggles_a_refused_call() {
-    let corpus: &[&[u8]] = &[
-        b"tracepoint:syscalls:sys_enter_openat /pid == 7/ { @[comm, str(args->filename)] = count(); }",
-        b"BEGIN { printf(\"%d\", 1); /* system(\"ls\") */ } // cat(\"/etc/shadow\")\nEND { clear(@); }",
-        b"kprobe:vfs_*, kretprobe:vfs_read { if (arg0 > 1) { @h = hist(arg2); } else { delete(@h); } }",
-        b"config = { max_map_keys=10 } interval:s:1 { $x = (uint64)1; unroll(3) { $x++; } system(\"id\"); signal(9); }",
-        b"#include <x.h>\nstruct a { int b; }; uprobe:/bin/sh:main { override(1); }",
-    ];
-    let policy = Policy { level: Level::Policy, programs: false };
-    for bytes in crate::fuzz::inputs(corpus, 20_000) {
-        let text = String::from_utf8_lossy(&bytes);
-        if policy.admit(&text).is_ok() {
-            let bare = without_comments_and_strings(&text);
-            for call in ["system(", "signal(", "override(", "#include", "uprobe:"] {
-                assert!(!bare.contains(call), "{call} in {text:?}");
-            }
-        }
-    }
-}
-
-/// The text outside of comments and strings, as simply as that can be told.
-fn without_comments_and_strings(text: &str) -> String {
-    let (mut rest, mut bare) = (text, String::new());
-    while let Some(letter) = rest.chars().next() {
-        let skipped = if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |end| end + 2)
-        } else if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if letter == '"' {
-            let mut escaped = false;
-            let end = rest[1..].find(|letter| {
-                let ends = letter == '"' && !escaped;
-                escaped = letter == '\\' && !escaped;
-                ends
-            });
-            end.map_or(rest.len(), |end| end + 2)
-        } else {
-            bare.push(letter);
-            letter.len_utf8()
-        };
-        rest = &rest[skipped..];
-    }
-    bare
 }

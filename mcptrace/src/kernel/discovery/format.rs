@@ -32,9 +32,19 @@ fn split_declaration(declaration: &str) -> Option<(String, String)> {
         None => (declaration, ""),
     };
     let front = front.trim_end();
-    let start = front.rfind(|each: char| each.is_whitespace() || each == '*').map_or(0, |at| at + 1);
+    let start = front.rfind(|each: char| each.is_ascii_whitespace() || each == '*').map_or(0, |at| at + 1);
     let (type_name, name) = front.split_at(start);
     (!name.is_empty()).then(|| (format!("{}{array}", type_name.trim_end()), name.to_owned()))
+}
+
+/// Reads a format, and as what a USDT probe takes. For tests: no text may be a panic.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check(text: &str) {
+    let (arguments, _) = parse(text);
+    assert!(arguments.len() <= text.len());
+    let arguments = super::usdt::arguments(text);
+    assert!(arguments.len() <= text.len());
+    let _ = super::usdt::bytes(&super::usdt::place(&arguments));
 }
 
 #[cfg(test)]
@@ -52,11 +62,9 @@ mod tests {
         let corpus: &[&[u8]] = &[
             b"name: sched_switch\nID: 316\nformat:\n\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\n\tfield:char prev_comm[16];\toffset:8;\tsize:16;\tsigned:0;\n\nprint fmt: \"prev_comm=%s\", REC->prev_comm\n",
             b"\tfield:__data_loc char[] filename;\toffset:8;\tsize:4;\tsigned:1;\n",
+            b"8@%rax -4@-8(%rbp) 1@$5 8@symbol+4(%rip) 2@(%rdi,%rsi,4) -2@[sp, 12] 4@x0",
         ];
-        for bytes in crate::fuzz::inputs(corpus, 20_000) {
-            let (arguments, _) = parse(&String::from_utf8_lossy(&bytes));
-            assert!(arguments.len() <= bytes.len());
-        }
+        crate::fuzz::inputs(corpus, 20_000).for_each(|bytes| check(&String::from_utf8_lossy(&bytes)));
     }
 
     #[test]
