@@ -55,7 +55,7 @@ mod function_latency {
     #[test]
     fn finds_functions_by_the_names_that_stacks_show() {
         let mut workload = workload();
-        let wanted = function("function_workload::perf*");
+        let wanted = function("*_workload::perform");
         let found = around("function_latency", &wanted, &of_pid(workload.pid()), || {
             (0..7).for_each(|_| drop(workload.run("leaf 1 0")));
         });
