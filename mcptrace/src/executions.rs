@@ -16,7 +16,11 @@ use serde_json::{Map, Value};
 use crate::{
     audit::{self, Audit, AuditError, Trail},
     bpftrace::{Bpftrace, Category, ScriptError, policy::Policy},
-    execution::{Execution, Identity, probe::ProbeSource, script::ScriptSource},
+    execution::{
+        Execution, Identity,
+        probe::{ProbeSource, Subject},
+        script::ScriptSource,
+    },
     kernel::{
         attached::{Attached, Transport, possible_cpus},
         discovery::{self, Access},
@@ -342,7 +346,8 @@ impl Executions {
             by: request.by.clone(),
         };
         let filtered = filter.on_threads || request.filter.min_duration_us.is_some();
-        let source = ProbeSource::new(attached, prepared, filtered, request.filter.pid, entry.cost_ns);
+        let subject = Subject { pid: request.filter.pid, tid: request.filter.tid };
+        let source = ProbeSource::new(attached, prepared, filtered, subject, entry.cost_ns);
         let source = Box::new(source.within(self.limits.budget));
         Ok(place.fill(Execution::spawn(identity, source, length, trail.clone(), self.keeps())?))
     }

@@ -51,6 +51,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use self::options::{By, check_group};
 use crate::{
     clock::Clock,
     kernel::{
@@ -129,6 +130,8 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const COST_NS: f64;
     /// Whether it measures durations, which `min_duration_us` can then filter by.
     const HAS_DURATION: bool = true;
+    /// What results can be grouped by, where it has the option `by`.
+    const GROUPS: &'static [By] = &[];
     /// Its options.
     type Options: DeserializeOwned + Serialize + JsonSchema + Default;
 
@@ -239,6 +242,8 @@ pub struct Entry {
     pub cost_ns: f64,
     /// See [`Probe::HAS_DURATION`].
     pub has_duration: bool,
+    /// See [`Probe::GROUPS`].
+    pub groups: &'static [By],
     /// Columns or fields of the report.
     pub fields: fn() -> Vec<Field>,
     /// Fields of the events.
@@ -336,9 +341,10 @@ impl Entry {
             needs: P::NEEDS,
             cost_ns: P::COST_NS,
             has_duration: P::HAS_DURATION,
+            groups: P::GROUPS,
             fields: P::fields,
             event_fields: P::event_fields,
-            schema: || schema_for!(P::Options),
+            schema: schema_of::<P>,
             prepare: prepare::<P>,
             #[cfg(any(test, feature = "fuzzing"))]
             decodes: |record, clock| (P::accepts(record), P::row(record, clock)),
@@ -399,6 +405,16 @@ fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Res
     Ok(Prepared { plan, options, reader: Box::new(probe) })
 }
 
+/// The schema of a probe's options; of the groups only those that it can make.
+fn schema_of<P: Probe>() -> Schema {
+    let mut schema = schema_for!(P::Options);
+    let groups = schema.pointer_mut("/properties/by/oneOf").and_then(Value::as_array_mut);
+    if let Some(groups) = groups {
+        groups.retain(|group| P::GROUPS.iter().any(|by| group["const"] == by.as_str()));
+    }
+    schema
+}
+
 /// Where an option has no default, what the catalogue says is tried.
 fn trial<P: Probe>(context: &Context<'_>) -> Plan {
     P::plan(&P::Options::default(), context).map_or_else(|_| plan_of::<P>(context), |(_, plan)| plan)
@@ -406,6 +422,7 @@ fn trial<P: Probe>(context: &Context<'_>) -> Plan {
 
 fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, OptionError> {
     let parse = |given: Map<String, Value>| serde_json::from_value::<P::Options>(given.into());
+    check_group(P::NAME, P::GROUPS, given)?;
     parse(given.clone()).map_err(|error| {
         // serde does not say which one it was; every option has a default, so each can be tried alone.
         let alone = |(name, value): (&String, &Value)| {
@@ -500,10 +517,37 @@ mod tests {
         for entry in PROBES {
             let schema = (entry.schema)();
             for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                let mut property = property.clone();
+                if name == "by" {
+                    let groups = property["oneOf"].take();
+                    assert!(
+                        groups.as_array().is_some_and(|groups| groups.len() >= 2),
+                        "{}: GROUPS is missing",
+                        entry.name
+                    );
+                }
                 let known = seen.entry(name.clone()).or_insert_with(|| property.clone());
-                assert_eq!(known, property, "{}: option {name} means something else elsewhere", entry.name);
+                assert_eq!(*known, property, "{}: option {name} means something else elsewhere", entry.name);
             }
         }
+    }
+
+    #[test]
+    fn only_groups_that_a_probe_can_make_are_offered() {
+        for entry in PROBES {
+            let schema = (entry.schema)();
+            let Some(groups) = schema.pointer("/properties/by/oneOf").and_then(Value::as_array) else { continue };
+            let offered: Vec<_> = groups.iter().map(|group| group["const"].as_str().unwrap()).collect();
+            assert_eq!(offered, entry.groups.iter().map(|by| by.as_str()).collect::<Vec<_>>(), "{}", entry.name);
+        }
+        let of = |by: &str| {
+            let given = serde_json::json!({ "by": by });
+            options_of::<syscall_errors::SyscallErrors>(given.as_object().unwrap()).map(|_| ())
+        };
+        assert_eq!(of("pid"), Ok(()));
+        let message = "options.by: syscall_errors does not group by `comm`; it takes total, pid";
+        assert_eq!(of("comm").unwrap_err().message, message);
+        assert_eq!(of("pidd").unwrap_err().did_you_mean.as_deref(), Some("pid"));
     }
 
     #[test]

@@ -153,7 +153,7 @@ pub struct Stacks {
     pub unit: String,
     /// The sum of all weights.
     pub total: u64,
-    /// How many of all frames could not be named, in percent; each frame counts with the weight of its stack.
+    /// How much of the weight is of stacks whose innermost function has no name, in percent.
     pub unknown_percent: f64,
     /// The functions with the most weight of their own.
     pub frames: Vec<FrameWeight>,

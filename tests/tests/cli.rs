@@ -176,6 +176,14 @@ fn a_command_is_traced_from_its_first_instruction_and_nothing_else_is() {
 }
 
 #[test]
+fn json_on_stdout_has_nothing_of_the_command_in_it() {
+    let output = output(&["run", "syscall_counts", "--json", "--", "sh", "-c", "echo words of the command"]);
+    let envelope: Envelope = serde_json::from_str(stdout(&output)).unwrap();
+    assert!(envelope.report.is_some());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("words of the command"), "{output:?}");
+}
+
+#[test]
 fn a_command_keeps_its_stdin_stdout_and_stderr() {
     let mut command = mcptrace(&["run", "runq_latency", "--", "sh", "-c", "cat; echo problem >&2"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -12,7 +12,10 @@ use aya::maps::MapError;
 use mcptrace::{
     audit::Trail,
     clock::Clock,
-    execution::{Execution, Identity, probe::ProbeSource},
+    execution::{
+        Execution, Identity,
+        probe::{ProbeSource, Subject},
+    },
     executions::{Executions, Limits, ProbeRequest, Refusal},
     kernel::{
         attached::{Attached, Maps, Transport, possible_cpus},
@@ -39,6 +42,35 @@ fn seconds(probe: &str, seconds: f64) -> ProbeRequest {
 
 fn ours() -> BTreeSet<u32> {
     programs_of(std::process::id())
+}
+
+/// A zombie is still in /proc, and a thread leaves its process behind.
+#[test]
+fn what_had_ended_before_the_time_was_up_is_said() {
+    let executions = Executions::new(Limits::default());
+    let notes = |filter: Filter, end: &mut dyn FnMut()| {
+        let execution = executions.start_probe(&ProbeRequest { filter, ..seconds("syscall_counts", 0.5) }).unwrap();
+        end();
+        assert!(execution.wait(Duration::from_secs(20)));
+        execution.envelope(&ALL).notes
+    };
+    let has =
+        |notes: &[String], what: &str| notes.iter().any(|note| note.starts_with(&format!("the {what} had ended")));
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let alive = notes(of_pid(child.id()), &mut || {});
+    assert!(!has(&alive, "process"), "{alive:?}");
+    let zombie = notes(of_pid(child.id()), &mut || child.kill().unwrap());
+    assert!(has(&zombie, "process"), "{zombie:?}");
+    child.wait().unwrap();
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        tell.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+        _ = gone.recv();
+    });
+    let filter = Filter { tid: Some(told.recv().unwrap()), ..Filter::default() };
+    let ended = notes(filter, &mut || go.send(()).unwrap());
+    assert!(has(&ended, "thread"), "{ended:?}");
 }
 
 #[test]
@@ -145,7 +177,7 @@ fn a_panic_fails_the_execution_and_leaves_nothing() {
         options: Row::new(),
         by: Caller::default(),
     };
-    let source = Box::new(ProbeSource::new(attached, prepared, false, None, entry.cost_ns));
+    let source = Box::new(ProbeSource::new(attached, prepared, false, Subject::default(), entry.cost_ns));
     let execution = Execution::spawn(identity, source, Duration::from_mins(10), Trail::default(), |_| ()).unwrap();
     workload!().run(&format!("open openat {} 0 7 -100", hex("/dev/null")));
     assert!(execution.wait(Duration::from_secs(10)));
@@ -284,7 +316,8 @@ fn filters_that_name_nothing_are_refused() {
         (Filter { comm: Some("sixteen_letters_".into()), ..none.clone() }, "15 bytes"),
         (Filter { cgroup: Some("no/such/group".into()), ..none.clone() }, "no control group"),
         (Filter { cgroup: Some("../..".into()), ..none.clone() }, "no control group"),
-        (Filter { container: Some("no_such_container".into()), ..none.clone() }, "no control group"),
+        (Filter { container: Some("no_such_container".into()), ..none.clone() }, "is no container id"),
+        (Filter { container: Some("fedcba987654".into()), ..none.clone() }, "no control group"),
         (Filter { descendants: true, ..none.clone() }, "needs filter.pid"),
     ] {
         let refusal = bad(&filter);

@@ -52,6 +52,17 @@ mod function_latency {
         assert!(found.notes.iter().any(|note| note.starts_with("2 of 3 functions")), "{:?}", found.notes);
     }
 
+    #[test]
+    fn finds_functions_by_the_names_that_stacks_show() {
+        let mut workload = workload();
+        let wanted = function("*_workload::perform");
+        let found = around("function_latency", &wanted, &of_pid(workload.pid()), || {
+            (0..7).for_each(|_| drop(workload.run("leaf 1 0")));
+        });
+        let [perform] = series(&found) else { panic!("{found:?}") };
+        assert!(perform.count == 7 && perform.key["function"].as_str().unwrap().contains("perform"), "{perform:?}");
+    }
+
     /// Every frame has a time of its own: the outermost the longest.
     #[test]
     fn a_function_that_calls_itself_counts_each_call() {

@@ -167,6 +167,22 @@ fn privileged_calls_show_their_arguments_and_results() {
 }
 
 #[test]
+fn the_source_of_a_mount_by_the_new_calls_is_shown() {
+    let mut workload = workload!();
+    let configure = |key: &str, value: &str| format!("raw {} -1 1 {} {}", libc::SYS_fsconfig, hex(key), hex(value));
+    let envelope = around("privileged_actions", &json!({"kind": "mount"}), &of_pid(workload.pid()), || {
+        workload.run(&configure("source", "/dev/nothing"));
+        workload.run(&configure("password", "hunter2"));
+    });
+    let arguments: Vec<_> = events(&envelope).iter().map(|row| row["arguments"].clone()).collect();
+    let expected = [
+        json!({"fd": -1, "command": "FSCONFIG_SET_STRING", "key": "source", "value": "/dev/nothing"}),
+        json!({"fd": -1, "command": "FSCONFIG_SET_STRING", "key": "password"}),
+    ];
+    assert_eq!(arguments, expected);
+}
+
+#[test]
 fn one_kind_alone_shows_every_step() {
     let mut workload = workload!();
     let envelope = around("privileged_actions", &json!({"kind": "bpf"}), &of_pid(workload.pid()), || {

@@ -178,6 +178,34 @@ fn run(script: &Script, works: bool) -> Snapshot {
     session.end()
 }
 
+/// What a script counts of a process that does two things one for one, before, while and after it is traced.
+fn of_pairs(name: &str, maps: [&str; 2]) -> [u64; 2] {
+    let script = scripts::find(name).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = Worker::start(folder.path());
+    let program = script.program(Some(worker.child.id())).unwrap() + READY;
+    writeln!(worker.child.stdin.as_mut().unwrap(), "pairs").unwrap();
+    let mut session = bpftrace().spawn(&program, Limits::default()).unwrap();
+    let view = session.view();
+    let ready = || view.snapshot().lines.iter().any(|line| line == "mcptrace_ready");
+    assert_eq!(session.wait(Instant::now() + Duration::from_secs(30), &ready), End::Stopped, "{name}");
+    session.wait(Instant::now() + Duration::from_millis(300), &|| false);
+    let found = session.end();
+    assert!(found.reports.iter().all(|report| !["@go", "@self"].contains(&report.name.as_str())), "{:?}", found.lines);
+    maps.map(|map| total(&found, map, &["script_work"]))
+}
+
+/// Hooks come and go one after the other: what a script compares must not differ by that.
+#[test]
+fn what_is_done_and_undone_one_for_one_is_counted_alike() {
+    for (name, maps) in
+        [("fd_growth", ["@opened", "@closed"]), ("memory_mappings", ["@mapped_bytes", "@unmapped_bytes"])]
+    {
+        let [done, undone] = of_pairs(name, maps);
+        assert!(done > 100 && done.abs_diff(undone) <= 2, "{name}: {done} and {undone}");
+    }
+}
+
 fn check(script: &Script) -> Vec<String> {
     let expected = EXPECTED.iter().find(|(name, _)| *name == script.name).unwrap().1;
     let by_itself = matches!(expected, [Attaches]) || ALWAYS.contains(&script.name.as_str());

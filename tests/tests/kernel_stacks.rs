@@ -1,7 +1,7 @@
 //! Probes of stacks and of waits on the real kernel, against workloads whose functions have known names. Needs root; without, it fails.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use std::sync::Arc;
+use std::{process::Command, sync::Arc};
 
 use mcptrace::{
     execution::Execution,
@@ -71,6 +71,35 @@ fn a_function_that_computes_has_nearly_all_samples_even_after_its_process_has_en
     let heaviest = &stacks(&envelope).frames[0];
     assert_eq!(heaviest.frame, "burn_cpu");
     assert!(heaviest.total >= heaviest.self_weight && heaviest.self_weight * 100 >= total * 80, "{heaviest:?}");
+}
+
+#[test]
+fn whoever_calls_what_does_not_return_has_its_own_name() {
+    let mut workload = workload!();
+    let execution = start("cpu_profile", &json!({"hertz": 499}), &of_pid(workload.pid()));
+    workload.run("burn_without_return 400");
+    let envelope = after_the_end(&execution, workload);
+    let burnt = with(&envelope, "burn_cpu");
+    assert!(burnt > 20, "{envelope:#?}");
+    assert!(with(&envelope, "call_without_return") * 100 >= burnt * 90, "{envelope:#?}");
+    assert_eq!(with(&envelope, "innocent_next"), 0, "{envelope:#?}");
+}
+
+/// The names of a stripped program are gone, and that is said of the time and not of the frames.
+#[test]
+fn time_in_code_without_names_is_said_to_be_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("stripped");
+    let status = Command::new("strip").arg("-o").arg(&copy).arg(env!("CARGO_BIN_EXE_workload")).status().unwrap();
+    assert!(status.success());
+    let mut parent = workload!();
+    let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
+    let execution = start("cpu_profile", &json!({"hertz": 499, "side": "user"}), &filter);
+    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"400"].map(hex).join(" ");
+    parent.run(&format!("spawn 1 {words}"));
+    let envelope = after_the_end(&execution, parent);
+    assert!(stacks(&envelope).unknown_percent > 60.0, "{envelope:#?}");
+    assert!(envelope.notes.iter().any(|note| note.contains("stripped file")), "{:?}", envelope.notes);
 }
 
 /// A program that nobody else runs: the kernel side says its path, and the file its build id.

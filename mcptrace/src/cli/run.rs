@@ -207,7 +207,7 @@ async fn trace(
     flags: &Flags,
 ) -> Result<(Envelope, Result<(), Failure>), Failure> {
     let interrupted = interrupts()?;
-    let mut workload = if words.is_empty() { None } else { Some(Workload::start(words)?) };
+    let mut workload = if words.is_empty() { None } else { Some(Workload::start(words, flags.json)?) };
     if let Some(workload) = &workload {
         request.filter.pid = Some(workload.pid());
         request.filter.descendants = true;

@@ -3,6 +3,8 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    io,
+    os::fd::AsFd as _,
     os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -25,8 +27,9 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    /// Starts it, stopped. Its stdin, stdout and stderr are those of this process.
-    pub(super) fn start(words: &[OsString]) -> Result<Self, Failure> {
+    /// Starts it, stopped. Its stdin, stdout and stderr are those of this process; if this one's stdout is for a program to read, what the
+    /// command prints goes to stderr.
+    pub(super) fn start(words: &[OsString], keeps_stdout: bool) -> Result<Self, Failure> {
         let (Some(name), Ok(own)) = (words.first(), env::current_exe()) else {
             return Err(Failure::failed(
                 "cannot find this program's own file (/proc/self/exe) to start the command with",
@@ -40,6 +43,9 @@ impl Workload {
         })?;
         let mut command = Command::new(own);
         command.arg(gate::NAME).arg("--").arg(program).args(words).kill_on_drop(true);
+        if keeps_stdout {
+            command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
+        }
         let child = command.spawn()?;
         let pid = child
             .id()

@@ -16,6 +16,7 @@ use crate::{
         attached::{Attached, Counters},
         cost::{Cost, Sample},
         loader::chain,
+        processes::{process_has_ended, thread_has_ended},
     },
     probes::{Found, Prepared, Reader},
     report::{Events, Loss, Overhead, Report},
@@ -47,9 +48,28 @@ pub struct ProbeSource {
     filtered: bool,
     counts: &'static str,
     cost_ns: f64,
-    /// The only process that is looked at.
-    pid: Option<u32>,
+    /// The only process and the only thread that are looked at.
+    subject: Subject,
     state: Mutex<State>,
+}
+
+/// What a probe is narrowed to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Subject {
+    /// A process.
+    pub pid: Option<u32>,
+    /// A thread.
+    pub tid: Option<u32>,
+}
+
+impl Subject {
+    /// What of it has ended, if it has.
+    fn ended(self) -> Option<&'static str> {
+        if self.pid.is_some_and(process_has_ended) {
+            return Some("process");
+        }
+        self.tid.is_some_and(thread_has_ended).then_some("thread")
+    }
 }
 
 #[derive(Default)]
@@ -59,8 +79,8 @@ struct State {
     governor: Governor,
     /// What was found in the end; set once.
     last: Option<Last>,
-    /// The process that was looked at had ended before its time was up.
-    process_ended: bool,
+    /// What was looked at and had ended before its time was up.
+    ended: Option<&'static str>,
 }
 
 #[derive(Clone)]
@@ -81,7 +101,7 @@ impl Last {
 
 impl ProbeSource {
     /// Takes over an attached probe.
-    pub fn new(attached: Attached, prepared: Prepared, filtered: bool, pid: Option<u32>, cost_ns: f64) -> Self {
+    pub fn new(attached: Attached, prepared: Prepared, filtered: bool, subject: Subject, cost_ns: f64) -> Self {
         let sends_events = prepared.plan.event_bytes > 0 && !prepared.reader.event_fields().is_empty();
         Self {
             live: Mutex::new(Some(attached)),
@@ -93,7 +113,7 @@ impl ProbeSource {
             filtered,
             counts: prepared.plan.counts,
             cost_ns,
-            pid,
+            subject,
             state: Mutex::default(),
         }
     }
@@ -257,8 +277,8 @@ impl ProbeSource {
         if counters.get(Counter::Seen) == 0 && self.filtered {
             notes.push("nothing matched the filters while this ran".into());
         }
-        if lock(&self.state).process_ended {
-            notes.push("the process had ended before the time was up: rates and shares are of the whole time".into());
+        if let Some(ended) = lock(&self.state).ended {
+            notes.push(format!("the {ended} had ended before the time was up: rates and shares are of the whole time"));
         }
         if self.sends_events {
             notes.extend(evicted_note(lock(&self.store).evicted(), page));
@@ -291,8 +311,7 @@ impl Source for ProbeSource {
     fn run(&self, control: &Control) -> Result<(), String> {
         self.collect(control);
         // Whoever stops it may do so because the process has ended.
-        let ended = |pid: u32| !control.is_stopped() && !std::path::Path::new("/proc").join(pid.to_string()).exists();
-        lock(&self.state).process_ended = self.pid.is_some_and(ended);
+        lock(&self.state).ended = self.subject.ended().filter(|_| !control.is_stopped());
         self.finish(control.has_collected().as_secs_f64())
     }
 

@@ -45,8 +45,8 @@ pub struct NamedStack {
     pub frames: Vec<Arc<str>>,
     /// How many of them are of the kernel: the last ones.
     pub kernel: usize,
-    /// How many have neither a name nor a known file.
-    pub unknown: usize,
+    /// Whether its innermost function has no name; of all others it is asked who called.
+    pub unknown: bool,
 }
 
 /// All stacks with names.
@@ -68,7 +68,7 @@ struct State {
     unkept: u64,
     kernel_names: HashMap<u64, Option<Arc<str>>>,
     user_names: HashMap<Place, Arc<str>>,
-    /// Those of which not even the file is known.
+    /// Those without a name of a function.
     nameless: HashSet<Place>,
     /// Processes that run another program since they were looked at.
     changed: HashSet<u32>,
@@ -81,7 +81,7 @@ struct State {
 #[derive(Debug)]
 struct Frames {
     comm: Comm,
-    /// Innermost first.
+    /// Innermost first; see [`called_from`].
     kernel: Box<[u64]>,
     user: Box<[Place]>,
 }
@@ -199,18 +199,21 @@ impl State {
             self.unkept += 1;
             return;
         }
-        let user = raw.user.iter().filter_map(|frame| self.place(head.pid, frame)).collect();
-        let frames = Frames { comm: head.comm, kernel: raw.kernel.clone().into(), user };
+        let user =
+            raw.user.iter().enumerate().filter_map(|(depth, frame)| self.place(head.pid, depth, frame)).collect();
+        let kernel = raw.kernel.iter().enumerate().map(|(depth, address)| called_from(depth, *address)).collect();
+        let frames = Frames { comm: head.comm, kernel, user };
         // Two CPUs may have sent the same one.
         if self.stacks.insert(key, frames).is_none() {
             self.bytes += size;
         }
     }
 
-    fn place(&mut self, pid: u32, frame: &UserFrame) -> Option<Place> {
+    fn place(&mut self, pid: u32, depth: usize, frame: &UserFrame) -> Option<Place> {
+        let place = called_from(depth, frame.place);
         match frame.status {
-            FRAME_IN_FILE => Some(Place::File(self.build_id(frame.build_id), frame.place)),
-            FRAME_ADDRESS => Some(Place::Address(pid, frame.place)),
+            FRAME_IN_FILE => Some(Place::File(self.build_id(frame.build_id), place)),
+            FRAME_ADDRESS => Some(Place::Address(pid, place)),
             _ => None,
         }
     }
@@ -258,20 +261,22 @@ impl State {
     }
 
     fn named(&self, frames: &Frames) -> NamedStack {
-        let mut unknown = 0;
         let unknown_name: Arc<str> = UNKNOWN.into();
         let mut names = Vec::with_capacity(frames.user.len() + frames.kernel.len());
         for place in frames.user.iter().rev() {
-            unknown += usize::from(self.nameless.contains(place));
             names.push(self.user_names.get(place).unwrap_or(&unknown_name).clone());
         }
         let kernel: Vec<_> =
             frames.kernel.iter().map(|address| self.kernel_names.get(address).and_then(Clone::clone)).collect();
-        let own = kernel.iter().take_while(|name| name.as_deref().is_some_and(is_of_tracing)).count();
+        let own = of_tracing(&kernel);
         for name in kernel[own..].iter().rev() {
-            unknown += usize::from(name.is_none());
             names.push(name.clone().unwrap_or_else(|| unknown_name.clone()));
         }
+        let unknown = match (kernel.get(own), frames.user.first()) {
+            (Some(name), _) => name.is_none(),
+            (None, Some(place)) => self.nameless.contains(place),
+            (None, None) => false,
+        };
         NamedStack { comm: text::comm(&frames.comm), frames: names, kernel: kernel.len() - own, unknown }
     }
 
@@ -311,7 +316,7 @@ impl State {
     fn name_places(&mut self, places: &[(Place, u64)], names: Option<&HashMap<u64, String>>, otherwise: &str) {
         for (place, offset) in places {
             let name = names.and_then(|names| names.get(offset));
-            if name.is_none() && otherwise == UNKNOWN {
+            if name.is_none() {
                 self.nameless.insert(*place);
             }
             self.user_names.insert(*place, name.map_or(otherwise, String::as_str).into());
@@ -396,10 +401,24 @@ impl State {
     }
 }
 
+/// A place in the call by which a frame has the next inner one. All but the innermost are return addresses, and behind a call that does not
+/// return stands the next function. What the kernel interrupted in itself is exact, but still the same function unless it was at its
+/// first instruction.
+fn called_from(depth: usize, address: u64) -> u64 {
+    if depth == 0 { address } else { address.saturating_sub(1) }
+}
+
 /// A file without a symbol for the place.
 fn nameless(path: &Path) -> String {
     let name = path.file_name().map_or_else(String::new, |name| text::untrusted(name.as_encoded_bytes(), 64));
     format!("[{name}]")
+}
+
+/// How many of the innermost functions only capture the stack. The program itself has no name once it is detached.
+fn of_tracing(kernel: &[Option<Arc<str>>]) -> usize {
+    let is_own = |name: &Option<Arc<str>>| name.as_deref().is_none_or(is_of_tracing);
+    let inner = &kernel[..kernel.iter().take_while(|name| is_own(name)).count()];
+    inner.iter().rposition(Option::is_some).map_or(0, |last| last + 1)
 }
 
 /// Functions by which a stack comes to be captured: they are not what the thread does.
@@ -480,20 +499,48 @@ mod tests {
             named.frames.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
             ["[unknown]", "[unknown]", "schedule", "bpf_user", "__schedule"]
         );
-        assert_eq!((named.comm.as_str(), named.kernel, named.unknown), ("worker", 4, 1));
+        assert_eq!((named.comm.as_str(), named.kernel, named.unknown), ("worker", 4, false));
+        let frames = Frames { kernel: [9, 1, 2].into(), ..frames };
+        assert_eq!(state.named(&frames).kernel, 1, "a program that is gone has no name");
+        let frames = Frames { kernel: [1, 9, 2].into(), ..frames };
+        assert!(state.named(&frames).unknown, "the innermost that is shown has no name");
+        let mut frames = Frames { kernel: [].into(), ..frames };
+        assert!(!state.named(&frames).unknown);
+        state.name_places(&[(Place::Address(1, 7), 0)], None, "[stripped]");
+        assert!(state.named(&frames).unknown, "a file without symbols says nothing of the function");
+        frames.user = [].into();
+        assert!(!state.named(&frames).unknown);
     }
 
     #[test]
-    fn a_record_that_promises_more_than_it_has_is_malformed() {
-        let head = NewStack {
+    fn callers_are_named_by_the_call_and_not_by_what_stands_behind_it() {
+        let mut state = State::default();
+        let in_file = |place| UserFrame { status: FRAME_IN_FILE, build_id: [7; 20], place };
+        let raw = Raw {
+            kernel: vec![100, 200],
+            user: vec![in_file(10), in_file(10), UserFrame { status: FRAME_ADDRESS, build_id: [0; 20], place: 30 }],
+        };
+        state.keep(&head(2, 3), &raw);
+        let frames = state.stacks.values().next().unwrap();
+        assert_eq!(*frames.kernel, [100, 199]);
+        assert_eq!(*frames.user, [Place::File(0, 10), Place::File(0, 9), Place::Address(1, 29)]);
+    }
+
+    fn head(kernel_frames: u32, user_frames: u32) -> NewStack {
+        NewStack {
             header: mcptrace_wire::Header { size: 0, version: 0, kind: 0 },
             pid: 1,
             time_ns: 0,
             id: 2,
             comm: [0; 16],
-            kernel_frames: 3,
-            user_frames: 2,
-        };
+            kernel_frames,
+            user_frames,
+        }
+    }
+
+    #[test]
+    fn a_record_that_promises_more_than_it_has_is_malformed() {
+        let head = head(3, 2);
         let rest = vec![0; KERNEL_FRAMES * 8 + 2 * size_of::<UserFrame>()];
         let raw = Raw::read(&head, &rest).unwrap();
         assert_eq!((raw.kernel.len(), raw.user.len()), (3, 2));

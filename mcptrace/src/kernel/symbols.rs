@@ -8,6 +8,7 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
+    fmt::Write as _,
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
@@ -25,6 +26,8 @@ use blazesym::{
     },
 };
 
+use cpp_demangle::DemangleOptions;
+
 use super::privilege;
 use crate::text::untrusted;
 
@@ -34,8 +37,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KEEP: Duration = Duration::from_mins(1);
 /// Files whose symbols are kept, at most; one more, and all are let go.
 const MOST_FILES: usize = 256;
+/// How far behind the beginning of a function of the kernel its code may be. kallsyms has no sizes: what lies behind the last symbol, such as
+/// an eBPF program that was loaded later or is gone, would have that one's name.
+const LARGEST_IN_KERNEL: usize = 1 << 20;
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 300;
+/// The longest that is demangled, in bytes; a longer one stays as it is.
+const LONGEST_DEMANGLED: usize = 8192;
 
 /// What is to be named.
 #[derive(Debug, Default)]
@@ -152,27 +160,48 @@ fn of_kernel(symbolizer: &Symbolizer, addresses: &[u64]) -> HashMap<u64, String>
     // Only kallsyms: it knows modules and eBPF programs, and an image would have to be found and matched.
     let kernel =
         Kernel { kallsyms: MaybeDefault::Default, vmlinux: MaybeDefault::None, debug_syms: false, ..Kernel::default() };
-    named(symbolizer, &Source::Kernel(kernel), Input::AbsAddr(addresses))
+    named(symbolizer, &Source::Kernel(kernel), Input::AbsAddr(addresses), LARGEST_IN_KERNEL)
 }
 
 fn of_file(symbolizer: &Symbolizer, path: &PathBuf, offsets: &[u64]) -> HashMap<u64, String> {
     let elf = Elf { debug_syms: false, ..Elf::new(path) };
-    named(symbolizer, &Source::Elf(elf), Input::FileOffset(offsets))
+    named(symbolizer, &Source::Elf(elf), Input::FileOffset(offsets), usize::MAX)
 }
 
 /// A symbol as its language writes it. Only what is mangled: a function of C called `i` is no `int`, which is what a bare `i` means in the
 /// encoding of types of C++.
-fn demangled(symbol: &str) -> Cow<'_, str> {
-    if let Ok(name) = rustc_demangle::try_demangle(symbol) {
-        return format!("{name:#}").into();
-    }
-    if !["_Z", "__Z"].iter().any(|start| symbol.starts_with(start)) {
-        return symbol.into();
-    }
-    cpp_demangle::Symbol::new(symbol).ok().and_then(|name| name.demangle().ok()).map_or(symbol.into(), Into::into)
+pub(crate) fn demangled(symbol: &str) -> Cow<'_, str> {
+    let mut name = Bounded(String::new());
+    let written = if let Ok(mangled) = rustc_demangle::try_demangle(symbol) {
+        write!(name, "{mangled:#}").is_ok()
+    } else if is_mangled(symbol) {
+        let mangled = cpp_demangle::Symbol::new(symbol);
+        mangled.is_ok_and(|mangled| mangled.structured_demangle(&mut name, &DemangleOptions::default()).is_ok())
+    } else {
+        false
+    };
+    if written { name.0.into() } else { symbol.into() }
 }
 
-fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> HashMap<u64, String> {
+/// Whether a symbol has the form of Rust's or C++'s encodings.
+pub(crate) fn is_mangled(symbol: &str) -> bool {
+    ["_Z", "__Z", "_R"].iter().any(|start| symbol.starts_with(start))
+}
+
+/// Text that refuses to grow without end: a short symbol can stand for a name of gigabytes, by referring to its own parts.
+struct Bounded(String);
+
+impl std::fmt::Write for Bounded {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        if self.0.len() + part.len() > LONGEST_DEMANGLED {
+            return Err(std::fmt::Error);
+        }
+        self.0.push_str(part);
+        Ok(())
+    }
+}
+
+fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>, largest: usize) -> HashMap<u64, String> {
     let places = input.into_inner();
     let symbols = match symbolizer.symbolize(source, input) {
         Ok(symbols) => symbols,
@@ -182,6 +211,7 @@ fn named(symbolizer: &Symbolizer, source: &Source<'_>, input: Input<&[u64]>) -> 
         }
     };
     let name = |(place, symbol): (&u64, &Symbolized<'_>)| match symbol {
+        Symbolized::Sym(symbol) if symbol.offset > largest => None,
         Symbolized::Sym(symbol) => Some((*place, untrusted(demangled(&symbol.name).as_bytes(), LONGEST_NAME))),
         Symbolized::Unknown(_) => None,
     };
@@ -206,5 +236,17 @@ mod tests {
         ] {
             assert_eq!(demangled(symbol), name);
         }
+    }
+
+    /// Each argument is a function of the one before, twice: the name doubles with each.
+    #[test]
+    fn a_symbol_that_stands_for_an_endless_name_stays_as_it_is() {
+        let of = |depth: usize| {
+            let digit = |index: usize| char::from_digit(index as u32, 36).unwrap().to_ascii_uppercase();
+            let known = |index: usize| if index == 0 { "S_".to_owned() } else { format!("S{}_", digit(index - 1)) };
+            (0..depth).fold("_Z1fFvvE".to_owned(), |symbol, index| format!("{symbol}Fv{0}{0}E", known(index)))
+        };
+        assert!(demangled(&of(3)).starts_with("f(") && demangled(&of(3)).len() < 300, "{}", demangled(&of(3)));
+        assert_eq!(demangled(&of(30)), of(30));
     }
 }

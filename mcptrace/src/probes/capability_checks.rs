@@ -78,10 +78,10 @@ impl Probe for CapabilityChecks {
     const COUNTS: &'static str = "check";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 130.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid])?;
         let mut plan = plan_of::<Self>(context);
         if !context.layout.has_tracepoint(TRACEPOINT) {
             plan.counts = "checked";

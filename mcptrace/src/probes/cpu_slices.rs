@@ -70,10 +70,10 @@ impl Probe for CpuSlices {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_LEADER", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 150.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm, By::Cpu])?;
         let mut plan = plan_of::<Self>(context);
         names::group(&mut plan, options.by);
         if matches!(options.by, By::Pid | By::Comm) {

@@ -54,7 +54,7 @@ impl Probe for DnsLatency {
         DNS servers and their time-outs together. A histogram by function and outcome, and an event for each look-up, or with \
         slower_than_us for the slow ones. error is getaddrinfo's (EAI_NONAME: there is no such name; EAI_AGAIN: no answer). Names are \
         masked: their length and a mark by which the same name is known again, until the operator sets MCPTRACE_REVEAL=names. Not seen: \
-        programs with a resolver of their own (Go, static ones, browsers, dig), and containers with a C library of their own unless \
+        programs with a resolver of their own (Go, static ones, browsers, dig), look-ups of a name by address (getnameinfo, gethostbyaddr), and containers with a C library of their own unless \
         filter.pid or options.binary leads to it.";
     const NEXT: &'static [&'static str] = &[
         "all look-ups take whole seconds: a server that does not answer (/etc/resolv.conf); tcp_retransmits and packet_drops",

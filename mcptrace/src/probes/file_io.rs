@@ -82,10 +82,10 @@ impl Probe for FileIo {
     const NEEDS: &'static [&'static str] = FILES;
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 520.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.extend(syscall_globals());
         plan.globals.push(("IO_CALLS", classes(&[(READS, FILE_READ), (WRITES, FILE_WRITE)])));

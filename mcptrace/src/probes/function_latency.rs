@@ -1,5 +1,7 @@
 //! How long functions of programs and libraries take.
 
+use std::time::{Duration, Instant};
+
 use aya::maps::MapError;
 use mcptrace_wire::{Histogram as Kept, SlowCall};
 use schemars::JsonSchema;
@@ -13,6 +15,7 @@ use crate::{
         attached::{Maps, Plan},
         discovery::binary::Binary,
         hook::{Attach, Function},
+        symbols::{demangled, is_mangled},
     },
     report::{Field, Histogram, Report, Row},
     suggest::nearest,
@@ -21,6 +24,8 @@ use crate::{
 
 /// Functions at once. Each costs two breakpoints, which kernels before 6.6 set and remove one by one.
 const MOST_FUNCTIONS: usize = 100;
+/// How long names may be demangled for.
+const DEMANGLING: Duration = Duration::from_secs(1);
 /// Functions that an error names when there are too many.
 const NAMED: usize = 5;
 /// Calls under way at once.
@@ -32,6 +37,8 @@ const EVENT_BYTES: u32 = 1 << 20;
 #[derive(Clone, Debug, Default)]
 pub struct FunctionLatency {
     names: Vec<String>,
+    /// What a reader must know of how they were found.
+    notes: Vec<String>,
 }
 
 /// Options of the probe.
@@ -65,7 +72,8 @@ impl Probe for FunctionLatency {
     const SUMMARY: &'static str = "How often is a function of a program or library called, and how long does it take?";
     const CATEGORY: &'static str = "applications";
     const DETAILS: &'static str = "Time from entry to return of functions that options.function names, a symbol or a glob over symbols of options.binary (libc, if \
-        left out), at most 100 at once; with filter.pid in that process's own file, which may be a container's. Time includes what the \
+        left out), at most 100 at once; names of C++ and Rust match in either form, mangled or as stacks show them \
+        (*::Parser::next*, without Rust's hash), and are shown as symbols; with filter.pid in that process's own file, which may be a container's. Time includes what the \
         function calls and waits for; calls of itself count each on their own. Each call traps twice into the kernel, one to some \
         microseconds that are part of an outer function's time: not for functions called millions of times a second. A call under way \
         when tracing begins is not seen, one that never returns (longjmp, an exception through it, exit) neither; functions that the \
@@ -87,7 +95,7 @@ impl Probe for FunctionLatency {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let file = functions::open(options.binary(), context)?;
-        let chosen = choose(&functions::read(&file)?, options)?;
+        let Chosen { functions: chosen, notes } = choose(&functions::read(&file)?, options)?;
         let has_cookie = aya::features().bpf_cookie();
         check_number(&chosen, has_cookie)?;
         let mut plan = plan_of::<Self>(context);
@@ -109,11 +117,13 @@ impl Probe for FunctionLatency {
             plan.event_bytes = EVENT_BYTES;
         }
         plan.transport = Transport::resolve(options.transport, context.transport);
-        Ok((Self { names: chosen.into_iter().map(|(name, _)| name).collect() }, plan))
+        Ok((Self { names: chosen.into_iter().map(|(name, _)| name).collect(), notes }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        Ok(found(&self.names, &maps.array("HISTOGRAMS")?))
+        let mut found = found(&self.names, &maps.array("HISTOGRAMS")?);
+        found.notes.extend_from_slice(&self.notes);
+        Ok(found)
     }
 
     fn fields() -> Vec<Field> {
@@ -145,30 +155,77 @@ impl Probe for FunctionLatency {
     }
 }
 
-/// The functions that the options name, with their offsets in the file; names of one place are one function.
-fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<(String, u64)>, OptionError> {
+/// Functions with their offsets in the file, and what is to be said of how they were found.
+struct Chosen {
+    functions: Vec<(String, u64)>,
+    notes: Vec<String>,
+}
+
+/// The functions that the options name; names of one place are one function.
+fn choose(binary: &Binary<'_>, options: &Options) -> Result<Chosen, OptionError> {
     let (file, wanted) = (options.binary(), &options.function);
     if wanted.is_empty() {
         return Err(OptionError::new("options.function is missing: a symbol of options.binary, or a glob (SSL_*)"));
     }
-    let is_wanted = |name: &str| if is_glob(wanted) { matches_glob(wanted, name) } else { name == wanted };
+    let mut names = Wanted::new(wanted, DEMANGLING);
     let mut chosen: Vec<(String, u64)> = Vec::new();
     for function in &binary.functions {
         let name = function.name();
-        let Some(offset) = binary.offset(function.address).filter(|_| is_wanted(&name)) else { continue };
+        let Some(offset) = binary.offset(function.address).filter(|_| names.has(&name)) else { continue };
         if !chosen.iter().any(|(_, known)| *known == offset) {
             chosen.push((name.into_owned(), offset));
         }
     }
-    if chosen.is_empty() {
-        let names: Vec<_> = binary.functions.iter().map(crate::kernel::discovery::binary::Function::name).collect();
-        let near = nearest(wanted, names.iter().map(AsRef::as_ref)).map(str::to_owned);
-        let wanted = text::untrusted(wanted.as_bytes(), 100);
-        let message =
-            format!("options.function: `{file}` has no function `{wanted}` among its {} symbols", names.len());
-        return Err(OptionError { message, did_you_mean: near });
+    let notes: Vec<_> = names.note().into_iter().collect();
+    if !chosen.is_empty() {
+        return Ok(Chosen { functions: chosen, notes });
     }
-    Ok(chosen)
+    let names: Vec<_> = binary.functions.iter().map(crate::kernel::discovery::binary::Function::name).collect();
+    let near = nearest(wanted, names.iter().map(AsRef::as_ref)).map(str::to_owned);
+    let wanted = text::untrusted(wanted.as_bytes(), 100);
+    let message = format!("options.function: `{file}` has no function `{wanted}` among its {} symbols", names.len());
+    let message = [message].into_iter().chain(notes).collect::<Vec<_>>().join("; ");
+    Err(OptionError { message, did_you_mean: near })
+}
+
+/// What names are compared with: a name, or a glob.
+struct Wanted<'a> {
+    pattern: &'a str,
+    until: Instant,
+    /// Symbols that were compared as they are only.
+    left: u64,
+}
+
+impl<'a> Wanted<'a> {
+    /// Whose names may be demangled for so long.
+    fn new(pattern: &'a str, time: Duration) -> Self {
+        Self { pattern, until: Instant::now() + time, left: 0 }
+    }
+
+    /// Whether it means a symbol: as it is in the file, or as its language writes it, which is how stacks show it.
+    fn has(&mut self, symbol: &str) -> bool {
+        if self.matches(symbol) {
+            return true;
+        }
+        if !is_mangled(symbol) {
+            return false;
+        }
+        if Instant::now() > self.until {
+            self.left += 1;
+            return false;
+        }
+        self.matches(&demangled(symbol))
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        if is_glob(self.pattern) { matches_glob(self.pattern, name) } else { name == self.pattern }
+    }
+
+    fn note(&self) -> Option<String> {
+        (self.left > 0).then(|| {
+            format!("{} symbols were compared in their mangled form only: there are too many to demangle", self.left)
+        })
+    }
 }
 
 fn is_glob(pattern: &str) -> bool {
@@ -226,6 +283,22 @@ mod tests {
         assert_eq!((found.delivered, found.notes[0].as_str()), (9, "2 of 3 functions that were watched were called"));
         let Some(Report::Histogram(histogram)) = found.report else { panic!() };
         assert_eq!(histogram.series[0].key["function"], "c");
+    }
+
+    #[test]
+    fn a_name_is_known_in_either_form_as_long_as_there_is_time() {
+        let symbol = "_ZN8mcptrace4text9untrusted17h0123456789abcdefE";
+        let has = |pattern: &str, time| Wanted::new(pattern, time).has(symbol);
+        for pattern in
+            ["mcptrace*text*untrusted*", "mcptrace::text::untrusted", "*::untrusted", "*4text9untrusted*", symbol]
+        {
+            assert!(has(pattern, DEMANGLING), "{pattern}");
+        }
+        assert!(!has("text::untrusted", DEMANGLING) && !has("*h0123456789abcdef", DEMANGLING));
+        let mut wanted = Wanted::new("*::untrusted", Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(!wanted.has(symbol) && !wanted.has("plain"));
+        assert!(wanted.note().is_some_and(|note| note.starts_with("1 symbols")));
     }
 
     #[test]

@@ -80,10 +80,10 @@ impl Probe for NetTraffic {
     const COUNTS: &'static str = "sent";
     const COST_NS: f64 = 150.0;
     const HAS_DURATION: bool = false;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.push(("PORT", u32::from(options.port.unwrap_or(0)).to_ne_bytes().to_vec()));
         // Processes are told apart unless commands are.

@@ -3,6 +3,7 @@
 use mcptrace_wire::{KERNEL_SIDE, USER_SIDE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::OptionError;
 use crate::{
@@ -37,19 +38,19 @@ impl By {
             Self::Cpu => "cpu",
         }
     }
+}
 
-    /// Refuses what a probe does not offer.
-    pub fn one_of(self, probe: &str, accepted: &[Self]) -> Result<(), OptionError> {
-        if accepted.contains(&self) {
-            return Ok(());
-        }
-        let names: Vec<_> = accepted.iter().map(|by| by.as_str()).collect();
-        Err(OptionError::new(format!(
-            "options.by: {probe} does not group by `{}`; it takes {}",
-            self.as_str(),
-            names.join(", ")
-        )))
+/// Refuses a group that a probe does not make.
+pub fn check_group(probe: &str, groups: &[By], given: &Map<String, Value>) -> Result<(), OptionError> {
+    let Some(by) = given.get("by").and_then(Value::as_str).filter(|_| !groups.is_empty()) else { return Ok(()) };
+    let names: Vec<_> = groups.iter().map(|group| group.as_str()).collect();
+    if names.contains(&by) {
+        return Ok(());
     }
+    Err(OptionError {
+        message: format!("options.by: {probe} does not group by `{}`; it takes {}", quoted(by), names.join(", ")),
+        did_you_mean: nearest(by, names.iter().copied()).map(str::to_owned),
+    })
 }
 
 /// Which part of a stack is kept

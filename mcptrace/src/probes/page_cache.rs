@@ -83,10 +83,10 @@ impl Probe for PageCache {
     const COUNTS: &'static str = "added";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 120.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         let shift = rustix::param::page_size().trailing_zeros();
         plan.globals.push(("PAGE_SHIFT", shift.to_ne_bytes().to_vec()));

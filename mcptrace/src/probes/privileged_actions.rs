@@ -114,6 +114,7 @@ const ACTIONS: &[Action] = &[
     action("chroot", Kind::Mount, &[("path", Text)]),
     action("move_mount", Kind::Mount, &[("", Number), ("from", Text), ("", Number), ("to", Text)]),
     action("fsopen", Kind::Mount, &[("type", Text)]),
+    action("fsconfig", Kind::Mount, &[("fd", Signed), ("command", One(FSCONFIG)), ("key", Text), ("value", Text)]),
     action("fsmount", Kind::Mount, &[("fd", Signed)]),
     action("open_tree", Kind::Mount, &[("", Number), ("path", Text)]),
     action("mount_setattr", Kind::Mount, &[("", Number), ("path", Text)]),
@@ -161,6 +162,18 @@ const MOUNT: &[(u64, &str)] = &[
     (1 << 19, "MS_SLAVE"),
     (1 << 20, "MS_SHARED"),
     (1 << 21, "MS_RELATIME"),
+];
+/// `enum fsconfig_command` (include/uapi/linux/mount.h).
+const FSCONFIG: &[(u64, &str)] = &[
+    (0, "FSCONFIG_SET_FLAG"),
+    (1, "FSCONFIG_SET_STRING"),
+    (2, "FSCONFIG_SET_BINARY"),
+    (3, "FSCONFIG_SET_PATH"),
+    (4, "FSCONFIG_SET_PATH_EMPTY"),
+    (5, "FSCONFIG_SET_FD"),
+    (6, "FSCONFIG_CMD_CREATE"),
+    (7, "FSCONFIG_CMD_RECONFIGURE"),
+    (8, "FSCONFIG_CMD_CREATE_EXCL"),
 ];
 /// `CLONE_*` (include/uapi/linux/sched.h): those that unshare and setns take, and clone when it makes namespaces.
 const CLONE: &[(u64, &str)] = &[
@@ -274,8 +287,9 @@ impl Probe for PrivilegedActions {
         namespace (unshare, setns, a clone that makes one), machine (clock, ports, reboot). Of ptrace only the requests that attach, and of bpf \
         no reading of maps and lists, which debuggers and tracers do by the thousand: options.kind = ptrace or bpf shows every call, this \
         server's own included. uid is that after the call. Strings are what the caller passed, at most 127 bytes, read at \
-        return. A 32-bit call has its prefix. Not seen: privilege gained by executing a set-uid program (process_exec shows it run), and \
-        what io_uring does.";
+        return; of fsconfig only the source is shown, because other values can be passwords. A 32-bit call has its prefix. Not seen: privilege \
+        gained by executing a set-uid program (process_exec shows it run), what io_uring does, and a clock that is steered (adjtimex and \
+        clock_adjtime, which also only read: script clock_changes).";
     const NEXT: &'static [&'static str] = &[
         "refused with EPERM: capability_checks with options.failed_only",
         "who that process is and where it comes from: process_exec",
@@ -383,6 +397,10 @@ fn arguments(action: &Action, call: &PrivilegedCall) -> Row {
     for (place, (name, kind)) in action.arguments.iter().enumerate().filter(|(_, (name, _))| !name.is_empty()) {
         put(&mut row, name, argument(*kind, call, place));
     }
+    // Values of other keys can be passwords of network file systems.
+    if action.syscall == "fsconfig" && row.get("key").is_none_or(|key| key != "source") {
+        row.remove("value");
+    }
     if action.syscall.starts_with("clone") {
         put(&mut row, "flags", flags(CLONE, call.clone_flags));
     }
@@ -454,6 +472,23 @@ mod tests {
         }
         let [read, setuid] = ["read", "setuid"].map(|name| syscall_pair(name)[0]);
         assert!(!is_set(&wanted, read) && is_set(&wanted, setuid) && !is_set(&second, setuid));
+    }
+
+    #[test]
+    fn of_a_new_mount_the_source_is_shown_and_no_password() {
+        let of = |key: &str, value: &str| {
+            let mut call = crate::probes::read::<PrivilegedCall>(&[0; size_of::<PrivilegedCall>()]).unwrap();
+            call.strings_read = 0b1100;
+            call.arguments[1] = 1;
+            call.strings[2][..key.len()].copy_from_slice(key.as_bytes());
+            call.strings[3][..value.len()].copy_from_slice(value.as_bytes());
+            Value::from(arguments(action_of("fsconfig").unwrap(), &call))
+        };
+        let source =
+            serde_json::json!({"fd": 0, "command": "FSCONFIG_SET_STRING", "key": "source", "value": "/dev/sda1"});
+        assert_eq!(of("source", "/dev/sda1"), source);
+        let password = serde_json::json!({"fd": 0, "command": "FSCONFIG_SET_STRING", "key": "password"});
+        assert_eq!(of("password", "hunter2"), password);
     }
 
     #[test]

@@ -26,6 +26,8 @@ const BUFFER_BYTES: u32 = 4 << 20;
 const MOST_SHOWN: usize = 1000;
 /// Bytes of folded text.
 const MOST_FOLDED: usize = 16 << 20;
+/// The share of weight without a name, in percent, from which on readers are told why.
+const MUCH_UNKNOWN: f64 = 10.0;
 /// What stands for the lightest stacks where the folded text would be too long.
 const REST: &str = "[other stacks]";
 
@@ -74,15 +76,15 @@ pub struct Folded {
     pub comm: String,
     /// Functions, outermost first.
     pub frames: Vec<Arc<str>>,
-    /// How many of them have no name.
-    pub unknown: usize,
     /// Its weight.
     pub value: u64,
+    /// How much of that has an innermost function without a name.
+    pub unknown: u64,
 }
 
 /// A report of stacks out of their weights and names.
 pub fn found(weights: &BTreeMap<StackKey, StackWeight>, named: Named, unit: Unit) -> Found {
-    let nameless = NamedStack::default();
+    let nameless = NamedStack { unknown: true, ..NamedStack::default() };
     let used = weights.iter().filter(|(_, weight)| weight.count > 0);
     let stacks = used.map(|(key, weight)| {
         let stack = named.stacks.get(key).unwrap_or(&nameless);
@@ -90,7 +92,19 @@ pub fn found(weights: &BTreeMap<StackKey, StackWeight>, named: Named, unit: Unit
     });
     let report = report(stacks, unit.name());
     let delivered = weights.values().map(|weight| weight.count).sum();
-    Found { report: Some(Report::Stacks(report)), delivered, notes: named.notes }
+    let notes = named.notes.into_iter().chain(unknown_note(&report)).collect();
+    Found { report: Some(Report::Stacks(report)), delivered, notes }
+}
+
+/// Why much of it has no name, and where there is one.
+pub fn unknown_note(stacks: &Stacks) -> Option<String> {
+    (stacks.unknown_percent > MUCH_UNKNOWN).then(|| {
+        format!(
+            "{} % of the {} are of code without names: of a stripped file (shown as [file]; a build with its symbol table has them) or made \
+             at run time by a JIT (shown as [unknown]; the profiler of its own runtime has them)",
+            stacks.unknown_percent, stacks.unit
+        )
+    })
 }
 
 /// The functions of a stack; those of the kernel end in `_[k]`, as is usual in folded text.
@@ -102,14 +116,16 @@ pub fn marked(stack: &NamedStack) -> Vec<Arc<str>> {
     stack.frames.iter().enumerate().map(mark).collect()
 }
 
-/// A report out of command, functions (outermost first), how many of these have no name, and weight.
-pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, usize, u64)>, unit: &str) -> Stacks {
-    let mut merged: HashMap<Place, (usize, u64)> = HashMap::new();
+/// A report out of command, functions (outermost first), whether the innermost has no name, and weight.
+pub fn report(stacks: impl Iterator<Item = (String, Vec<Arc<str>>, bool, u64)>, unit: &str) -> Stacks {
+    let mut merged: HashMap<Place, (u64, u64)> = HashMap::new();
     for (comm, frames, unknown, value) in stacks {
-        merged.entry((comm, frames)).or_insert((unknown, 0)).1 += value;
+        let sums = merged.entry((comm, frames)).or_default();
+        sums.0 += value;
+        sums.1 += if unknown { value } else { 0 };
     }
     let mut all: Vec<_> =
-        merged.into_iter().map(|((comm, frames), (unknown, value))| Folded { comm, frames, unknown, value }).collect();
+        merged.into_iter().map(|((comm, frames), (value, unknown))| Folded { comm, frames, value, unknown }).collect();
     all.sort_by(|a, b| b.value.cmp(&a.value).then_with(|| (&a.comm, &a.frames).cmp(&(&b.comm, &b.frames))));
     let frames = weigh_frames(&all);
     Stacks {
@@ -130,11 +146,11 @@ fn shown(one: &Folded) -> Stack {
     Stack { frames: one.frames.iter().map(ToString::to_string).collect(), value: one.value, comm: one.comm.clone() }
 }
 
-/// Each frame counts with the weight of its stack.
+/// Of the weight, not of the frames: a name for main does not say where the time goes.
 fn unknown_percent(all: &[Folded]) -> f64 {
-    let sum = |frames: fn(&Folded) -> usize| all.iter().map(|one| frames(one) as f64 * one.value as f64).sum::<f64>();
-    let (unknown, frames) = (sum(|one| one.unknown), sum(|one| one.frames.len()));
-    if frames == 0.0 { 0.0 } else { (unknown / frames * 1000.0).round() / 10.0 }
+    let sum = |of: fn(&Folded) -> u64| all.iter().map(|one| of(one) as f64).sum::<f64>();
+    let (unknown, total) = (sum(|one| one.unknown), sum(|one| one.value));
+    if total == 0.0 { 0.0 } else { (unknown / total * 1000.0).round() / 10.0 }
 }
 
 /// Functions by what they weigh themselves, then by what is below them. A function that calls itself counts once a stack.
@@ -194,7 +210,7 @@ mod tests {
     }
 
     fn stack(comm: &str, frames: &[&str], kernel: usize) -> NamedStack {
-        let unknown = frames.iter().filter(|frame| **frame == "[unknown]").count();
+        let unknown = frames.last() == Some(&"[unknown]");
         NamedStack { comm: comm.into(), frames: frames.iter().map(|frame| (*frame).into()).collect(), kernel, unknown }
     }
 
@@ -221,17 +237,30 @@ mod tests {
         let Some(Report::Stacks(stacks)) = found.report else { panic!() };
         assert_eq!(&*stacks.folded, "b;main;[unknown] 13\na;main;work;do_read_[k] 7\n[unknown] 2\n");
         assert_eq!((stacks.total, stacks.stacks_total, stacks.frames_total), (22, 3, 4));
-        // 13 of 13 * 2 + 7 * 3 frames.
-        assert!((stacks.unknown_percent - 27.7).abs() < 1e-9, "{}", stacks.unknown_percent);
+        // 13 of b and 2 of a stack that was not kept, of 22.
+        assert!((stacks.unknown_percent - 68.2).abs() < 1e-9, "{}", stacks.unknown_percent);
+        assert!(found.notes.iter().any(|note| note.starts_with("68.2 % of the samples")), "{:?}", found.notes);
         let main = stacks.frames.iter().find(|frame| frame.frame == "main").unwrap();
         assert_eq!((main.self_weight, main.total), (0, 20));
         assert_eq!(stacks.frames[0].frame, "[unknown]");
     }
 
     #[test]
+    fn a_stack_is_unknown_only_if_its_innermost_function_is() {
+        let frames = |names: [&str; 3]| names.map(Arc::from).to_vec();
+        let stacks = [
+            ("a".to_owned(), frames(["[unknown]", "[unknown]", "f"]), false, 90),
+            ("a".to_owned(), frames(["main", "work", "[unknown]"]), true, 10),
+        ];
+        let report = report(stacks.into_iter(), "ns");
+        assert!((report.unknown_percent - 10.0).abs() < 1e-9, "{}", report.unknown_percent);
+        assert_eq!(unknown_note(&report), None, "a little is always unknown");
+    }
+
+    #[test]
     fn a_function_that_calls_itself_counts_once() {
         let frames: Vec<Arc<str>> = ["f", "f", "g", "f"].map(Arc::from).into();
-        let report = report([("a".into(), frames, 0, 5)].into_iter(), "ns");
+        let report = report([("a".into(), frames, false, 5)].into_iter(), "ns");
         let f = report.frames.iter().find(|frame| frame.frame == "f").unwrap();
         assert_eq!((f.self_weight, f.total), (5, 5));
     }

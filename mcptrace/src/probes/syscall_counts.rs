@@ -73,10 +73,10 @@ impl Probe for SyscallCounts {
     const COUNTS: &'static str = "enter";
     const COST_NS: f64 = 130.0;
     const HAS_DURATION: bool = false;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid, By::Comm])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.extend(syscall_globals());
         let plain = options.by == By::Total && !context.filter.on_threads;

@@ -75,10 +75,10 @@ impl Probe for SyscallErrors {
     const COUNTS: &'static str = "exit";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 180.0;
+    const GROUPS: &'static [By] = &[By::Total, By::Pid];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
-        options.by.one_of(Self::NAME, &[By::Total, By::Pid])?;
         let mut plan = plan_of::<Self>(context);
         plan.globals.extend(syscall_globals());
         plan.globals.push(("BY_PROCESS", u32::from(options.by == By::Pid).to_ne_bytes().to_vec()));

@@ -80,7 +80,7 @@ impl Probe for WakeupChains {
 }
 
 fn found(wakes: &BTreeMap<WakeKey, StackWeight>, named: Named) -> Found {
-    let nameless = NamedStack::default();
+    let nameless = NamedStack { unknown: true, ..NamedStack::default() };
     let stack = |id, pid| named.stacks.get(&StackKey { id, pid, zero: 0 }).unwrap_or(&nameless);
     let chains = wakes.iter().map(|(key, weight)| {
         let (waiter, waker) = (stack(key.waiter, key.waiter_pid), stack(key.waker, key.waker_pid));
@@ -89,11 +89,12 @@ fn found(wakes: &BTreeMap<WakeKey, StackWeight>, named: Named) -> Found {
         let mut frames = stacks::marked(waiter);
         frames.push(format!("-- woken by {comm}").into());
         frames.append(&mut above);
-        (waiter.comm.clone(), frames, waiter.unknown + waker.unknown, weight.sum)
+        (waiter.comm.clone(), frames, waiter.unknown || waker.unknown, weight.sum)
     });
     let report = stacks::report(chains, "ns");
     let delivered = wakes.values().map(|weight| weight.count).sum();
-    Found { report: Some(Report::Stacks(report)), delivered, notes: named.notes }
+    let notes = named.notes.into_iter().chain(stacks::unknown_note(&report)).collect();
+    Found { report: Some(Report::Stacks(report)), delivered, notes }
 }
 
 /// The command that wakes and its functions, outermost first; of an interrupt, what is inside it: what it interrupts has no part in it.
@@ -122,7 +123,7 @@ mod tests {
             comm: comm.into(),
             frames: frames.iter().map(|frame| (*frame).into()).collect(),
             kernel,
-            unknown: 0,
+            unknown: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Prompts: the common investigations, each a short plan of calls with the arguments filled in.
 //!
 //! A plan is data: steps over tools, probes and scripts. A step whose probe this program does not have is left out, so a plan never names
-//! what cannot be called.
+//! what cannot be called; one that is about one process is left out where none was given.
 
 mod plans;
 
@@ -49,6 +49,8 @@ struct Step {
     arguments: &'static str,
     /// Whether it is narrowed to what the investigation is about.
     narrowed: bool,
+    /// Whether it can be made for one process only.
+    of_one: bool,
     /// How to read the answer.
     read: &'static str,
 }
@@ -150,7 +152,7 @@ impl Plan {
     }
 
     fn text(&self, given: &Given) -> String {
-        let calls = self.steps.iter().filter(|step| step.is_possible()).map(|step| step.line(given));
+        let calls = self.steps.iter().filter(|step| step.is_possible(given)).map(|step| step.line(given));
         let calls: Vec<_> = calls.enumerate().map(|(index, line)| format!("{}. {line}", index + 1)).collect();
         let about: Vec<_> =
             given.iter().map(|(name, value)| format!("{name} {}", untrusted(value.as_bytes(), 100))).collect();
@@ -160,7 +162,10 @@ impl Plan {
 }
 
 impl Step {
-    fn is_possible(&self) -> bool {
+    fn is_possible(&self, given: &Given) -> bool {
+        if self.of_one && pid(given).is_none() {
+            return false;
+        }
         match self.call {
             What::Tool(name) => tools::find(name).is_ok(),
             What::Probe(name) => probes::find(name).is_some(),
@@ -302,7 +307,7 @@ mod tests {
         for plan in PLANS {
             let least = if plan.arguments.contains(&Argument::Pid) { given(plan) } else { Given::new() };
             for given in [given(plan), least] {
-                for step in plan.steps.iter().filter(|step| step.is_possible()) {
+                for step in plan.steps.iter().filter(|step| step.is_possible(&given)) {
                     let (tool, arguments) = step.filled(&given);
                     let schema = tools::find(tool).unwrap().arguments();
                     arguments::fit(schema, arguments.clone())
@@ -325,17 +330,25 @@ mod tests {
         for plan in PLANS {
             let text = plan.text(&given(plan));
             assert!(text.len() < 4500, "{}: {}", plan.name, text.len());
-            let possible = plan.steps.iter().filter(|step| step.is_possible()).count();
+            let possible = plan.steps.iter().filter(|step| step.is_possible(&given(plan))).count();
             assert!((2..=10).contains(&possible), "{}: {possible}", plan.name);
             let takes_pid = |step: &&Step| match step.call {
                 What::Script(name) => scripts::find(name).unwrap().pid != ByPid::Never,
                 What::Probe(_) => true,
                 What::Tool(_) => false,
             };
-            let narrowed =
-                plan.steps.iter().filter(|step| step.is_possible() && step.narrowed).any(|step| takes_pid(&step));
-            assert_eq!(text.contains("\"pid\":1"), narrowed && given(plan).contains_key("pid"), "{text}");
+            let given_all = given(plan);
+            let mut steps = plan.steps.iter().filter(|step| step.is_possible(&given_all) && step.narrowed);
+            let narrowed = steps.any(|step| takes_pid(&step));
+            assert_eq!(text.contains("\"pid\":1"), narrowed && given_all.contains_key("pid"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_step_that_needs_a_process_is_left_out_without_one() {
+        let plan = PLANS.iter().find(|plan| plan.name == "memory_growth").unwrap();
+        assert!(plan.text(&given(plan)).contains("\"heap_growth\""));
+        assert!(!plan.text(&Given::new()).contains("\"heap_growth\""));
     }
 
     #[test]

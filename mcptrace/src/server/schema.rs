@@ -22,7 +22,8 @@ pub(super) fn options(_: &mut schemars::SchemaGenerator) -> Schema {
         let mut schema = schema.to_value();
         inline(&mut schema);
         for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            merged.entry(name).or_insert_with(|| property.clone());
+            let known = merged.entry(name).or_insert_with(|| property.clone());
+            add_choices(known, property);
             takers.entry(name.clone()).or_default().push(entry.name);
         }
     }
@@ -31,6 +32,16 @@ pub(super) fn options(_: &mut schemars::SchemaGenerator) -> Schema {
     }
     // What a probe does not take is refused by name when the probe is known; `published` closes the object.
     schemars::json_schema!({ "type": "object", "properties": merged, "additionalProperties": true })
+}
+
+/// Probes offer different parts of the same choices: what any of them takes passes here, and each refuses what is not its own.
+fn add_choices(known: &mut Value, other: &Value) {
+    for list in ["oneOf", "enum"] {
+        let choices = known.get_mut(list).and_then(Value::as_array_mut).zip(other.get(list).and_then(Value::as_array));
+        let Some((known, other)) = choices else { continue };
+        let missing: Vec<_> = other.iter().filter(|choice| !known.contains(choice)).cloned().collect();
+        known.extend(missing);
+    }
 }
 
 /// A schema for arguments: no references, titles, formats or null defaults.
@@ -209,6 +220,26 @@ mod tests {
     use schemars::schema_for;
 
     use super::*;
+
+    #[test]
+    fn what_any_probe_takes_passes_the_schema_of_all() {
+        let choices = |property: &Value| {
+            let listed = ["oneOf", "enum"].into_iter().filter_map(|list| property.get(list)?.as_array()).flatten();
+            listed.map(|choice| choice.get("const").unwrap_or(choice).clone()).collect::<Vec<_>>()
+        };
+        let all = options(&mut schemars::SchemaGenerator::default());
+        for entry in PROBES {
+            let schema = (entry.schema)();
+            for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                let known = choices(&all.get("properties").unwrap()[name]);
+                assert!(
+                    choices(property).iter().all(|choice| known.contains(choice)),
+                    "{}: {name}: {known:?}",
+                    entry.name
+                );
+            }
+        }
+    }
 
     #[derive(JsonSchema)]
     #[expect(dead_code, reason = "only its schema is used")]

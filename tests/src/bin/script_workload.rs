@@ -13,6 +13,7 @@ use std::{
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     ptr::null_mut,
+    time::{Duration, Instant},
 };
 
 const PAGE: usize = 4096;
@@ -42,6 +43,7 @@ fn perform(script: &str, folder: &Path) {
         "file_watches" => watches(folder),
         "file_locks" => locks(folder),
         "fd_growth" => descriptors(),
+        "pairs" => pairs(),
         "memory_mappings" | "address_space_lock" | "tlb_flushes" => {
             times(13, || map(3, libc::PROT_READ | libc::PROT_WRITE));
         }
@@ -66,6 +68,15 @@ fn perform(script: &str, folder: &Path) {
         "cgroup_changes" => groups(),
         "directory_cache" | "vfs_call_rates" => times(23, || drop(fs::read("/proc/self/comm").unwrap())),
         other => panic!("nothing to do for {other}"),
+    }
+}
+
+/// Descriptors that are opened and closed, and memory that is mapped and unmapped, one for one, for so long that tracing ends meanwhile.
+fn pairs() {
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        drop(fs::File::open("/dev/null").unwrap());
+        map(1, libc::PROT_READ | libc::PROT_WRITE);
     }
 }
 

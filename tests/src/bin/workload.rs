@@ -12,7 +12,7 @@ mod files;
 mod net;
 
 use std::{
-    arch::asm,
+    arch::{asm, global_asm},
     io::{BufRead as _, Write as _},
     sync::{
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -135,6 +135,7 @@ fn perform(words: &[&str]) -> Vec<i64> {
         "file_forget" => files::forget(&text(words[1])),
         "file_touch" => files::touch(&text(words[1]), number(2)),
         "burn" => burn_cpu(number(1)),
+        "burn_without_return" => burn_without_return(number(1)),
         "migrate" => return vec![migrate(number(1))],
         "naps" => take_naps(number(1), number(2)),
         "futex_naps" => times(1).for_each(|_| wait_for_futex(number(2))),
@@ -595,6 +596,51 @@ extern "C" fn burn_cpu(milliseconds: i64) {
     let cycles = milliseconds as u64 * cycles_per_millisecond();
     let end = time_stamp() + cycles;
     while time_stamp() < end {}
+}
+
+// A call that does not return is the last instruction of its function; behind it begins the next one. A compiler would put a trap between,
+// and leave out the frame pointer of what is called, by which the caller is found.
+global_asm!(
+    ".globl call_without_return",
+    ".type call_without_return, @function",
+    "call_without_return:",
+    "push rbp",
+    "mov rbp, rsp",
+    "call has_a_frame",
+    ".size call_without_return, . - call_without_return",
+    ".globl innocent_next",
+    ".type innocent_next, @function",
+    "innocent_next:",
+    "ret",
+    ".size innocent_next, . - innocent_next",
+    "has_a_frame:",
+    "push rbp",
+    "mov rbp, rsp",
+    "call {burn}",
+    burn = sym burn_and_stay,
+);
+
+unsafe extern "C" {
+    fn call_without_return(milliseconds: i64) -> !;
+}
+
+static BURNT: AtomicBool = AtomicBool::new(false);
+
+/// Computes for so many milliseconds in a thread that stays where it is.
+fn burn_without_return(milliseconds: i64) {
+    // SAFETY: it has a frame and does nothing but call the function below.
+    thread::spawn(move || unsafe { call_without_return(milliseconds) });
+    while !BURNT.swap(false, Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+extern "C" fn burn_and_stay(milliseconds: i64) -> ! {
+    burn_cpu(milliseconds);
+    BURNT.store(true, Ordering::Relaxed);
+    loop {
+        thread::park();
+    }
 }
 
 /// The processor's own clock, so that no function is called.

@@ -232,7 +232,7 @@ fn stack_lines(stacks: &Stacks) -> Vec<String> {
     let frames: Vec<_> =
         frames.map(|frame| vec![percent(frame.self_weight), percent(frame.total), frame.frame.clone()]).collect();
     let unknown = decimal(stacks.unknown_percent);
-    let mut lines = vec![format!("{} {}, {unknown} % of frames unknown", count(stacks.total), stacks.unit)];
+    let mut lines = vec![format!("{} {}, {unknown} % in code without a name", count(stacks.total), stacks.unit)];
     lines.extend(aligned(&columns, &frames));
     lines.push(String::new());
     lines.extend(stacks.stacks.iter().take(MOST_FRAMES).map(|stack| {

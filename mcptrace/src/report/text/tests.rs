@@ -222,7 +222,7 @@ fn stacks_show_the_heaviest_frames_and_stacks() {
         "\
 p completed · 5.0 s · exec_1
 
-200 samples, 1.5 % of frames unknown
+200 samples, 1.5 % in code without a name
 self %  total %  frame
     75      100  work
 

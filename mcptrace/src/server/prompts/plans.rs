@@ -6,21 +6,27 @@ use super::{
 };
 
 const fn probe(name: &'static str, arguments: &'static str, read: &'static str) -> Step {
-    Step { call: What::Probe(name), arguments, narrowed: true, read }
+    Step { call: What::Probe(name), arguments, narrowed: true, of_one: false, read }
 }
 
 const fn script(name: &'static str, read: &'static str) -> Step {
-    Step { call: What::Script(name), arguments: r#"{"timeout":5}"#, narrowed: true, read }
+    Step { call: What::Script(name), arguments: r#"{"timeout":5}"#, narrowed: true, of_one: false, read }
 }
 
 const fn tool(name: &'static str, arguments: &'static str, read: &'static str) -> Step {
-    Step { call: What::Tool(name), arguments, narrowed: false, read }
+    Step { call: What::Tool(name), arguments, narrowed: false, of_one: false, read }
 }
 
 impl Step {
     /// Of the whole host, whatever the investigation is about.
     const fn of_all(mut self) -> Self {
         self.narrowed = false;
+        self
+    }
+
+    /// Of one process only: left out where none is given.
+    const fn of_one(mut self) -> Self {
+        self.of_one = true;
         self
     }
 }
@@ -62,7 +68,7 @@ pub(super) const PLANS: &[Plan] = &[
                 NONE,
                 "Which calls are slow where they should not be (read, fsync, openat, futex is waiting).",
             ),
-            probe("tcp_retransmits", NONE, "Losses on the network, by peer."),
+            probe("tcp_retransmits", NONE, "Losses on the network, by peer.").of_all(),
         ],
         conclude: "Say which resource is short: CPU, disk, memory, network or a lock.",
     },
@@ -150,7 +156,7 @@ pub(super) const PLANS: &[Plan] = &[
         arguments: &[MaybePid],
         steps: &[
             probe("page_faults", NONE, "Which process touches new memory, and how fast it grows."),
-            probe("heap_growth", NONE, "Allocations that were not freed, by stack; run it twice and compare."),
+            probe("heap_growth", NONE, "Allocations that were not freed, by stack; run it twice and compare.").of_one(),
             script("memory_mappings", "Address space taken and given back, by size: more mapped than unmapped grows."),
             script("fd_growth", "Descriptors that are opened and not closed hold memory too."),
             script("thread_starts", "Each thread has a stack."),
