@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// How long for each target, in seconds
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     seconds: u32,
+    /// Where the fuzzer's chance begins, so that a run can be had again; at random without
+    #[arg(long)]
+    seed: Option<u32>,
     /// Only this target
     target: Option<String>,
 }
@@ -42,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for target in wanted {
         println!("\n=== fuzz {target}");
         let program = workspace_root().join("target/fuzz").join(&triple).join("release").join(target);
-        fuzz(&root, &program, target, options.seconds)?;
+        fuzz(&root, &program, target, options)?;
     }
     println!("\nnothing was found");
     Ok(())
@@ -69,7 +72,7 @@ fn build(root: &Path, triple: &str, only: Option<&str>) -> Result<()> {
 }
 
 /// What is found new stays in `target`; what fails is written into `fuzz/artifacts`.
-fn fuzz(root: &Path, program: &Path, target: &str, seconds: u32) -> Result<()> {
+fn fuzz(root: &Path, program: &Path, target: &str, options: &Options) -> Result<()> {
     let found = workspace_root().join("target/fuzz/corpus").join(target);
     let artifacts = root.join("artifacts").join(target);
     for folder in [&found, &artifacts] {
@@ -77,7 +80,8 @@ fn fuzz(root: &Path, program: &Path, target: &str, seconds: u32) -> Result<()> {
     }
     let mut fuzzer = Command::new(program);
     fuzzer.arg(&found).arg(root.join("corpus").join(target)).args(LIMITS).arg("-print_final_stats=1");
-    fuzzer.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={}/", artifacts.display()));
+    fuzzer.args(options.seed.map(|seed| format!("-seed={seed}")));
+    fuzzer.arg(format!("-max_total_time={}", options.seconds)).arg(format!("-artifact_prefix={}/", artifacts.display()));
     process::run(&mut fuzzer).with_context(|| format!("{target}: the input is in {}", artifacts.display()))
 }
 
