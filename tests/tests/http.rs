@@ -121,6 +121,15 @@ mod tokens {
         write_private(&server.tokens(), &format!("bob {BOB}\n"));
         assert_eq!(server.ask(&Ask::message(ALICE, &list())).await.status, 401);
         assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 200);
+        // The last one, in every way that operators take it out.
+        for text in ["", "# nobody\n", "alice and more than a line has\n"] {
+            write_private(&server.tokens(), text);
+            assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 401, "{text:?}");
+            write_private(&server.tokens(), &format!("bob {BOB}\n"));
+            assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 200);
+        }
+        std::fs::remove_file(server.tokens()).unwrap();
+        assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 401);
     }
 }
 

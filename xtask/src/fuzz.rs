@@ -81,7 +81,9 @@ fn fuzz(root: &Path, program: &Path, target: &str, options: &Options) -> Result<
     let mut fuzzer = Command::new(program);
     fuzzer.arg(&found).arg(root.join("corpus").join(target)).args(LIMITS).arg("-print_final_stats=1");
     fuzzer.args(options.seed.map(|seed| format!("-seed={seed}")));
-    fuzzer.arg(format!("-max_total_time={}", options.seconds)).arg(format!("-artifact_prefix={}/", artifacts.display()));
+    fuzzer
+        .arg(format!("-max_total_time={}", options.seconds))
+        .arg(format!("-artifact_prefix={}/", artifacts.display()));
     process::run(&mut fuzzer).with_context(|| format!("{target}: the input is in {}", artifacts.display()))
 }
 

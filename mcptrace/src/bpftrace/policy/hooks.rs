@@ -11,7 +11,7 @@ use std::{
 use super::{
     Fault, Hook, Output,
     lexer::clip,
-    rules::{PROBES, is_timed, too_many},
+    rules::{PROBES, is_counter, is_timed, too_many},
 };
 use crate::{
     bpftrace::Bpftrace,
@@ -63,6 +63,9 @@ fn quiet(hook: &Hook, output: &Output, time: Duration) -> Result<(), Fault> {
     let most = if output.conditional { TESTED } else { PRINTED };
     match rate(&hook.text, time) {
         Some(rate) if rate > most => Err(hot(hook, output, &format!("fires {rate:.0} times a second here, now"))),
+        None if is_counter(kind) && !output.conditional => {
+            Err(hot(hook, output, "is a counter, and how often it runs over is not known beforehand"))
+        }
         None if hook.text.contains('*') && !output.conditional => {
             Err(hot(hook, output, "stands for hooks that cannot be counted beforehand"))
         }
@@ -210,6 +213,17 @@ impl Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_that_print_at_each_event_are_refused() {
+        let judge = |text: &str, conditional| {
+            let output = Output { function: "printf".into(), at: 3, conditional };
+            quiet(&Hook { text: text.into(), at: 0, output: Some(output.clone()) }, &output, Duration::ZERO)
+        };
+        assert!(judge("software:faults:1", false).is_err());
+        assert!(judge("software:faults:1", true).is_ok());
+        assert!(judge("interval:s:1", false).is_ok());
+    }
 
     #[test]
     fn the_attributes_have_the_kernels_size() {

@@ -7,7 +7,7 @@
 use super::{
     Fault,
     lexer::Token,
-    parser::{How, Probe, Read, Script, Shape},
+    parser::{CAST, How, Probe, Read, Script, Shape},
     rules::{is_of_kernel, is_of_programs},
 };
 use crate::secrets::{Reveals, Secret};
@@ -76,6 +76,61 @@ const SYMBOLS: &[&str] = &["kaddr", "percpu_kaddr"];
 const ADDRESSES: &[&str] = &["uservaddr", "umyaddr"];
 const SOCKETS: &[&str] = &["sockaddr", "sockaddr_in", "sockaddr_in6", "sockaddr_un"];
 
+/// Objects of the kernel that what a hook is given may be taken for. None begins with a text, which a pointer to memory of a program
+/// (a buffer of `vfs_read`) taken for it would show.
+const OBJECTS: &[&str] = &[
+    "address_space",
+    "bio",
+    "block_device",
+    "cfs_rq",
+    "cgroup",
+    "cred",
+    "dentry",
+    "file",
+    "filename",
+    "folio",
+    "hrtimer",
+    "inet_connection_sock",
+    "inet_request_sock",
+    "inet_sock",
+    "inode",
+    "iov_iter",
+    "irq_desc",
+    "irqaction",
+    "kiocb",
+    "kmem_cache",
+    "linux_binprm",
+    "mm_struct",
+    "mount",
+    "msghdr",
+    "net",
+    "nsproxy",
+    "page",
+    "path",
+    "pid",
+    "qstr",
+    "request",
+    "request_queue",
+    "request_sock",
+    "rq",
+    "sched_entity",
+    "scsi_cmnd",
+    "signal_struct",
+    "sk_buff",
+    "sock",
+    "sock_common",
+    "socket",
+    "task_struct",
+    "tcp_request_sock",
+    "tcp_sock",
+    "timer_list",
+    "udp_sock",
+    "unix_sock",
+    "vfsmount",
+    "vm_area_struct",
+    "work_struct",
+];
+
 /// Refuses the first place where a program would read what is not revealed.
 pub(super) fn check(script: &Script<'_>, reveals: Reveals) -> Result<(), Fault> {
     let look = Look { script, reveals };
@@ -112,8 +167,33 @@ impl Look<'_> {
             How::Definition | How::Call(..) => false,
             How::Star(shape, times) => times == 1 && SYMBOLS.contains(&shape.root) && shape.field.is_empty(),
             How::Index(shape) => ARRAYS.contains(&shape.field),
-            How::Cast(target, shape) => is_known_cast(target, &shape, kernel, programs),
+            How::Cast(target, shape) => self.is_known_cast(target, &shape, kernel, programs),
         }
+    }
+
+    /// Numbers stay numbers; what the kernel hands to a hook may be taken for an object of its own. What was stored or reckoned may not:
+    /// bpftrace reads whatever memory a number points to, that of programs too.
+    fn is_known_cast(&self, target: &str, shape: &Shape<'_>, kernel: bool, programs: bool) -> bool {
+        let Some((base, _)) = target.split_once('*') else { return true };
+        if shape.field.is_empty() && SYMBOLS.contains(&shape.root) {
+            return true;
+        }
+        let Some(name) = base.trim_end().strip_prefix("struct").map(str::trim) else { return false };
+        if shape.field.is_empty() && shape.root == "curtask" {
+            return !programs && name == "task_struct";
+        }
+        let of_address = shape.root == "args" && ADDRESSES.contains(&shape.field) && SOCKETS.contains(&name);
+        (kernel && OBJECTS.contains(&name) && self.is_handed_over(shape)) || (!programs && of_address)
+    }
+
+    /// What a hook is given, or what has never been set to anything else.
+    fn is_handed_over(&self, shape: &Shape<'_>) -> bool {
+        if !shape.root.starts_with('$') {
+            return is_given(shape);
+        }
+        let mut values = self.script.assigned.iter().filter(|(name, _)| *name == shape.root).peekable();
+        let is_given = |value: &Shape<'_>| is_given(value) || (value.root == CAST && value.field.is_empty());
+        shape.field.is_empty() && !shape.indexed && values.peek().is_some() && values.all(|(_, value)| is_given(value))
     }
 
     /// A field with a name in it, or what has never been set to anything else.
@@ -149,18 +229,13 @@ fn is_call(hook: &str) -> bool {
     group.contains("syscalls") || group.contains('*')
 }
 
-/// Numbers stay numbers; the kernel's structs are what they are, but in memory of programs there are none.
-fn is_known_cast(target: &str, shape: &Shape<'_>, kernel: bool, programs: bool) -> bool {
-    let Some((base, _)) = target.split_once('*') else { return true };
-    if shape.field.is_empty() && SYMBOLS.contains(&shape.root) {
-        return true;
+/// `args->skb`, `arg0`, `retval`: what the kernel hands to a hook.
+fn is_given(shape: &Shape<'_>) -> bool {
+    let is_argument = shape.root.strip_prefix("arg").is_some_and(|rest| rest.parse::<u8>().is_ok());
+    match shape.field {
+        "" => is_argument || shape.root == "retval",
+        _ => shape.root == "args" && !shape.indexed,
     }
-    let Some(name) = base.trim_end().strip_prefix("struct").or_else(|| base.trim_end().strip_prefix("union")) else {
-        return false;
-    };
-    let of_task = shape.field.is_empty() && shape.root == "curtask";
-    let of_address = shape.root == "args" && ADDRESSES.contains(&shape.field) && SOCKETS.contains(&name.trim());
-    kernel || (!programs && (of_task || of_address))
 }
 
 fn refused(read: &Read<'_>, kind: Secret) -> Fault {

@@ -89,7 +89,9 @@ pub(super) struct Shape<'a> {
 }
 
 /// Functions that read memory at their argument.
-const READERS: &[&str] = &["str", "buf", "join", "uptr"];
+const READERS: &[&str] = &["str", "buf", "join", "macaddr", "uptr"];
+/// The [`Shape::root`] of what was cast to a pointer, and nothing else done with it.
+pub(super) const CAST: &str = "(cast)";
 
 /// Reads a whole program.
 pub(super) fn parse(text: &str, takes_path: fn(&str) -> bool) -> Result<Script<'_>, Fault> {
@@ -451,6 +453,8 @@ impl<'a> Parser<'a> {
         let outer = self.depth;
         let begins = self.token;
         let (mut casts, mut stars, mut changes, mut plain) = (Vec::new(), 0, false, true);
+        // Signs before casts, and between a cast and its operand: a pointer that is reckoned with is another.
+        let (mut before, mut between) = (false, false);
         loop {
             self.deeper()?;
             let at = self.token.at;
@@ -459,6 +463,8 @@ impl<'a> Parser<'a> {
             if prefix {
                 stars += usize::from(self.token.is("*"));
                 changes |= self.token.is("++") || self.token.is("--");
+                before |= casts.is_empty();
+                between |= !casts.is_empty();
                 self.advance()?;
             } else if let Some(target) = self.cast()? {
                 casts.push((at, target));
@@ -471,8 +477,9 @@ impl<'a> Parser<'a> {
         while self.postfix()? {}
         self.depth = outer;
         let shape = self.shape;
+        let to_pointer = casts.first().is_some_and(|(_, target): &(usize, &str)| target.contains('*'));
         for (at, target) in casts {
-            self.read(at, How::Cast(target, shape));
+            self.read(at, How::Cast(target, if between { Shape::default() } else { shape }));
         }
         if stars > 0 {
             self.read(begins.at, How::Star(shape, stars));
@@ -481,7 +488,8 @@ impl<'a> Parser<'a> {
             self.set(shape.root, Shape::default());
         }
         if !plain {
-            self.shape = Shape::default();
+            let root = if to_pointer && !before && !between { CAST } else { "" };
+            self.begin(root);
         }
         Ok(())
     }
@@ -550,7 +558,10 @@ impl<'a> Parser<'a> {
             Kind::Map => self.map(token),
             Kind::Positional => Err(positional(token.at)),
             Kind::Word => self.name(),
-            Kind::Sign if token.text == "(" => self.list("(", ")").map(|_| self.begin("(")),
+            Kind::Sign if token.text == "(" => self.list("(", ")").map(|first| {
+                let is_cast = first.root == CAST && first.field.is_empty();
+                self.begin(if is_cast { CAST } else { "(" });
+            }),
             Kind::Sign | Kind::End => Err(self.expected("a value")),
         }
     }

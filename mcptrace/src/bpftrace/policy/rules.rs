@@ -224,6 +224,11 @@ pub(super) fn is_timed(kind: &str) -> bool {
     find_type(kind).is_some_and(|one| matches!(one.rule, Rule::Once | Rule::Timer))
 }
 
+/// Whether this type of probes fires when a counter has run over.
+pub(super) fn is_counter(kind: &str) -> bool {
+    find_type(kind).is_some_and(|one| matches!(one.rule, Rule::Counter { .. }))
+}
+
 /// Whether a hook is of programs, not of the kernel.
 pub(super) fn is_of_programs(hook: &str) -> bool {
     takes_path(hook.split(':').next().unwrap_or_default())

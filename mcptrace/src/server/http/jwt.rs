@@ -27,7 +27,7 @@ const SUBJECT_BYTES: usize = 64;
 const MOST_KEYS: usize = 64;
 
 /// Public keys of an identity provider.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Keys(Vec<Key>);
 
 #[derive(Debug)]

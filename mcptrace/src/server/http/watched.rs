@@ -20,7 +20,7 @@ pub(super) struct Watched<T> {
 /// What changes when a file does: its time, its length and which file it is.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
-impl<T> Watched<T> {
+impl<T: Default> Watched<T> {
     /// Reads a file for the first time.
     ///
     /// # Errors
@@ -32,7 +32,7 @@ impl<T> Watched<T> {
         Ok(Self { path: path.to_owned(), read, last: Mutex::new((stamp, Arc::new(value))) })
     }
 
-    /// What it says now. One that cannot be read any more says what it said last.
+    /// What it says now. One that cannot be read any more says nothing: whoever removes or empties it wants nobody let in by it.
     pub(super) fn get(&self) -> Arc<T> {
         let now = stamp(&self.path);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,8 +40,8 @@ impl<T> Watched<T> {
             match (self.read)(&self.path) {
                 Ok(value) => *last = (now, Arc::new(value)),
                 Err(error) => {
-                    tracing::warn!(file = %self.path.display(), %error, "cannot be read again; what it said before holds");
-                    last.0 = now;
+                    tracing::error!(file = %self.path.display(), %error, "cannot be read again: nobody is let in by it until it can");
+                    *last = (now, Arc::default());
                 }
             }
         }
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_noticed_and_a_bad_one_changes_nothing() {
+    fn a_change_is_noticed_and_what_cannot_be_read_says_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         write(&path, "one", 0o600);
@@ -94,9 +94,11 @@ mod tests {
         write(&path, "second", 0o600);
         assert_eq!(*watched.get(), "second");
         write(&path, "the third", 0o644);
-        assert_eq!(*watched.get(), "second");
+        assert_eq!(*watched.get(), "");
+        write(&path, "a fourth one", 0o600);
+        assert_eq!(*watched.get(), "a fourth one");
         fs::remove_file(&path).unwrap();
-        assert_eq!(*watched.get(), "second");
+        assert_eq!(*watched.get(), "");
     }
 
     #[test]
