@@ -171,7 +171,6 @@ fn a_line_of_a_megabyte_is_cut_and_one_of_twenty_not_even_read() {
     let (_, snapshot, _) = False::new(&body).run(20.0, quick());
     assert_eq!(snapshot.lines[1], "x".repeat(4096) + " [995904 bytes cut]");
     assert_eq!((snapshot.cut.long_lines, snapshot.cut.long_records), (1, 1));
-    assert!(snapshot.notes.iter().any(|note| note.contains("1 records that were too long")), "{:?}", snapshot.notes);
     assert_eq!(value(&snapshot, "@"), 23);
 }
 
