@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod boxes;
 pub mod http;
 pub mod lacks;
 pub mod latency;

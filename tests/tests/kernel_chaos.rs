@@ -7,11 +7,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
-    ffi::OsStr,
-    fs,
+    env, fs,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     sync::{
         Arc, Mutex,
@@ -21,6 +19,7 @@ use std::{
 };
 
 use mcptrace_tests::{
+    boxes,
     mcp::{Client, PATIENCE, left_over},
     program::{comm, descendants, is_alive, program},
 };
@@ -322,35 +321,6 @@ async fn watch(place: Arc<Place>, seen: Arc<Seen>) {
     }
 }
 
-/// Control groups of boxes of these processes: their names have the number of whoever made them.
-fn groups(pids: &BTreeSet<u32>) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let roots = mounts.lines().filter_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (path, kind) = (words.next()?, words.next()?);
-        kind.starts_with("cgroup").then(|| PathBuf::from(path))
-    });
-    let mut found = Vec::new();
-    roots.for_each(|root| find_groups(&root, pids, 6, &mut found));
-    found
-}
-
-fn find_groups(folder: &Path, pids: &BTreeSet<u32>, depth: u32, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let owner = |name: &OsStr| {
-            name.to_str()?.strip_prefix("mcptrace_script-")?.split('-').find_map(|word| word.parse().ok())
-        };
-        match owner(&entry.file_name()) {
-            Some(pid) if pids.contains(&pid) => found.push(entry.path()),
-            _ if depth > 0 => find_groups(&entry.path(), pids, depth - 1, found),
-            _ => {}
-        }
-    }
-}
-
 /// What is left after so long.
 async fn wait_for_none<T: std::fmt::Debug>(what: &str, mut left: impl FnMut() -> Vec<T>) {
     let begun = Instant::now();
@@ -409,7 +379,7 @@ async fn nothing_is_left_whoever_is_killed_and_whenever() {
     let answer = client.tool("exec_program", script).await;
     assert!(!answer.is_error, "{}", answer.text);
     // An empty group of a launcher that was killed goes with the next script.
-    wait_for_none("control groups", || groups(&pids)).await;
+    wait_for_none("control groups", || boxes::groups(&pids)).await;
     kill(daemon.id().unwrap(), libc::SIGTERM);
     let output = timeout(PATIENCE, daemon.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(0));

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -19,7 +20,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::mcp::{Client, PATIENCE, ServerProcess};
+use crate::{
+    boxes,
+    mcp::{Client, PATIENCE, ServerProcess},
+};
 
 /// A user that needs no account.
 const USER: u32 = 70_011;
@@ -121,33 +125,6 @@ impl Daemon {
         // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
         assert_eq!(unsafe { libc::kill(self.pid as i32, libc::SIGTERM) }, 0);
         let status = timeout(PATIENCE, self.child.lock().await.wait()).await.expect("it does not end").unwrap();
-        (status.code(), groups_of(self.pid))
-    }
-}
-
-/// Control groups that a process made for its boxes and that are still there: their names have its id in them.
-fn groups_of(pid: u32) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let roots = mounts.lines().filter_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (path, kind) = (words.next()?, words.next()?);
-        kind.starts_with("cgroup").then(|| PathBuf::from(path))
-    });
-    let mut found = Vec::new();
-    roots.for_each(|root| find_groups(&root, &format!("-{pid}-"), 6, &mut found));
-    found
-}
-
-fn find_groups(folder: &Path, owner: &str, depth: u32, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("mcptrace") && name.contains(owner) {
-            found.push(entry.path());
-        } else if depth > 0 {
-            find_groups(&entry.path(), owner, depth - 1, found);
-        }
+        (status.code(), boxes::groups(&BTreeSet::from([self.pid])))
     }
 }
