@@ -254,6 +254,8 @@ pairs! {
                 if (args->prev_pid == {pid} && @start != 0) {{
                     @ns = hist(nsecs - @start); @slices = count();
                     if ((args->prev_state & 255) == 0) {{ @taken = count(); }}
+                    // Neither counts a slice whose beginning it has not seen.
+                    @start = 0;
                 }}
             }}", pid = scene.pid()
         )),

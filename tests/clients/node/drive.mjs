@@ -135,7 +135,7 @@ const steps = {
 
   /** A call that its caller gives up ends what it has started. */
   async cancelling() {
-    const seconds = 40 + Math.ceil(Math.random() * 5000) / 1000;
+    const seconds = (40_000 + Math.ceil(Math.random() * 5000)) / 1000;
     const statuses = async () => {
       const { executions } = await call('list_executions');
       return `${executions.filter((one) => one.planned_seconds === seconds).map((one) => one.status)}`;

@@ -206,7 +206,7 @@ class Drive:
 
     async def cancelling(self):
         """A call that its caller gives up ends what it has started."""
-        seconds = 40 + random.randrange(1, 5000) / 1000
+        seconds = (40_000 + random.randrange(1, 5000)) / 1000
 
         async def statuses():
             listed = (await self.call("list_executions"))["executions"]
