@@ -68,6 +68,9 @@ pub struct Triage {
     /// What was not looked at, and what a reader must know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// How many findings have no room; a note says it.
+    #[serde(skip)]
+    left_out: usize,
 }
 
 /// A number with its name and unit.
@@ -93,26 +96,51 @@ impl Number {
 const MOST_FINDINGS: usize = 8;
 /// An answer as JSON at most, in bytes; as text as well.
 pub const MOST_BYTES: usize = 4096;
+/// Of a reply, the structure at most.
+const STRUCTURE_BYTES: usize = 2700;
+/// What a reply has around both.
+const FRAME_BYTES: usize = 160;
 
 /// The answer that the evidence gives, beside what was recorded lately.
 pub fn judge(evidence: &Evidence, window: Window, lately: Lately) -> Triage {
     let wanted = rules::RULES.iter().filter(|rule| evidence.focus.is_none_or(|focus| focus == rule.focus));
-    let found = wanted.filter_map(|rule| rule.judge(evidence)).collect();
+    let mut found: Vec<_> = wanted.filter_map(|rule| rule.judge(evidence)).collect();
+    for finding in &mut found {
+        finding.ask_about_the_living(|who| who.pid.is_some_and(|pid| evidence.is_there(pid)));
+    }
     let (looked_at, notes) = (evidence.numbers(), evidence.notes.clone());
     answer(found, Triage { looked_at, lately, window, notes, ..Triage::default() })
 }
 
 /// Ranks findings and makes the answer of them.
 fn answer(found: Vec<Finding>, rest: Triage) -> Triage {
-    let mut triage = Triage { findings: rank::ranked(found), ..rest };
+    let triage = Triage { findings: rank::ranked(found), ..rest };
+    fit(triage, MOST_BYTES)
+}
+
+/// The answer as a reply whose text and structure have four kilobytes together: the text says what stands out and what to do next, the
+/// structure has the numbers.
+pub fn reply(triage: Triage) -> (String, Triage) {
+    let triage = fit(triage, STRUCTURE_BYTES);
+    let text = text::brief(&triage, MOST_BYTES - FRAME_BYTES - size(&triage));
+    (text, triage)
+}
+
+/// Leaves out what is missed least until an answer has room, and says so.
+fn fit(mut triage: Triage, bytes: usize) -> Triage {
     let all = triage.findings.len();
     triage.findings.truncate(MOST_FINDINGS);
-    while size(&triage) + LEFT_OUT > MOST_BYTES && shortened(&mut triage) {}
-    if triage.findings.len() < all {
-        triage.notes.push(format!("{} lesser findings are left out", all - triage.findings.len()));
+    while size(&triage) + LEFT_OUT > bytes && shortened(&mut triage) {}
+    triage.left_out += all - triage.findings.len();
+    triage.notes.retain(|note| !note.ends_with(LESSER));
+    if triage.left_out > 0 {
+        triage.notes.push(format!("{}{LESSER}", triage.left_out));
     }
     triage
 }
+
+/// The end of the note that says how many findings have no room.
+const LESSER: &str = " lesser findings are left out";
 
 /// Room for the note that something is left out.
 const LEFT_OUT: usize = 64;
@@ -196,6 +224,13 @@ mod tests {
         assert!(size(&answer) <= MOST_BYTES && text(&answer).len() <= MOST_BYTES, "{}", size(&answer));
         assert!(answer.findings.len() >= 2 && answer.looked_at.len() >= 8, "{answer:?}");
         assert!(answer.notes.iter().any(|note| note.contains("lesser findings are left out")), "{answer:?}");
+        let (text, structure) = reply(answer);
+        let both = serde_json::to_string(&text).unwrap().len() + size(&structure);
+        assert!(both + FRAME_BYTES <= MOST_BYTES, "{both}");
+        assert!(text.contains("1. ") && text.contains("next: ") && text.len() > 500, "{text}");
+        let shown = structure.findings.len();
+        let left_out = format!("{} lesser findings are left out", rules::RULES.len() - shown);
+        assert_eq!(structure.notes.iter().filter(|note| note.ends_with(LESSER)).collect::<Vec<_>>(), [&left_out]);
     }
 
     #[test]

@@ -16,10 +16,13 @@ use crate::{
     executions::{Executions, Refusal},
     principal::Principal,
     recorder::place,
+    report::Window,
     triage::{
         self, Focus, Triage,
+        evidence::Evidence,
         gather::{Gathering, SECONDS, USUAL},
         lately,
+        recorded::{self, Draft, NAMING_SECONDS},
     },
 };
 
@@ -52,23 +55,44 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let seconds = matches.get_one::<f64>("seconds").copied();
     let focus = matches.get_one::<Focus>("focus").copied();
     let config = config::load(matches)?.config;
-    let recorded = || triage::recorded::now(&place::folder(None), focus);
-    let recorded = if seconds.is_none() { recorded() } else { None };
-    let triage = recorded.map_or_else(|| live(&config, seconds.unwrap_or(USUAL), focus), Ok)?;
+    let recorded = || recorded::now(&place::folder(None), focus);
+    let triage = match if seconds.is_none() { recorded() } else { None } {
+        Some(draft) => named(&config, draft)?.answer(),
+        None => live(&config, seconds.unwrap_or(USUAL), focus)?,
+    };
     if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
 }
 
 fn live(config: &Config, seconds: f64, focus: Option<Focus>) -> Result<Triage, Failure> {
+    let (evidence, window) = gather(config, seconds, focus, || Gathering::start(focus, seconds))?;
+    Ok(triage::judge(&evidence, window, lately::look(&place::folder(None))))
+}
+
+/// Looks for a moment whose doing that is of which the recorder does not know it.
+fn named(config: &Config, mut draft: Draft) -> Result<Draft, Failure> {
+    let kinds = draft.unnamed();
+    if !kinds.is_empty() {
+        let (evidence, _) = gather(config, NAMING_SECONDS, None, || Gathering::of(&kinds, NAMING_SECONDS))?;
+        draft.name(&kinds, &evidence);
+    }
+    Ok(draft)
+}
+
+fn gather(
+    config: &Config,
+    seconds: f64,
+    focus: Option<Focus>,
+    start: impl FnOnce() -> Gathering,
+) -> Result<(Evidence, Window), Failure> {
     let records = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let trail = records.trail(&Principal::cli(), json!({ "tool": "triage", "focus": focus }));
     trail.starts(seconds).map_err(Refusal::from)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let gathering = Gathering::start(focus, seconds);
+    let gathering = start();
     runtime.block_on(wait(&gathering, seconds))?;
     let (evidence, window) = gathering.finish();
-    let triage = triage::judge(&evidence, window, lately::look(&place::folder(None)));
-    trail.ended("completed", None, triage.window.seconds, None);
-    Ok(triage)
+    trail.ended("completed", None, window.seconds, None);
+    Ok((evidence, window))
 }
 
 fn length(text: &str) -> Result<f64, String> {

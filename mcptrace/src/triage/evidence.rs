@@ -99,6 +99,11 @@ impl Evidence {
         Who { pid: Some(pid), comm, ..part(value, unit) }
     }
 
+    /// Whether a process was there at the end.
+    pub fn is_there(&self, pid: u32) -> bool {
+        self.after.processes.keys().any(|(one, _)| *one == pid)
+    }
+
     /// The control groups of a process, if it was there at the end.
     pub fn cgroup_of(&self, pid: u32) -> Option<&[String]> {
         self.after.processes.iter().find(|((one, _), _)| *one == pid).map(|(_, process)| process.cgroups.as_slice())
@@ -212,7 +217,11 @@ impl Evidence {
             Number::new("cpu_used", self.cpu_used() * 100.0, "%"),
             Number::new("cpu_interrupts", percent(cpu.interrupts), "%"),
             Number::new("cpu_steal", percent(cpu.steal), "%"),
-            Number::new("forks", self.per_second(self.after.forks.saturating_sub(self.before.forks)), "1/s"),
+            Number::new(
+                "forks_and_threads",
+                self.per_second(self.after.forks.saturating_sub(self.before.forks)),
+                "1/s",
+            ),
             Number::new(
                 "context_switches",
                 self.per_second(self.after.switches.saturating_sub(self.before.switches)),

@@ -90,8 +90,19 @@ impl Kind {
     pub fn is_of_process(self) -> bool {
         matches!(
             self,
-            UserLockContention | KernelLockContention | SyscallFailures | SignalStorm | ConnectionRefused | FsyncStorm
+            UserLockContention
+                | KernelLockContention
+                | SyscallFailures
+                | SignalStorm
+                | ConnectionRefused
+                | FsyncStorm
+                | ExecStorm
         )
+    }
+
+    /// Whether a live look can say whose doing it is: what comes from outside is nobody's.
+    pub fn has_process(self) -> bool {
+        !matches!(self, TcpRetransmits | PacketDrops | CpuSteal | Oom)
     }
 }
 
@@ -192,6 +203,9 @@ pub struct Finding {
     pub who: Vec<Who>,
     /// How sure, from 0 to 1.
     pub confidence: f64,
+    /// It was there in what was looked at, and is not at present.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub over: bool,
     /// Findings that explain it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub because_of: Vec<Kind>,
@@ -233,9 +247,55 @@ impl Finding {
             evidence,
             who,
             confidence,
+            over: false,
             because_of: Vec::new(),
             next,
             impact,
+        }
+    }
+
+    /// The processes that are named.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.who.iter().filter_map(|who| who.pid)
+    }
+
+    /// Makes the next call about a process that lives: the one that it is about, else another that is named, else about all.
+    pub fn ask_about_the_living(&mut self, lives: impl Fn(&Who) -> bool) {
+        let Some(filter) = self.next.arguments.get("filter").and_then(|filter| filter.get("pid")) else { return };
+        let first = filter.as_u64();
+        let mut who: Vec<_> = self.who.iter().filter(|who| who.pid.is_some()).collect();
+        who.sort_by_key(|who| who.pid.map(u64::from) != first);
+        let living = who.into_iter().find(|who| lives(who)).and_then(|who| who.pid);
+        match (living, self.next.arguments.as_object_mut()) {
+            (Some(pid), Some(arguments)) => _ = arguments.insert("filter".into(), json!({ "pid": pid })),
+            (None, Some(arguments)) => _ = arguments.remove("filter"),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_call_is_about_a_process_that_lives() {
+        let who = |pid| Who { pid: Some(pid), ..Who::default() };
+        let judged = Judged {
+            impact: 0.9,
+            confidence: 0.9,
+            summary: String::new(),
+            evidence: Vec::new(),
+            who: vec![who(7), who(8)],
+            next: Next::probe("cpu_profile", json!({ "pid": 7 }), json!({ "by": "pid" })),
+        };
+        for (living, filter) in
+            [(vec![7, 8], json!({ "pid": 7 })), (vec![8], json!({ "pid": 8 })), (vec![], Value::Null)]
+        {
+            let mut finding = Finding::new(CpuSaturation, judged.clone());
+            finding.ask_about_the_living(|who| who.pid.is_some_and(|pid| living.contains(&pid)));
+            assert_eq!(finding.next.arguments.get("filter").cloned().unwrap_or_default(), filter, "{living:?}");
+            assert_eq!(finding.next.arguments["options"]["by"], "pid");
         }
     }
 }

@@ -1,13 +1,19 @@
 //! Gathers what the rules look at: two readings of the system, and between them a bounded set of probes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
 use serde_json::{Map, Value};
 
-use super::{Focus, evidence::Evidence, rules::RULES, system::System};
+use super::{
+    Focus,
+    evidence::Evidence,
+    finding::Kind,
+    rules::{RULES, Rule},
+    system::System,
+};
 use crate::{
     clock,
     execution::Page,
@@ -51,6 +57,17 @@ pub struct Gathering {
 impl Gathering {
     /// Starts the probes and reads the system for the first time. What cannot run is left out, with a note.
     pub fn start(focus: Option<Focus>, seconds: f64) -> Self {
+        let mut gathering = Self::begin(&probes(|rule| focus.is_none_or(|focus| focus == rule.focus)), seconds);
+        gathering.notes.extend(focus.map(super::only));
+        Self { focus, ..gathering }
+    }
+
+    /// The same for a few kinds of trouble only, of which the recorder does not know whose doing they are.
+    pub fn of(kinds: &[Kind], seconds: f64) -> Self {
+        Self::begin(&probes(|rule| kinds.contains(&rule.kind)), seconds)
+    }
+
+    fn begin(probes: &BTreeSet<&'static str>, seconds: f64) -> Self {
         let executions = Executions::new(Limits {
             running: RULES.len(),
             running_each: RULES.len(),
@@ -62,17 +79,14 @@ impl Gathering {
         if let Some(lack) = loader::lack_of_privilege() {
             notes.push(format!("only /proc was looked at, no probe ran: {lack}"));
         } else {
-            for probe in probes(focus) {
+            for probe in probes.iter().copied() {
                 match executions.start_probe(&request(probe, seconds)) {
                     Ok(execution) => _ = running.insert(probe, execution.identity.id.clone()),
                     Err(refusal) => notes.push(format!("{probe} did not run: {refusal}")),
                 }
             }
         }
-        if let Some(focus) = focus {
-            notes.push(super::only(focus));
-        }
-        Self { focus, before: System::read(), started: SystemTime::now(), executions, running, notes }
+        Self { focus: None, before: System::read(), started: SystemTime::now(), executions, running, notes }
     }
 
     /// Reads the system again and ends the probes.
@@ -129,10 +143,9 @@ impl Gathering {
     }
 }
 
-/// The probes of a focus, each once.
-fn probes(focus: Option<Focus>) -> std::collections::BTreeSet<&'static str> {
-    let wanted = RULES.iter().filter(|rule| focus.is_none_or(|focus| focus == rule.focus));
-    wanted.flat_map(|rule| rule.probes.iter().copied()).collect()
+/// The probes of some rules, each once.
+fn probes(wanted: impl Fn(&Rule) -> bool) -> BTreeSet<&'static str> {
+    RULES.iter().filter(|rule| wanted(rule)).flat_map(|rule| rule.probes.iter().copied()).collect()
 }
 
 fn request(probe: &str, seconds: f64) -> ProbeRequest {
@@ -155,13 +168,13 @@ mod tests {
 
     #[test]
     fn options_are_those_of_probes_that_are_run() {
-        let all = probes(None);
+        let all = probes(|_| true);
         for (probe, text) in OPTIONS {
             assert!(all.contains(probe), "{probe}");
             let options: Map<String, Value> = serde_json::from_str(text).unwrap();
             let known = crate::probes::find(probe).unwrap().option_names();
             assert!(options.keys().all(|name| known.contains(name)), "{probe}");
         }
-        assert!(probes(Some(Focus::Disk)).len() < all.len());
+        assert!(probes(|rule| rule.focus == Focus::Disk).len() < all.len());
     }
 }

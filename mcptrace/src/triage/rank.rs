@@ -2,8 +2,8 @@
 
 use super::finding::{Finding, Kind, Severity};
 
-/// Findings in order, with their ranks: what somebody notices before what is only worth knowing; of each what no other finding
-/// explains first, then by impact.
+/// Findings in order, with their ranks: what goes on before what is over, what somebody notices before what is only worth knowing; of each
+/// what no other finding explains first, then by impact.
 pub fn ranked(mut found: Vec<Finding>) -> Vec<Finding> {
     let causes: Vec<Vec<Kind>> = found
         .iter()
@@ -13,7 +13,7 @@ pub fn ranked(mut found: Vec<Finding>) -> Vec<Finding> {
         finding.because_of = causes;
     }
     found.sort_by(|a, b| {
-        let group = |one: &Finding| (one.severity == Severity::Low, !one.because_of.is_empty());
+        let group = |one: &Finding| (one.over, one.severity == Severity::Low, !one.because_of.is_empty());
         group(a).cmp(&group(b)).then(weight(b).total_cmp(&weight(a)))
     });
     for (rank, finding) in found.iter_mut().enumerate() {
@@ -22,18 +22,18 @@ pub fn ranked(mut found: Vec<Finding>) -> Vec<Finding> {
     found
 }
 
-/// What is only worth knowing explains nothing that somebody notices, and what one process does to itself explains only what that process
-/// is part of.
+/// What is only worth knowing explains nothing that somebody notices, what is over nothing that goes on, and what one process does to
+/// itself explains only what that process is part of.
 fn explains(cause: &Finding, symptom: &Finding) -> bool {
-    let counts = cause.severity > Severity::Low || symptom.severity == Severity::Low;
+    let counts = (cause.severity > Severity::Low || symptom.severity == Severity::Low) && (!cause.over || symptom.over);
     let together = !cause.kind.is_of_process() || share_process(cause, symptom);
     counts && together && cause.kind.symptoms().contains(&symptom.kind)
 }
 
+/// Nobody is known to share nothing.
 fn share_process(one: &Finding, other: &Finding) -> bool {
-    let pids = |finding: &Finding| finding.who.iter().filter_map(|who| who.pid).collect::<Vec<_>>();
-    let others = pids(other);
-    others.is_empty() || pids(one).iter().any(|pid| others.contains(pid))
+    let others: Vec<_> = other.pids().collect();
+    one.pids().any(|pid| others.contains(&pid))
 }
 
 fn weight(finding: &Finding) -> f64 {
@@ -62,15 +62,24 @@ mod tests {
     fn causes_come_before_worse_symptoms() {
         let found = vec![
             finding(Kind::CpuSaturation, 1.0),
-            finding(Kind::ExecStorm, 0.5),
+            finding(Kind::IrqLoad, 0.5),
             finding(Kind::RunqDelay, 0.9),
             finding(Kind::DnsSlow, 0.2),
         ];
         let ranked = ranked(found);
         let order: Vec<_> = ranked.iter().map(|one| (one.rank, one.kind)).collect();
-        let expected = [Kind::ExecStorm, Kind::CpuSaturation, Kind::RunqDelay, Kind::DnsSlow];
+        let expected = [Kind::IrqLoad, Kind::CpuSaturation, Kind::RunqDelay, Kind::DnsSlow];
         assert_eq!(order, expected.iter().enumerate().map(|(rank, kind)| (rank as u32 + 1, *kind)).collect::<Vec<_>>());
-        assert_eq!(ranked[1].because_of, [Kind::ExecStorm]);
+        assert_eq!(ranked[1].because_of, [Kind::IrqLoad]);
+    }
+
+    #[test]
+    fn what_is_over_comes_last_and_explains_nothing_that_goes_on() {
+        let old = Finding { over: true, ..finding(Kind::IrqLoad, 1.0) };
+        let ranked = ranked(vec![old, finding(Kind::CpuSaturation, 0.9), finding(Kind::DnsSlow, 0.21)]);
+        let order: Vec<_> = ranked.iter().map(|one| one.kind).collect();
+        assert_eq!(order, [Kind::CpuSaturation, Kind::DnsSlow, Kind::IrqLoad]);
+        assert!(ranked.iter().all(|one| one.because_of.is_empty()), "{ranked:?}");
     }
 
     #[test]
@@ -83,8 +92,18 @@ mod tests {
     #[test]
     fn one_process_does_not_explain_what_another_does() {
         let with = |kind, pid| Finding { who: vec![Who { pid: Some(pid), ..Who::default() }], ..finding(kind, 0.9) };
-        let apart = ranked(vec![with(Kind::SyscallFailures, 7), with(Kind::CpuSaturation, 8)]);
-        assert!(apart.iter().all(|one| one.because_of.is_empty()), "{apart:?}");
+        for cause in [Kind::SyscallFailures, Kind::ExecStorm, Kind::ConnectionRefused] {
+            let nobody = |kind| finding(kind, 0.9);
+            for apart in [
+                vec![with(cause, 7), with(Kind::CpuSaturation, 8)],
+                vec![with(cause, 7), nobody(Kind::CpuSaturation)],
+                vec![nobody(cause), with(Kind::CpuSaturation, 8)],
+                vec![nobody(cause), nobody(Kind::CpuSaturation)],
+            ] {
+                let apart = ranked(apart);
+                assert!(apart.iter().all(|one| one.because_of.is_empty()), "{apart:?}");
+            }
+        }
         let same = ranked(vec![with(Kind::CpuSaturation, 7), with(Kind::SyscallFailures, 7)]);
         assert_eq!((same[0].kind, &*same[1].because_of), (Kind::SyscallFailures, &[Kind::SyscallFailures][..]));
     }

@@ -1,7 +1,8 @@
-//! The same judgement out of what the recorder kept of the last minute: at once, and without running anything. Pure but for reading.
+//! The same judgement out of what the recorder kept of the last minute. Pure but for reading.
 //!
-//! Thresholds are those of the rules that look live. What the recorder does not keep (names, signals, locks of programs, throttled groups)
-//! is named in the answer, and who is behind something is known only where the recorder knows processes.
+//! Thresholds are those of the rules that look live. What stood out in the minute and is not in its last seconds is over. What the recorder
+//! does not keep (names, signals, locks of programs, throttled groups) is named in the answer. Of system calls, locks and some others it
+//! does not know whose doing they are: for those that stand out, [`Draft::unnamed`], a short look with the probes of the same rules says it.
 
 use std::{collections::BTreeMap, path::Path, time::SystemTime};
 
@@ -9,46 +10,158 @@ use serde_json::{Value, json};
 
 use super::{
     Focus, Number, Source, Triage, answer,
-    evidence::{about, number, part, sort, word},
+    evidence::{Evidence, about, number, part, sort, word},
     finding::{Finding, Judged, Kind, Next, Who},
     lately::{self, Lately},
-    rules::{RULES, ms, over},
+    rank,
+    rules::{RULES, is_short, ms, near_limit, over},
+    system,
 };
-use crate::recorder::history::{
-    HistoryError,
-    past::{self, Past},
+use crate::recorder::{
+    history::{
+        HistoryError,
+        past::{self, Past},
+    },
+    metrics,
 };
 
 /// How far back it is looked, in seconds.
 const SECONDS: i64 = 60;
+/// What is not in these last seconds is over. System calls are looked at once in ten: of them twice that.
+const PRESENT: i64 = 10;
+const PRESENT_CALLS: i64 = 20;
+/// How long it is looked whose doing something is, in seconds, and for how many findings at most.
+pub const NAMING_SECONDS: f64 = 2.0;
+const MOST_UNNAMED: usize = 3;
+/// How sure a finding is of which nobody is named, of what it would be.
+const UNNAMED: f64 = 0.7;
 
-/// The answer out of the history in a folder at present. Whatever keeps it from answering is no reason not to look live.
-pub fn now(folder: &Path, focus: Option<Focus>) -> Option<Triage> {
+/// What the recorder's last minute gives, before it is known who is behind all of it.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    found: Vec<Finding>,
+    rest: Triage,
+}
+
+/// A minute, and its last seconds as far as they were recorded.
+#[derive(Clone, Debug)]
+pub struct Pasts {
+    /// The minute.
+    pub minute: Past,
+    /// Its last seconds.
+    pub present: Option<Past>,
+    /// More of them, for what is not looked at all the time.
+    pub present_calls: Option<Past>,
+}
+
+/// What the history in a folder gives at present. Whatever keeps it from answering is no reason not to look live.
+pub fn now(folder: &Path, focus: Option<Focus>) -> Option<Draft> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    look(folder, focus, since.as_secs() as i64).unwrap_or_else(|error| {
+    let mut draft = draft(folder, focus, since.as_secs() as i64).unwrap_or_else(|error| {
         tracing::debug!(%error, "the recorder has no answer");
         None
-    })
+    })?;
+    draft.look_at_limits(focus);
+    Some(draft)
 }
 
 /// The answer out of the history in a folder; `None` if nobody records there at present.
 pub fn look(folder: &Path, focus: Option<Focus>, now: i64) -> Result<Option<Triage>, HistoryError> {
-    let past = past::lately(folder, SECONDS, now)?;
-    Ok(past.map(|past| judge(&past, focus, lately::look(folder))))
+    Ok(draft(folder, focus, now)?.map(Draft::answer))
 }
 
-/// The answer that a window gives, beside what has changed.
-pub fn judge(past: &Past, focus: Option<Focus>, lately: Lately) -> Triage {
-    let wanted = |kind: Kind| RULES.iter().any(|rule| rule.kind == kind && focus.is_none_or(|one| one == rule.focus));
-    let rules = KINDS.iter().filter(|(kind, _)| wanted(*kind));
-    let found = rules.filter_map(|(kind, rule)| rule(past).map(|judged| Finding::new(*kind, judged))).collect();
+fn draft(folder: &Path, focus: Option<Focus>, now: i64) -> Result<Option<Draft>, HistoryError> {
+    let Some(minute) = past::lately(folder, SECONDS, now)? else { return Ok(None) };
+    let present = past::lately(folder, PRESENT, now)?;
+    let pasts = Pasts { minute, present, present_calls: past::lately(folder, PRESENT_CALLS, now)? };
+    Ok(Some(judge(&pasts, focus, lately::look(folder))))
+}
+
+/// What a minute gives, beside what has changed.
+pub fn judge(pasts: &Pasts, focus: Option<Focus>, lately: Lately) -> Draft {
+    let rules = KINDS.iter().filter(|(kind, ..)| is_wanted(*kind, focus));
+    let found = rules.filter_map(|(kind, metric, rule)| one(pasts, *kind, metric, *rule)).collect();
     let mut notes = vec![UNSEEN.to_owned()];
     notes.extend(focus.map(super::only));
-    let window = past.window.clone().unwrap_or_default();
-    answer(
-        found,
-        Triage { looked_at: numbers(past), lately, source: Source::Recorder, window, notes, ..Triage::default() },
-    )
+    let window = pasts.minute.window.clone().unwrap_or_default();
+    let looked_at = numbers(&pasts.minute);
+    Draft { found, rest: Triage { looked_at, lately, source: Source::Recorder, window, notes, ..Triage::default() } }
+}
+
+fn is_wanted(kind: Kind, focus: Option<Focus>) -> bool {
+    RULES.iter().any(|rule| rule.kind == kind && focus.is_none_or(|one| one == rule.focus))
+}
+
+/// What a rule finds: at present with the numbers of the present, which may be higher than those of the minute; else what is over.
+fn one(pasts: &Pasts, kind: Kind, metric: &str, rule: Rule) -> Option<Finding> {
+    let is_of_calls = metrics::metric(metric).is_some_and(|metric| metric.group == metrics::SYSCALLS);
+    let present = if is_of_calls { &pasts.present_calls } else { &pasts.present };
+    let in_minute = || rule(&pasts.minute).map(|judged| Finding::new(kind, judged));
+    let Some(present) = present.as_ref().filter(|present| present.has(metric)) else { return in_minute() };
+    match rule(present) {
+        Some(judged) => Some(Finding::new(kind, judged)),
+        None => in_minute().map(|finding| Finding { over: true, ..finding }),
+    }
+}
+
+impl Draft {
+    /// What stands out, goes on, and has nobody's name: kinds of which a short look at the rules' probes may tell more.
+    pub fn unnamed(&self) -> Vec<Kind> {
+        let ranked = rank::ranked(self.found.clone());
+        let wanted = ranked.iter().filter(|one| !one.over && one.impact >= WORTH_A_LOOK && is_unnamed(one));
+        wanted.map(|one| one.kind).take(MOST_UNNAMED).collect()
+    }
+
+    /// Takes over whose doing it is from a short look at some kinds.
+    pub fn name(&mut self, kinds: &[Kind], evidence: &Evidence) {
+        for finding in self.found.iter_mut().filter(|one| kinds.contains(&one.kind) && is_unnamed(one)) {
+            let rule = RULES.iter().find(|rule| rule.kind == finding.kind);
+            let Some(live) = rule.and_then(|rule| rule.judge(evidence)) else { continue };
+            if live.pids().next().is_some() {
+                let Finding { summary, who, next, confidence, .. } = live;
+                (finding.summary, finding.who, finding.next) = (summary, who, next);
+                finding.confidence = finding.confidence.max(confidence);
+            }
+        }
+        let probes: Vec<_> = evidence.found.keys().copied().collect();
+        let probes = if probes.is_empty() { "/proc".to_owned() } else { probes.join(", ") };
+        let seconds = (evidence.seconds() * 10.0).round() / 10.0;
+        self.note(&format!("who is behind what the recorder cannot name was looked for live: {seconds} s, {probes}"));
+        self.rest.notes.extend(evidence.notes.iter().cloned());
+    }
+
+    /// Says something about the answer.
+    pub fn note(&mut self, note: &str) {
+        self.rest.notes.push(note.to_owned());
+    }
+
+    /// The answer. What nobody is named for is less sure, and its next call names somebody.
+    pub fn answer(mut self) -> Triage {
+        for finding in &mut self.found {
+            if is_unnamed(finding) {
+                finding.confidence = (finding.confidence * UNNAMED * 100.0).round() / 100.0;
+            }
+            finding.ask_about_the_living(|who| who.pid.is_some_and(system::lives));
+        }
+        answer(self.found, self.rest)
+    }
+
+    /// The recorder does not keep how full control groups are; their files say how they are now.
+    fn look_at_limits(&mut self, focus: Option<Focus>) {
+        if !is_wanted(Kind::MemoryLimit, focus) || self.found.iter().any(|one| one.kind == Kind::MemoryLimit) {
+            return;
+        }
+        let groups = system::cgroups();
+        let judged = near_limit(groups.iter().map(|(path, group)| (path.as_str(), *group)), |_| Vec::new());
+        self.found.extend(judged.map(|judged| Finding::new(Kind::MemoryLimit, judged)));
+    }
+}
+
+/// From this impact on it is looked whose doing something is.
+const WORTH_A_LOOK: f64 = 0.3;
+
+fn is_unnamed(finding: &Finding) -> bool {
+    finding.kind.has_process() && finding.pids().next().is_none()
 }
 
 const UNSEEN: &str =
@@ -57,24 +170,25 @@ const UNSEEN: &str =
 /// What the recorder can tell.
 type Rule = fn(&Past) -> Option<Judged>;
 
-const KINDS: &[(Kind, Rule)] = &[
-    (Kind::CpuSaturation, saturation),
-    (Kind::RunqDelay, runq_delay),
-    (Kind::RunawayProcess, runaway),
-    (Kind::CpuSteal, steal),
-    (Kind::IrqLoad, interrupts),
-    (Kind::MemoryReclaim, reclaim),
-    (Kind::MemoryLimit, limit),
-    (Kind::Oom, oom),
-    (Kind::FsyncStorm, fsync_storm),
-    (Kind::DiskSaturation, disk_saturation),
-    (Kind::DiskLatency, disk_latency),
-    (Kind::KernelLockContention, kernel_locks),
-    (Kind::TcpRetransmits, retransmits),
-    (Kind::ConnectionRefused, refused),
-    (Kind::PacketDrops, drops),
-    (Kind::ExecStorm, exec_storm),
-    (Kind::SyscallFailures, failures),
+/// Each with the metric that it cannot do without.
+const KINDS: &[(Kind, &str, Rule)] = &[
+    (Kind::CpuSaturation, "cpu_mode_ns", saturation),
+    (Kind::RunqDelay, "runq_latency_ns", runq_delay),
+    (Kind::RunawayProcess, "cpu_process_ns", runaway),
+    (Kind::CpuSteal, "cpu_mode_ns", steal),
+    (Kind::IrqLoad, "interrupt_ns", interrupts),
+    (Kind::MemoryReclaim, "reclaim_stall_ns", reclaim),
+    (Kind::MemoryLimit, "reclaim_stall_ns", limit),
+    (Kind::Oom, "oom_kills", oom),
+    (Kind::FsyncStorm, "syscall_ns", fsync_storm),
+    (Kind::DiskSaturation, "block_busy_ns", disk_saturation),
+    (Kind::DiskLatency, "block_service_ns", disk_latency),
+    (Kind::KernelLockContention, "lock_wait_ns", kernel_locks),
+    (Kind::TcpRetransmits, "tcp_retransmits", retransmits),
+    (Kind::ConnectionRefused, "tcp_connect_failures", refused),
+    (Kind::PacketDrops, "net_dropped", drops),
+    (Kind::ExecStorm, "process_execs", exec_storm),
+    (Kind::SyscallFailures, "syscall_errors", failures),
 ];
 
 /// Metrics that are amounts of nanoseconds become shares of the time.
@@ -212,10 +326,10 @@ fn interrupts(past: &Past) -> Option<Judged> {
 }
 
 fn reclaim(past: &Past) -> Option<Judged> {
-    let direct = waiting(past, "reclaim_stall_ns", |labels| labels[0] != "cgroup");
+    let direct = waiting(past, "reclaim_stall_ns", |labels| labels[0] == "direct");
     let pressure = stalled(past, "memory").unwrap_or(0.0);
-    // Pressure inside one control group is the group's.
-    let of_machine = if direct > 0.0 { pressure } else { 0.0 };
+    let (available, swapped) = (available(past), past.rate("swap_pages", all));
+    let of_machine = if is_short(available, swapped) { pressure } else { 0.0 };
     Some(Judged {
         impact: over(direct.max(of_machine), 0.02, 0.5)?,
         confidence: 0.85,
@@ -223,11 +337,22 @@ fn reclaim(past: &Past) -> Option<Judged> {
         evidence: vec![
             Number::new("stalled_in_reclaim", direct * 100.0, "% of one thread's time"),
             Number::new("time_with_memory_stalls", pressure * 100.0, "%"),
-            Number::new("swapped", past.rate("swap_pages", all), "pages/s"),
+            Number::new("available", available * 100.0, "%"),
+            Number::new("swapped", swapped, "pages/s"),
         ],
         who: Vec::new(),
         next: Next::probe("memory_reclaim", json!({}), json!({})),
     })
+}
+
+/// The part of memory that programs can still have, from 0 to 1; 1 if it was not recorded.
+fn available(past: &Past) -> f64 {
+    let level = |metric: &str| past.levels(metric).map(|(_, level)| level.average).sum::<f64>();
+    if past.has("memory_available_bytes") {
+        level("memory_available_bytes") / level("memory_total_bytes").max(1.0)
+    } else {
+        1.0
+    }
 }
 
 fn limit(past: &Past) -> Option<Judged> {
@@ -306,7 +431,7 @@ fn disk_saturation(past: &Past) -> Option<Judged> {
             Number::new("time_with_io_stalls", held * 100.0, "%"),
         ],
         who: vec![Who { device: name.to_owned(), ..part(busy * 100.0, "% of the time busy") }],
-        next: Next::probe("file_io", json!({}), json!({})),
+        next: Next::probe("file_io", json!({}), json!({ "by": "pid" })),
     })
 }
 
@@ -327,7 +452,7 @@ fn disk_latency(past: &Past) -> Option<Judged> {
             Number::new("errors", past.rate("block_errors", of_both), "1/s"),
         ],
         who: vec![Who { device: labels.join(" "), ..part(p99, "ms (p99)") }],
-        next: Next::probe("block_latency", json!({}), json!({})),
+        next: Next::probe("file_io", json!({}), json!({ "by": "pid" })),
     })
 }
 
@@ -403,7 +528,8 @@ fn drops(past: &Past) -> Option<Judged> {
 
 fn exec_storm(past: &Past) -> Option<Judged> {
     let execs = past.rate("process_execs", all);
-    let forks = past.rate("process_forks", all) + past.rate("thread_starts", all);
+    // Without threads, which many healthy programs make all the time.
+    let forks = past.rate("process_forks", all);
     let worst = over(execs, 20.0, 400.0).into_iter().chain(over(forks, 60.0, 1500.0)).reduce(f64::max)?;
     let who = starters(past, execs);
     Some(Judged {
@@ -482,9 +608,7 @@ fn numbers(past: &Past) -> Vec<Number> {
     for (resource, name) in [("cpu", "cpu_stalled"), ("memory", "memory_stalled"), ("io", "io_stalled")] {
         put("pressure_some_ns", name, stalled(past, resource).unwrap_or(0.0) * 100.0, "%");
     }
-    let level = |metric: &str| past.levels(metric).map(|(_, level)| level.average).sum::<f64>();
-    let available = level("memory_available_bytes") / level("memory_total_bytes").max(1.0) * 100.0;
-    put("memory_available_bytes", "memory_available", available, "%");
+    put("memory_available_bytes", "memory_available", available(past) * 100.0, "%");
     put("block_busy_ns", "busiest_disk", busiest_disk(past).map_or(0.0, |disk| disk.1 * 100.0), "%");
     for (metric, name) in [("runq_latency_ns", "runq_wait_p99"), ("block_service_ns", "disk_p99")] {
         let enough = past.distributions(metric).filter(|(_, values, _)| values.count >= 20);
@@ -527,7 +651,8 @@ mod tests {
             of("cpus_online", &[], Cell::Gauge(Level::once(2.0))),
         ];
         series.extend(more);
-        judge(&Past::of(60.0, &series), None, Lately::default())
+        let minute = Past::of(60.0, &series);
+        judge(&Pasts { minute, present: None, present_calls: None }, None, Lately::default()).answer()
     }
 
     fn seconds(seconds: u64) -> Cell {
@@ -589,8 +714,67 @@ mod tests {
 
     #[test]
     fn every_rule_of_a_minute_is_a_rule_that_looks_live() {
-        for (kind, _) in KINDS {
+        for (kind, metric, _) in KINDS {
             assert!(RULES.iter().any(|rule| rule.kind == *kind), "{kind:?}");
+            assert!(metrics::metric(metric).is_some(), "{metric}");
         }
+    }
+
+    /// A minute and its last ten seconds, of which each has failing opens and refused connects so often in a second.
+    fn draft((opens, refused): (u64, u64), (present_opens, present_refused): (u64, u64)) -> Draft {
+        let past = |seconds: u64, opens: u64, refused: u64| {
+            Past::of(
+                seconds as f64,
+                &[
+                    of("syscall_errors", &["openat"], Cell::Sum(opens * seconds)),
+                    of("tcp_connect_failures", &["ECONNREFUSED"], Cell::Sum(refused * seconds)),
+                ],
+            )
+        };
+        let present = past(10, present_opens, present_refused);
+        let minute = past(60, opens, refused);
+        judge(&Pasts { minute, present_calls: Some(present.clone()), present: Some(present) }, None, Lately::default())
+    }
+
+    #[test]
+    fn what_is_over_ranks_below_what_goes_on() {
+        let triage = draft((5_000, 150), (5_000, 0)).answer();
+        assert_eq!(kinds(&triage), [Kind::SyscallFailures, Kind::ConnectionRefused]);
+        assert_eq!(triage.findings.iter().map(|one| one.over).collect::<Vec<_>>(), [false, true]);
+        assert!(triage.findings.iter().all(|one| one.because_of.is_empty()), "{triage:?}");
+    }
+
+    #[test]
+    fn what_has_just_begun_is_judged_by_its_present() {
+        let late = draft((0, 30), (0, 180)).answer();
+        assert!((late.findings[0].evidence[0].value - 180.0).abs() < 0.1, "{late:?}");
+    }
+
+    #[test]
+    fn what_nobody_is_named_for_is_looked_into_and_less_sure() {
+        let unnamed = draft((95_000, 0), (95_000, 0));
+        assert_eq!(unnamed.unnamed(), [Kind::SyscallFailures]);
+        let triage = unnamed.answer();
+        assert!(triage.findings[0].confidence < 0.5, "{triage:?}");
+        assert_eq!(triage.findings[0].next.arguments["options"]["by"], "pid");
+        assert!(draft((95_000, 0), (0, 0)).unnamed().is_empty(), "it is over");
+        assert!(draft((110, 0), (110, 0)).unnamed().is_empty(), "it does not stand out");
+    }
+
+    #[test]
+    fn threads_are_no_storm_of_processes_and_compaction_is_no_want_of_memory() {
+        let calm = minute(
+            60,
+            vec![
+                of("process_execs", &[], Cell::Sum(7 * 60)),
+                of("process_forks", &[], Cell::Sum(16 * 60)),
+                of("thread_starts", &[], Cell::Sum(131 * 60)),
+                of("reclaim_stall_ns", &["compaction"], waits(50, 10_000_000)),
+                of("pressure_some_ns", &["memory"], seconds(4)),
+                of("memory_available_bytes", &[], Cell::Gauge(Level::once(67.5))),
+                of("memory_total_bytes", &[], Cell::Gauge(Level::once(100.0))),
+            ],
+        );
+        assert!(calm.findings.is_empty(), "{calm:?}");
     }
 }

@@ -116,6 +116,8 @@ pub struct Cgroup {
     pub throttled_us: u64,
     /// Memory used, in bytes.
     pub memory: u64,
+    /// Of this, caches that can go at once: files that were not used lately.
+    pub cache: u64,
     /// Its limit, in bytes; 0 for none.
     pub memory_limit: u64,
     /// How often the limit was hit.
@@ -222,6 +224,11 @@ fn one_process(process: &procfs::process::Process) -> Option<((u32, u64), Proces
     Some(((stat.pid.unsigned_abs(), stat.starttime), found))
 }
 
+/// Whether a process is there.
+pub(super) fn lives(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
 /// The lines of /proc/PID/cgroup end in the path (man 7 cgroups).
 fn cgroups_of(pid: i32) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -232,7 +239,7 @@ fn cgroups_of(pid: i32) -> Vec<String> {
 }
 
 /// Reads the groups of version 2 and, where those controllers are there, of version 1.
-fn cgroups() -> HashMap<String, Cgroup> {
+pub(super) fn cgroups() -> HashMap<String, Cgroup> {
     let mut found = HashMap::new();
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory"] {
         let root = Path::new(root);
@@ -260,6 +267,16 @@ fn walk(root: &Path, found: &mut HashMap<String, Cgroup>) {
 }
 
 impl Cgroup {
+    /// The part of its limit that it uses, from 0 to 1; 0 if it has none.
+    pub fn used(&self) -> f64 {
+        if self.memory_limit > 0 { self.memory as f64 / self.memory_limit as f64 } else { 0.0 }
+    }
+
+    /// The same without what can go at once.
+    pub fn needed(&self) -> f64 {
+        Self { memory: self.memory.saturating_sub(self.cache), ..*self }.used()
+    }
+
     /// Adds what the files of a group say; those of the other version are elsewhere or not there.
     fn read(&mut self, folder: &Path) {
         let file = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
@@ -269,6 +286,8 @@ impl Cgroup {
         self.throttled = self.throttled.max(keyed(&cpu, "nr_throttled"));
         let throttled = keyed(&cpu, "throttled_usec").max(keyed(&cpu, "throttled_time") / 1000);
         self.throttled_us = self.throttled_us.max(throttled);
+        let stat = file("memory.stat");
+        self.cache = self.cache.max(keyed(&stat, "inactive_file")).max(keyed(&stat, "total_inactive_file"));
         self.memory = self.memory.max(number("memory.current")).max(number("memory.usage_in_bytes"));
         let limit = number("memory.max").max(number("memory.limit_in_bytes"));
         self.memory_limit = if limit >= NO_LIMIT { self.memory_limit } else { self.memory_limit.max(limit) };

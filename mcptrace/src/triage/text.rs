@@ -26,6 +26,31 @@ pub(super) fn triage(triage: &Triage) -> String {
     clipped(text, MOST_BYTES)
 }
 
+/// What stands out and what to do next, in so many bytes of JSON.
+pub(super) fn brief(triage: &Triage, bytes: usize) -> String {
+    let mut text = head(triage);
+    for finding in &triage.findings {
+        let _ = write!(text, "\n{}", title(finding));
+        for one in finding.who.iter().take(1) {
+            let _ = write!(text, "\n   {}", someone(one));
+        }
+        let _ = write!(text, "\n   next: {} {}", finding.next.tool, finding.next.arguments);
+    }
+    text.push_str("\nThe numbers are in the structured content.");
+    for note in &triage.notes {
+        let _ = write!(text, "\nnote: {}", plain(note, 200));
+    }
+    let mut most = bytes;
+    loop {
+        let cut = clipped(text.clone(), most);
+        let excess = serde_json::json!(cut).to_string().len().saturating_sub(bytes);
+        if excess == 0 || most == 0 {
+            return cut;
+        }
+        most = most.saturating_sub(excess);
+    }
+}
+
 fn changed(lately: &Lately) -> String {
     let Lately { compared_with, changed, lack } = lately;
     if compared_with.is_empty() {
@@ -55,15 +80,22 @@ fn head(triage: &Triage) -> String {
     }
 }
 
-fn one(finding: &Finding) -> String {
-    let Finding { rank, severity, summary, evidence, who, because_of, next, confidence, .. } = finding;
+fn title(finding: &Finding) -> String {
+    let Finding { rank, severity, summary, because_of, confidence, over, .. } = finding;
     let kind = name(finding.kind);
     let sure = decimal((confidence * 100.0).round());
-    let mut text = format!("{rank}. {kind} ({}, {sure} % sure): {summary}", severity.as_str());
+    let over = if *over { ", over by now" } else { "" };
+    let mut text = format!("{rank}. {kind} ({}, {sure} % sure{over}): {summary}", severity.as_str());
     if !because_of.is_empty() {
         let causes: Vec<_> = because_of.iter().map(|kind| name(*kind)).collect();
         let _ = write!(text, "\n   likely because of: {}", causes.join(", "));
     }
+    text
+}
+
+fn one(finding: &Finding) -> String {
+    let Finding { evidence, who, next, .. } = finding;
+    let mut text = title(finding);
     let _ = write!(text, "\n   {}", numbers(evidence));
     for one in who {
         let _ = write!(text, "\n   {}", someone(one));
