@@ -7,6 +7,7 @@ pub mod script;
 
 use std::{
     any::Any,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -184,8 +185,61 @@ pub struct Execution {
     control: Control,
     source: Box<dyn Source>,
     outcome: Mutex<Option<Outcome>>,
+    begun: Mutex<AllBegun>,
     ended: watch::Sender<bool>,
     trail: Trail,
+}
+
+/// A report of which the first rows have been read while it ran.
+#[derive(Debug)]
+struct Begun {
+    report: Report,
+    seconds: f64,
+}
+
+/// The latest of them, with their numbers.
+#[derive(Debug, Default)]
+struct AllBegun {
+    last: u64,
+    kept: VecDeque<(u64, Arc<Begun>)>,
+}
+
+/// Reports that are kept for those who read on.
+const MOST_BEGUN: usize = 2;
+/// What a row of one takes, about, in bytes.
+const ROW_BYTES: usize = 512;
+/// What is said of rows that are not of a report whose first rows were read.
+const SORTED_ANEW: &str = "it runs, and its rows are sorted anew at each call: some may come twice and some never; begin without offset and \
+     read on with the cursor of each reply";
+
+/// Which rows are shown.
+enum Rows {
+    /// Those of now.
+    Now,
+    /// Those of now, which are kept to be read on.
+    Keep,
+    /// Those that were kept.
+    Kept(u64, Arc<Begun>),
+}
+
+impl AllBegun {
+    fn keep(&mut self, begun: Begun) -> (u64, Arc<Begun>) {
+        if self.kept.len() >= MOST_BEGUN {
+            self.kept.pop_front();
+        }
+        self.last += 1;
+        let kept = Arc::new(begun);
+        self.kept.push_back((self.last, Arc::clone(&kept)));
+        (self.last, kept)
+    }
+
+    fn get(&self, number: u64) -> Option<Arc<Begun>> {
+        self.kept.iter().find(|(kept, _)| *kept == number).map(|(_, begun)| Arc::clone(begun))
+    }
+
+    fn bytes(&self) -> usize {
+        self.kept.iter().map(|(_, begun)| view::rows_of(Some(&begun.report)) * ROW_BYTES).sum()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -215,6 +269,7 @@ impl Execution {
             control: Control::new(length),
             source,
             outcome: Mutex::new(None),
+            begun: Mutex::default(),
             ended: watch::Sender::new(false),
             trail,
         });
@@ -291,7 +346,7 @@ impl Execution {
 
     /// Memory that it holds, in bytes.
     pub fn bytes(&self) -> usize {
-        self.source.bytes()
+        self.source.bytes() + self.begun().bytes()
     }
 
     /// All stacks as folded text; `None` if it finds no stacks.
@@ -313,16 +368,49 @@ impl Execution {
 
     /// What it found, in the form that every face of the program shows.
     pub fn envelope(&self, page: &Page) -> Envelope {
+        self.shape(page, Rows::Now)
+    }
+
+    /// The same, to be read on with its cursor: while it runs the report is kept as it is now, because its rows are sorted anew all the
+    /// time, and some would come twice and others never. `of` is what an earlier cursor says; `None` if that is not kept any more.
+    pub fn read(&self, page: &Page, of: Option<u64>) -> Option<Envelope> {
+        let rows = match of {
+            Some(number) => Rows::Kept(number, self.begun().get(number)?),
+            None if page.from == 0 && self.status() == Status::Running => Rows::Keep,
+            None => Rows::Now,
+        };
+        let mut envelope = self.shape(page, rows);
+        let is_sorted = envelope.report.as_ref().is_some_and(|report| !matches!(report, Report::Events(_)));
+        if of.is_none() && page.from > 0 && is_sorted && envelope.status == Status::Running {
+            envelope.notes.push(SORTED_ANEW.into());
+        }
+        Some(envelope)
+    }
+
+    fn shape(&self, page: &Page, rows: Rows) -> Envelope {
         let outcome = self.outcome().clone();
-        let seconds = self.seconds();
+        let seconds = if let Rows::Kept(_, kept) = &rows { kept.seconds } else { self.seconds() };
         let found = self.source.snapshot(seconds, page);
         let is_events = found.report.is_none() && found.events.is_some();
         let Snapshot { report, events, reports, loss, overhead, notes, events_left, events_next } = found;
         let (report, events) =
             if is_events { (events.map(Report::Events), None) } else { (report, events.map(Report::Events)) };
+        let mut of = None;
         let (report, left) = match report {
             Some(report) if !is_events => {
-                let (mut report, left) = view::page(&report, page.from, page.limit);
+                let kept = match rows {
+                    Rows::Now => Arc::new(Begun { report, seconds }),
+                    Rows::Kept(number, kept) => {
+                        of = Some(number);
+                        kept
+                    }
+                    Rows::Keep => {
+                        let (number, kept) = self.begun().keep(Begun { report, seconds });
+                        of = Some(number);
+                        kept
+                    }
+                };
+                let (mut report, left) = view::page(&kept.report, page.from, page.limit);
                 self.name_resources(&mut report);
                 (Some(report), left)
             }
@@ -331,7 +419,8 @@ impl Execution {
         let shown = view::rows_of(report.as_ref()) as u64;
         let first = events_next.map_or(page.from, |next| next - shown);
         let prefix = if is_events { 'e' } else { 'r' };
-        let cursor = |shown: u64| format!("{prefix}{}", first + shown);
+        let of = of.map_or_else(String::new, |number| format!("s{number}"));
+        let cursor = |shown: u64| format!("{prefix}{}{of}", first + shown);
         // While it runs there is always a place to read on from.
         let follows = is_events && outcome.is_none();
         let more = (left > 0 || follows).then(|| More { rows_left: left, cursor: Some(cursor(shown)) });
@@ -397,6 +486,10 @@ impl Execution {
         self.trail.ended(status.as_str(), error.as_deref(), seconds, cost.as_ref());
     }
 
+    fn begun(&self) -> MutexGuard<'_, AllBegun> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn outcome(&self) -> MutexGuard<'_, Option<Outcome>> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -411,4 +504,109 @@ impl std::fmt::Debug for Execution {
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+    use crate::report::{Field, Table};
+
+    /// Thirty rows, each time in another order, until it is told to stop.
+    struct Turning(AtomicUsize);
+
+    impl Source for Turning {
+        fn run(&self, control: &Control) -> Result<(), String> {
+            while !control.wait(Duration::from_millis(10)) {}
+            Ok(())
+        }
+
+        fn snapshot(&self, _seconds: f64, _page: &Page) -> Snapshot {
+            let turn = 7 * self.0.fetch_add(1, Ordering::Relaxed);
+            let row = |number: usize| Row::from_iter([("comm".into(), format!("c{}", (number + turn) % 30).into())]);
+            let table = Table {
+                key: vec!["comm".into()],
+                columns: vec![Field::new("calls", "calls")],
+                rows: (0..30).map(row).collect(),
+                others: None,
+                rows_total: 30,
+            };
+            Snapshot { report: Some(Report::Table(table)), ..Snapshot::default() }
+        }
+
+        fn loss(&self) -> Loss {
+            Loss::default()
+        }
+
+        fn bytes(&self) -> usize {
+            0
+        }
+
+        fn release(&self) {}
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    fn turning() -> Arc<Execution> {
+        let identity = Identity {
+            id: "exec_1".into(),
+            kind: Kind::Probe,
+            probe: "syscall_counts".into(),
+            filter: serde_json::Map::new(),
+            options: serde_json::Map::new(),
+            by: Caller::default(),
+        };
+        let source = Box::new(Turning(AtomicUsize::new(0)));
+        Execution::spawn(identity, source, Duration::from_secs(60), Trail::default(), |_| {}).unwrap()
+    }
+
+    /// The names of a page, and where it is read on: a place, and which report.
+    fn page(execution: &Execution, from: u64, of: Option<u64>) -> (Vec<String>, Option<(u64, Option<u64>)>) {
+        let envelope = execution.read(&Page { from, limit: 4, max_bytes: 100_000 }, of).unwrap();
+        let Some(Report::Table(table)) = &envelope.report else { panic!("{envelope:?}") };
+        let names = table.rows.iter().map(|row| row["comm"].as_str().unwrap().to_owned()).collect();
+        let cursor = envelope.more.and_then(|more| more.cursor).map(|cursor| {
+            let (place, of) = cursor[1..].split_once('s').map_or((&cursor[1..], None), |(place, of)| (place, Some(of)));
+            (place.parse().unwrap(), of.map(|of| of.parse().unwrap()))
+        });
+        (names, cursor)
+    }
+
+    #[test]
+    fn reading_on_while_it_runs_repeats_no_row_and_skips_none() {
+        let execution = turning();
+        let (mut names, mut next) = page(&execution, 0, None);
+        // Somebody else begins to read meanwhile.
+        page(&execution, 0, None);
+        while let Some((from, of)) = next {
+            assert!(of.is_some(), "its rows change");
+            let (more, after) = page(&execution, from, of);
+            names.extend(more);
+            next = after;
+        }
+        assert_eq!((names.len(), names.iter().collect::<BTreeSet<_>>().len()), (30, 30), "{names:?}");
+        execution.stop_and_wait();
+    }
+
+    #[test]
+    fn few_reports_are_kept_and_who_reads_on_without_is_told() {
+        let execution = turning();
+        let (_, first) = page(&execution, 0, None);
+        (0..MOST_BEGUN).for_each(|_| _ = page(&execution, 0, None));
+        let four = Page { from: 4, limit: 4, max_bytes: 100_000 };
+        assert!(execution.read(&four, first.unwrap().1).is_none(), "it has been let go of");
+        assert_eq!(execution.begun().kept.len(), MOST_BEGUN);
+        assert!(execution.bytes() >= MOST_BEGUN * 30 * ROW_BYTES, "what is kept is counted");
+        let anew = execution.read(&four, None).unwrap();
+        assert!(anew.notes.iter().any(|note| note == SORTED_ANEW), "{:?}", anew.notes);
+        execution.stop_and_wait();
+        let (_, next) = page(&execution, 0, None);
+        assert_eq!(next, Some((4, None)), "what has ended does not change any more");
+    }
 }

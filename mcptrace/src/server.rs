@@ -41,7 +41,7 @@ use rmcp::{
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::SemaphorePermit,
+    sync::{Semaphore, SemaphorePermit},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +103,8 @@ where
     let connection = hub.executions().connect();
     let caller = Caller { principal, connection: Some(connection.id()) };
     let bounds = if caller.principal.via == Via::Unix { wire::SHARED } else { wire::ALONE };
-    let wire = Wire::new(read, write, end.clone(), bounds);
+    let lane = hub.lane(&caller.principal.who);
+    let wire = Wire::new((read, write), end.clone(), bounds, &lane, hub.rooms());
     let server = Server::connected(hub, caller, Some(wire.backlog()));
     let running = match server.serve_with_ct(wire, end).await {
         Ok(running) => running,
@@ -128,6 +129,8 @@ struct Shared {
     caller: Caller,
     lane: Arc<Lane>,
     backlog: Option<Arc<Backlog>>,
+    /// Questions about the past, which may take seconds, go one after the other: those of other connections do not wait for them.
+    queries: Semaphore,
     subscriptions: Subscriptions,
 }
 
@@ -140,7 +143,8 @@ impl Server {
     /// Answers a caller whose answers may heap up in a backlog.
     fn connected(hub: &Arc<Hub>, caller: Caller, backlog: Option<Arc<Backlog>>) -> Self {
         let lane = hub.lane(&caller.principal.who);
-        let shared = Shared { hub: Arc::clone(hub), caller, lane, backlog, subscriptions: Subscriptions::default() };
+        let (hub, queries, subscriptions) = (Arc::clone(hub), Semaphore::new(1), Subscriptions::default());
+        let shared = Shared { hub, caller, lane, backlog, queries, subscriptions };
         Self { shared: Arc::new(shared) }
     }
 
@@ -168,6 +172,11 @@ impl Server {
         self.executions().get(&self.shared.caller.principal, id)
     }
 
+    /// A place among those that make large answers.
+    async fn maker(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        self.shared.hub.rooms().maker(bytes).await
+    }
+
     /// A place among those that may block a thread. Fair: first come, first served.
     async fn place(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed, so there is always a place in the end.
@@ -181,6 +190,12 @@ impl Server {
             () = context.ct.cancelled() => false,
             () = backlog.reserve(&context.id, bytes) => true,
         }
+    }
+
+    /// A place among the questions about the past, of this connection first.
+    async fn place_to_query(&self) -> (Option<SemaphorePermit<'_>>, Option<SemaphorePermit<'_>>) {
+        let own = self.shared.queries.acquire().await.ok();
+        (own, self.shared.lane.queries.acquire().await.ok())
     }
 
     async fn place_to_look(&self) -> Option<SemaphorePermit<'_>> {
@@ -225,9 +240,10 @@ impl ServerHandler for Server {
     async fn list_tools(
         &self,
         request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         resources::check_cursor(request)?;
+        self.room(&context, bounds::LIST_BYTES).await;
         Ok(ListToolsResult::with_all_items(tools::list()))
     }
 
@@ -247,9 +263,10 @@ impl ServerHandler for Server {
     async fn list_resources(
         &self,
         request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
         resources::check_cursor(request)?;
+        self.room(&context, bounds::LIST_BYTES).await;
         Ok(ListResourcesResult::with_all_items(resources::list(&self.own_executions())))
     }
 
@@ -267,8 +284,12 @@ impl ServerHandler for Server {
         request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        self.room(&context, resources::MOST_BYTES).await;
-        resources::read(self, &request.uri).await.map(Into::into)
+        let bytes = resources::most_bytes(&request.uri);
+        self.room(&context, bytes).await;
+        let maker = self.maker(bytes).await;
+        let read = resources::read(self, &request.uri).await;
+        drop(maker);
+        read.map(Into::into)
     }
 
     async fn subscribe(
@@ -365,4 +386,26 @@ fn result(answer: Result<call::Reply, ToolError>) -> CallToolResult {
     };
     result.structured_content = Some(structured);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::executions::Limits;
+
+    #[tokio::test]
+    async fn questions_of_one_connection_do_not_keep_those_of_another_waiting() {
+        let hub = Hub::new(Arc::new(Executions::new(Limits::default())));
+        let [busy, other] = [Server::new(&hub, Caller::default()), Server::new(&hub, Caller::default())];
+        let asks = async |server: &Server| tokio::time::timeout(Duration::ZERO, server.place_to_query()).await.is_ok();
+        let long = busy.place_to_query().await;
+        assert!(!asks(&busy).await, "its own go one after the other");
+        assert!(asks(&other).await);
+        let look = tokio::time::timeout(Duration::ZERO, other.place_to_look()).await;
+        assert!(look.is_ok(), "nor what only looks");
+        drop(long);
+        assert!(asks(&busy).await);
+    }
 }

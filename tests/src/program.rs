@@ -86,3 +86,9 @@ pub fn assert_has_shed(pid: u32) {
         assert_eq!((permitted & DANGEROUS, ever & DANGEROUS, fixed), (0, 0, true), "{permitted:x} {ever:x}");
     }
 }
+
+/// What a process holds in memory, in bytes.
+pub fn resident(pid: u32) -> u64 {
+    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}

@@ -12,7 +12,9 @@ use std::{
 use mcptrace_tests::{
     http::{ALICE as ALICES_TOKEN, Ask, BOB as BOBS_TOKEN, HttpServer, stateless, write_private},
     mcp::{Client, PATIENCE, ServerProcess, left_over, programs_held},
-    program::{bpftrace_of, descendants, is_alive, program},
+    program::{bpftrace_of, descendants, is_alive, program, resident},
+    workload,
+    workload::hex,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -470,5 +472,49 @@ async fn wait_for(mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(begun.elapsed() < PATIENCE, "it does not come");
         sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Twelve connections ask for 40 MB each and read none of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_cost_bounded_memory_and_nobodys_time() {
+    let daemon = Daemon::start_with("[limits]\nexecution_percent = 400").await;
+    let mut root = daemon.root().await;
+    let mut workload = workload!();
+    let arguments =
+        json!({ "probe": "file_opens", "filter": { "pid": workload.pid() }, "seconds": 600, "background": true });
+    let id = root.tool("run_probe", arguments).await.success()["execution_id"].clone();
+    workload.run(&format!("flood 1 40000 {}", hex("/etc/../etc/../etc/../etc/../etc/../etc/passwd")));
+    let page = json!({ "execution_id": id, "limit": 10_000, "max_bytes": 1_048_576 });
+    // One that is read: what the answers of one client take at all.
+    root.tool("get_result", page.clone()).await.success();
+    let before = resident(daemon.pid());
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        let mut client = daemon.root().await;
+        for _ in 0..40 {
+            client.start_tool("get_result", page.clone()).await;
+        }
+        silent.push(client);
+    }
+    let (mut most, mut longest) = (0, Duration::ZERO);
+    for _ in 0..8 {
+        let asked = Instant::now();
+        let mut alice = daemon.client(ALICE).await;
+        let started = background(&mut alice.client).await;
+        alice.client.tool("stop_execution", json!({ "execution_id": started })).await.success();
+        longest = longest.max(asked.elapsed());
+        most = most.max(resident(daemon.pid()).saturating_sub(before));
+        sleep(Duration::from_millis(500)).await;
+    }
+    println!("{} MB more, and a start and a stop take {longest:?}", most >> 20);
+    assert!(most < 128 << 20, "{} MB more while nobody reads", most >> 20);
+    assert!(longest < Duration::from_secs(10), "others wait for {longest:?}");
+    drop(silent);
+    let gone = Instant::now();
+    while resident(daemon.pid()).saturating_sub(before) > 24 << 20 {
+        let kept = resident(daemon.pid()).saturating_sub(before) >> 20;
+        assert!(gone.elapsed() < Duration::from_secs(20), "{kept} MB are kept");
+        sleep(Duration::from_millis(200)).await;
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mcptrace_tests::{
     latency::{self, STYLES},
     mcp::ServerProcess,
-    program::program,
+    program::{program, resident},
     workload,
     workload::hex,
 };
@@ -94,9 +94,4 @@ async fn a_client_that_has_stopped_costs_bounded_memory_and_counted_loss_and_no_
     assert!(stopped["report"]["rows_evicted"].as_u64().unwrap() > 0, "{}", stopped["report"]["rows_evicted"]);
     let notices = process.client.others.iter().filter(|one| one["method"] == "notifications/resources/updated").count();
     assert!(notices < 2000, "{notices} notices were heaped up");
-}
-
-fn resident(pid: u32) -> u64 {
-    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }

@@ -52,6 +52,7 @@ impl Execution {
             started_at,
             control: Control::new(length),
             source: Box::new(KeptSource { envelope, folded: OnceLock::new() }),
+            begun: Mutex::default(),
             outcome: Mutex::new(Some(outcome)),
             ended: watch::Sender::new(true),
             trail: Trail::default(),

@@ -1,21 +1,58 @@
-//! Answers that a connection's client has not read yet: how many bytes they may hold, and which calls they end.
+//! Answers that a client has not read yet: how many bytes they may hold, of a connection and of all together, and which calls they end.
+//!
+//! Small answers have a room of each connection, which nobody else can use up: a start, a stop and a usual look at a result never wait
+//! for others. Large ones take room of their connection, of who asks, and of the process, before they are made; while they are made they
+//! take several times their size, because that is what they take in memory until they are written as JSON.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rmcp::model::RequestId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::memory;
+
+/// What all connections together may have in large answers, in bytes.
+const ALL_BYTES: usize = 32 << 20;
+/// What those of one principal may have of it: others find room beside it.
+pub(super) const EACH_BYTES: usize = ALL_BYTES / 2;
+/// Answers up to this are small: lists, and what is asked for without a size.
+const SMALL: usize = 64 << 10;
+/// What the small answers of a connection may hold together.
+const SMALL_BYTES: usize = 4 * SMALL;
+/// What an answer takes while it is made, in multiples of its size.
+const MAKING: usize = 4;
+/// Large answers that are made at once, so that there are threads and time for everything else.
+const MADE_AT_ONCE: usize = 2;
+
+/// What bounds the large answers of all connections of a process.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    all: Arc<Semaphore>,
+    makers: Semaphore,
+    used: AtomicBool,
+}
+
 /// The calls of a connection whose answers have not been written yet, with the room that each answer takes.
 #[derive(Debug)]
 pub(super) struct Backlog {
-    room: Arc<Semaphore>,
-    bytes: u32,
+    small: Arc<Semaphore>,
+    /// Of the connection, of its principal, of all: in the order in which they are taken.
+    large: [Arc<Semaphore>; 3],
+    rooms: Arc<Rooms>,
+    bytes: usize,
     calls: usize,
-    open: Mutex<HashMap<RequestId, Vec<OwnedSemaphorePermit>>>,
+    open: Mutex<HashMap<RequestId, Held>>,
 }
+
+/// The room of an answer, until it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Held(Vec<OwnedSemaphorePermit>);
 
 /// Why a call is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +63,32 @@ pub(super) enum Closed {
     Taken,
 }
 
+impl Rooms {
+    /// Room for a process.
+    pub(super) fn new() -> Arc<Self> {
+        let (all, makers) = (Arc::new(Semaphore::new(ALL_BYTES)), Semaphore::new(MADE_AT_ONCE));
+        Arc::new(Self { all, makers, used: AtomicBool::new(false) })
+    }
+
+    /// A place among those that make an answer; small ones need none.
+    pub(super) async fn maker(&self, bytes: usize) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        if bytes <= SMALL { None } else { self.makers.acquire().await.ok() }
+    }
+
+    /// Gives memory back to the system once no large answer is held any more.
+    fn settle(&self) {
+        if self.all.available_permits() == ALL_BYTES && self.used.swap(false, Ordering::Relaxed) {
+            tokio::task::spawn_blocking(memory::release_free);
+        }
+    }
+}
+
 impl Backlog {
-    /// For so many calls at once, whose large answers have these bytes together.
-    pub(super) fn new(calls: usize, bytes: u32) -> Self {
-        Self { room: Arc::new(Semaphore::new(bytes as usize)), bytes, calls, open: Mutex::default() }
+    /// For so many calls at once, whose large answers have these bytes together, and no more than is left to their principal and to all.
+    pub(super) fn new(calls: usize, bytes: usize, each: Arc<Semaphore>, rooms: Arc<Rooms>) -> Self {
+        let large = [Arc::new(Semaphore::new(bytes)), each, Arc::clone(&rooms.all)];
+        let bytes = bytes.min(EACH_BYTES);
+        Self { small: Arc::new(Semaphore::new(SMALL_BYTES)), large, rooms, bytes, calls, open: Mutex::default() }
     }
 
     /// A call begins.
@@ -41,24 +100,69 @@ impl Backlog {
         if open.contains_key(id) {
             return Err(Closed::Taken);
         }
-        open.insert(id.clone(), Vec::new());
+        open.insert(id.clone(), Held::default());
         Ok(())
     }
 
     /// Waits until there is room for an answer. It is kept until the call is closed; a call that is closed already needs none.
     pub(super) async fn reserve(&self, id: &RequestId, bytes: usize) {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes);
-        // It is never closed.
-        let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(bytes).await else { return };
-        if let Some(permits) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(id) {
-            permits.push(permit);
+        let held = if bytes <= SMALL { self.small_room(bytes).await } else { self.large_room(bytes).await };
+        if let Some(of_call) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(id) {
+            of_call.0.extend(held.0);
         }
     }
 
-    /// A call has been cancelled, or its answer is being written.
-    pub(super) fn close(&self, id: &RequestId) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    /// An answer is written as JSON: from now on it takes no more than its size.
+    pub(super) fn made(&self, id: &RequestId) {
+        if let Some(held) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(id) {
+            held.shrink();
+        }
     }
+
+    /// A call has been cancelled, or its answer is about to be written. Its id may be used again; its room when what it held is dropped.
+    pub(super) fn close(&self, id: &RequestId) -> Held {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id).unwrap_or_default()
+    }
+
+    /// Answers have been written, or the connection has ended.
+    pub(super) fn settle(&self) {
+        self.rooms.settle();
+    }
+
+    /// All calls end with their connection.
+    pub(super) fn end(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.settle();
+    }
+
+    async fn small_room(&self, bytes: usize) -> Held {
+        Held(take(&self.small, bytes).await.into_iter().collect())
+    }
+
+    async fn large_room(&self, bytes: usize) -> Held {
+        let bytes = bytes.saturating_mul(MAKING).min(self.bytes);
+        let mut held = Held::default();
+        for room in &self.large {
+            held.0.extend(take(room, bytes).await);
+        }
+        self.rooms.used.store(true, Ordering::Relaxed);
+        held
+    }
+}
+
+impl Held {
+    fn shrink(&mut self) {
+        for permit in self.0.iter_mut().filter(|permit| permit.num_permits() > SMALL) {
+            let spare = permit.num_permits() - permit.num_permits() / MAKING;
+            drop(permit.split(spare));
+        }
+    }
+}
+
+/// It is never closed, so there is room in the end.
+async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(room).acquire_many_owned(bytes).await.ok()
 }
 
 #[cfg(test)]
@@ -67,31 +171,84 @@ mod tests {
 
     use super::*;
 
+    fn connection(calls: usize, bytes: usize, rooms: &Arc<Rooms>) -> Backlog {
+        Backlog::new(calls, bytes, Arc::new(Semaphore::new(EACH_BYTES)), Arc::clone(rooms))
+    }
+
+    async fn has_room(backlog: &Backlog, id: &RequestId, bytes: usize) -> bool {
+        tokio::time::timeout(Duration::ZERO, backlog.reserve(id, bytes)).await.is_ok()
+    }
+
     #[test]
     fn calls_are_bounded_and_their_ids_apart() {
-        let backlog = Backlog::new(2, 1);
+        let backlog = connection(2, 1, &Rooms::new());
         let [one, two, three] = [1, 2, 3].map(RequestId::Number);
         assert_eq!(backlog.open(&one), Ok(()));
         assert_eq!(backlog.open(&one), Err(Closed::Taken));
         assert_eq!(backlog.open(&two), Ok(()));
         assert_eq!(backlog.open(&three), Err(Closed::Full(2)));
-        backlog.close(&one);
+        drop(backlog.close(&one));
         assert_eq!(backlog.open(&three), Ok(()));
     }
 
     #[tokio::test]
     async fn answers_wait_for_room_until_earlier_ones_have_been_written() {
-        let backlog = Backlog::new(9, 100);
+        let backlog = connection(9, 4 << 20, &Rooms::new());
         let [one, two, gone] = [1, 2, 3].map(RequestId::Number);
-        let has_room = async |id, bytes| tokio::time::timeout(Duration::ZERO, backlog.reserve(id, bytes)).await.is_ok();
         backlog.open(&one).unwrap();
         backlog.open(&two).unwrap();
-        assert!(has_room(&one, 60).await);
-        assert!(!has_room(&two, 1000).await, "more than there ever is waits for all of it");
-        backlog.close(&one);
-        assert!(has_room(&two, 1000).await);
-        backlog.close(&two);
-        assert!(has_room(&gone, 100).await);
-        assert!(has_room(&gone, 100).await, "a call that is closed holds nothing");
+        assert!(has_room(&backlog, &one, 1 << 20).await);
+        assert!(!has_room(&backlog, &two, 100 << 20).await, "more than there ever is waits for all of it");
+        let written = backlog.close(&one);
+        assert!(!has_room(&backlog, &two, 1 << 20).await, "it has not been written yet");
+        drop(written);
+        assert!(has_room(&backlog, &two, 100 << 20).await);
+        drop(backlog.close(&two));
+        for _ in 0..2 {
+            assert!(has_room(&backlog, &gone, 1 << 20).await, "a call that is closed holds nothing");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_takes_several_times_its_size_until_it_is_json() {
+        let backlog = connection(9, 4 << 20, &Rooms::new());
+        let [one, two] = [1, 2].map(RequestId::Number);
+        backlog.open(&one).unwrap();
+        backlog.open(&two).unwrap();
+        assert!(has_room(&backlog, &one, 1 << 20).await);
+        assert!(!has_room(&backlog, &two, 700 << 10).await);
+        backlog.made(&one);
+        assert!(has_room(&backlog, &two, 700 << 10).await);
+    }
+
+    #[tokio::test]
+    async fn connections_share_the_room_for_large_answers_and_none_uses_up_that_for_small_ones() {
+        let rooms = Rooms::new();
+        let each = || Arc::new(Semaphore::new(EACH_BYTES));
+        let (hog, other, third) = (each(), each(), each());
+        let of = |each: &Arc<Semaphore>| Backlog::new(99, 4 << 20, Arc::clone(each), Arc::clone(&rooms));
+        let fill = async |each: &Arc<Semaphore>| {
+            let all: Vec<_> = (0..20).map(|_| of(each)).collect();
+            let mut full = 0;
+            for backlog in &all {
+                let id = RequestId::Number(1);
+                backlog.open(&id).unwrap();
+                full += usize::from(has_room(backlog, &id, 1 << 20).await);
+            }
+            (all, full)
+        };
+        let (hogs, of_hog) = fill(&hog).await;
+        assert_eq!(of_hog * 4 << 20, EACH_BYTES, "a principal has its share, whatever its number of connections");
+        let (others, of_other) = fill(&other).await;
+        assert_eq!((of_hog + of_other) * 4 << 20, ALL_BYTES);
+        let late = of(&third);
+        let [one, two] = [1, 2].map(RequestId::Number);
+        late.open(&one).unwrap();
+        late.open(&two).unwrap();
+        assert!(!has_room(&late, &one, 1 << 20).await, "there is none left for anybody");
+        assert!(has_room(&late, &two, 24 << 10).await, "what is small never waits for others");
+        drop(hogs);
+        assert!(has_room(&late, &one, 1 << 20).await);
+        drop(others);
     }
 }

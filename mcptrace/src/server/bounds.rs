@@ -15,6 +15,8 @@ use crate::{
 
 /// What an answer has at most unless the call says otherwise, in bytes.
 pub(super) const DEFAULT_BYTES: u64 = 24 * 1024;
+/// What the longest of lists and descriptions may take, in bytes.
+pub(super) const LIST_BYTES: usize = 64 * 1024;
 /// What the text of an answer has at most, in bytes.
 pub(super) const TEXT_BYTES: usize = 4096;
 /// How often an envelope that turned out too large is made anew.
@@ -29,15 +31,27 @@ pub(super) struct Wanted {
     pub(super) rows: usize,
     /// Bytes at most.
     pub(super) bytes: usize,
+    /// Which report a cursor belongs to, if it was kept.
+    pub(super) of: Option<u64>,
 }
 
 /// An execution as a reply that is no larger than wanted.
 pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, wanted: Wanted) -> Result<Reply, ToolError> {
+    let maker = call.room(wanted.bytes).await?;
+    let execution = Arc::clone(execution);
+    let made = call.settled(move |_| make(&execution, wanted)).await?;
+    drop(maker);
+    made
+}
+
+/// Blocks: what is large takes a while.
+fn make(execution: &Execution, wanted: Wanted) -> Result<Reply, ToolError> {
     let text_bytes = TEXT_BYTES.min(wanted.bytes / 3);
     let room = wanted.bytes - text_bytes;
-    call.room(wanted.bytes).await?;
     let mut aim = room;
-    let mut envelope = call.envelope(execution, wanted.page(aim)).await?;
+    let mut of = wanted.of;
+    let read = |aim: usize, of| execution.read(&wanted.page(aim), of).ok_or_else(let_go);
+    let mut envelope = read(aim, of)?;
     for _ in 0..TRIES {
         let excess = size(&envelope).saturating_sub(room);
         if excess == 0 {
@@ -45,12 +59,27 @@ pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, wanted: Wante
         }
         // The fitting stops a little late, because what says that something was left out comes after it.
         aim = aim.saturating_sub(excess + 64);
-        envelope = call.envelope(execution, wanted.page(aim)).await?;
+        of = of.or_else(|| kept(envelope.more.as_ref()?.cursor.as_deref()?));
+        envelope = read(aim, of)?;
     }
     if size(&envelope) > room {
-        strip(&mut envelope, wanted.from);
+        let of = of.or_else(|| kept(envelope.more.as_ref()?.cursor.as_deref()?));
+        strip(&mut envelope, wanted.from, of);
     }
     Reply::with_text(text::envelope(&envelope, text_bytes), &envelope)
+}
+
+/// Which report a cursor belongs to.
+fn kept(cursor: &str) -> Option<u64> {
+    cursor.split_once('s')?.1.parse().ok()
+}
+
+fn let_go() -> ToolError {
+    ToolError::new(
+        "invalid_cursor",
+        "the report that `cursor` belongs to is not kept any more: others have begun to read it since",
+    )
+    .remedy("leave the cursor out: the report begins anew")
 }
 
 /// A start as a reply: there is nothing to tell yet of what it finds.
@@ -70,13 +99,14 @@ impl Wanted {
 }
 
 /// What is left when not even one row has room: what happened, what was lost, and that the rows are still to be read.
-fn strip(envelope: &mut Envelope, from: u64) {
+fn strip(envelope: &mut Envelope, from: u64, of: Option<u64>) {
     let shown = view::rows_of(envelope.report.as_ref()) as u64;
     if shown > 0 {
         let kind = if matches!(envelope.report, Some(Report::Events(_))) { 'e' } else { 'r' };
         let more = envelope.more.get_or_insert_default();
         more.rows_left += shown;
-        more.cursor = Some(format!("{kind}{from}"));
+        let of = of.map_or_else(String::new, |number| format!("s{number}"));
+        more.cursor = Some(format!("{kind}{from}{of}"));
     }
     envelope.report = None;
     envelope.events = None;

@@ -138,6 +138,22 @@ impl Call {
         }
     }
 
+    /// Asks about the past: it keeps neither what only looks waiting nor the questions of other connections.
+    pub(super) async fn querying<T, F>(&self, work: F) -> Result<T, ToolError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Executions) -> T + Send + 'static,
+    {
+        tokio::select! {
+            () = self.context.ct.cancelled() => Err(ToolError::cancelled()),
+            places = self.server.place_to_query() => {
+                let done = self.server.blocking(work).await;
+                drop(places);
+                done
+            }
+        }
+    }
+
     /// Does work that blocks on a thread for such work; at most a few at a time, whatever the number of calls.
     pub(super) async fn blocking<T, F>(&self, work: F) -> Result<T, ToolError>
     where
@@ -154,9 +170,16 @@ impl Call {
         }
     }
 
-    /// Waits until there is room for an answer: one that is large is not made before the client has read those before.
-    pub(super) async fn room(&self, bytes: usize) -> Result<(), ToolError> {
-        if self.server.room(&self.context, bytes).await { Ok(()) } else { Err(ToolError::cancelled()) }
+    /// Waits until there is room for an answer: one that is large is not made before clients have read those before, nor beside many
+    /// others. What is handed back is to be kept until it is made.
+    pub(super) async fn room(&self, bytes: usize) -> Result<Option<SemaphorePermit<'_>>, ToolError> {
+        if !self.server.room(&self.context, bytes).await {
+            return Err(ToolError::cancelled());
+        }
+        tokio::select! {
+            () = self.context.ct.cancelled() => Err(ToolError::cancelled()),
+            maker = self.server.maker(bytes) => Ok(maker),
+        }
     }
 
     /// What an execution found.

@@ -7,13 +7,18 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::recent::Recent;
+use super::{
+    backlog::{EACH_BYTES, Rooms},
+    recent::Recent,
+};
 use crate::{executions::Executions, kernel::support::Info, principal::Who};
 
 /// Threads that the calls of one principal may block at once. Loading a probe takes one for some 10 ms, compiling a script for 300.
 const BLOCKING: usize = 4;
 /// Those that only look: lists and descriptions, which may be asked for by the hundred.
 const LOOKING: usize = 2;
+/// Questions about the past of one principal at once; of one connection there is one.
+const QUERIES: usize = 8;
 /// Triages of one principal at once. Each runs some fifteen probes beside the executions.
 const TRIAGES: usize = 2;
 
@@ -22,6 +27,7 @@ const TRIAGES: usize = 2;
 pub struct Hub {
     executions: Arc<Executions>,
     info: Recent<Info>,
+    rooms: Arc<Rooms>,
     lanes: Mutex<HashMap<Who, Weak<Lane>>>,
 }
 
@@ -30,13 +36,16 @@ pub struct Hub {
 pub(super) struct Lane {
     pub(super) blocking: Semaphore,
     pub(super) looking: Semaphore,
+    pub(super) queries: Semaphore,
     pub(super) triages: Semaphore,
+    /// Room for large answers until they are read, in bytes.
+    pub(super) unread: Arc<Semaphore>,
 }
 
 impl Hub {
     /// Nobody is connected yet.
     pub fn new(executions: Arc<Executions>) -> Arc<Self> {
-        Arc::new(Self { executions, info: Recent::default(), lanes: Mutex::default() })
+        Arc::new(Self { executions, info: Recent::default(), rooms: Rooms::new(), lanes: Mutex::default() })
     }
 
     /// The executions of everybody.
@@ -47,6 +56,11 @@ impl Hub {
     /// What was found out about the system lately.
     pub(super) fn info(&self) -> &Recent<Info> {
         &self.info
+    }
+
+    /// Room for large answers of everybody.
+    pub(super) fn rooms(&self) -> &Arc<Rooms> {
+        &self.rooms
     }
 
     /// The lane of a principal; it lasts as long as one of its connections.
@@ -64,7 +78,13 @@ impl Hub {
 
 impl Default for Lane {
     fn default() -> Self {
-        Self { blocking: Semaphore::new(BLOCKING), looking: Semaphore::new(LOOKING), triages: Semaphore::new(TRIAGES) }
+        Self {
+            blocking: Semaphore::new(BLOCKING),
+            looking: Semaphore::new(LOOKING),
+            queries: Semaphore::new(QUERIES),
+            triages: Semaphore::new(TRIAGES),
+            unread: Arc::new(Semaphore::new(EACH_BYTES)),
+        }
     }
 }
 

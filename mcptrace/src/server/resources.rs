@@ -26,8 +26,8 @@ pub(super) const PROBE_URI: &str = "mcptrace://probes/";
 pub(super) const EXECUTION_URI: &str = "mcptrace://executions/";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
-/// What a resource may take, in bytes: flame graphs are the largest.
-pub(super) const MOST_BYTES: usize = 1 << 20;
+/// What stacks may take, drawn or not, in bytes.
+const MOST_BYTES: usize = 1 << 20;
 /// Rows and bytes of an execution that is read as a resource.
 const PAGE: Page = Page { from: 0, limit: 1000, max_bytes: 64 << 10 };
 
@@ -70,6 +70,12 @@ pub(super) fn templates() -> Vec<ResourceTemplate> {
         template(&format!("{EXECUTION_URI}{{id}}/flamegraph.svg"), "flame graph", "All stacks of an execution, drawn")
             .with_mime_type("image/svg+xml"),
     ]
+}
+
+/// What a resource may take, in bytes.
+pub(super) fn most_bytes(uri: &str) -> usize {
+    let is_stacks = uri.strip_prefix(EXECUTION_URI).is_some_and(|rest| rest.contains('/'));
+    if is_stacks { MOST_BYTES } else { PAGE.max_bytes }
 }
 
 /// A resource's content.

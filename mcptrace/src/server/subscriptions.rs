@@ -4,7 +4,7 @@
 //! several with one request, which is answered when all of them have ended.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -83,10 +83,15 @@ impl Drop for Subscriptions {
 
 /// Of what a client wants to be told of: those executions that it may see.
 pub(super) fn accepted(server: &Server, requested: &SubscriptionFilter) -> SubscriptionFilter {
-    let uris = requested.resource_subscriptions.iter().flatten();
-    let own: Vec<_> = uris.filter(|uri| execution(server, uri).is_some()).take(MOST).cloned().collect();
+    let own = each_once(requested.resource_subscriptions.iter().flatten(), |uri| execution(server, uri).is_some());
     let filter = SubscriptionFilter::builder();
     if own.is_empty() { filter.build() } else { filter.resource_subscriptions(own).build() }
+}
+
+/// Those that are wanted, each once, so that nobody is told twice of the same; not more than may be watched.
+fn each_once<'a>(uris: impl Iterator<Item = &'a String>, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut seen = HashSet::new();
+    uris.filter(|uri| wanted(uri) && seen.insert(*uri)).take(MOST).cloned().collect()
 }
 
 /// Tells of all accepted executions until the last has ended or the request is cancelled.
@@ -158,4 +163,17 @@ fn unknown(uri: &str) -> ErrorData {
         format!("{uri} is no execution of yours: only {EXECUTION_URI}ID changes; list_executions shows the ids"),
         None,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_resource_twice_is_watched_once() {
+        let uris = ["a", "b", "a", "other", "a"].map(str::to_owned);
+        assert_eq!(each_once(uris.iter(), |uri| uri != "other"), ["a", "b"]);
+        let many: Vec<_> = (0..MOST * 2).map(|number| number.to_string()).collect();
+        assert_eq!(each_once(many.iter(), |_| true).len(), MOST);
+    }
 }

@@ -19,7 +19,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    backlog::{Backlog, Closed},
+    backlog::{Backlog, Closed, Held, Rooms},
+    hub::Lane,
     message::{self, Malformed},
 };
 
@@ -30,8 +31,8 @@ pub(super) struct Bounds {
     line_bytes: usize,
     /// Calls that may be under way at once, their answers not yet read; more are refused, each with an answer.
     calls: usize,
-    /// What large answers may hold together until they are read, in bytes; more of them wait to be made.
-    unread_bytes: u32,
+    /// What large answers may hold together until they are read, in bytes, if others leave as much; more of them wait to be made.
+    unread_bytes: usize,
     /// How long a client may take to read what fits into the buffers between it and the server.
     patience: Duration,
 }
@@ -71,13 +72,20 @@ pub(super) struct Wire<R> {
 }
 
 impl<R: AsyncRead + Send + Unpin> Wire<R> {
-    /// Speaks over these streams; cancels `gone` when the client has closed either.
-    pub(super) fn new<W>(read: R, write: W, gone: CancellationToken, bounds: Bounds) -> Self
+    /// Speaks over these streams; cancels `gone` when the client has closed either. Its answers take room of the lane and of all.
+    pub(super) fn new<W>(
+        (read, write): (R, W),
+        gone: CancellationToken,
+        bounds: Bounds,
+        lane: &Lane,
+        rooms: &Arc<Rooms>,
+    ) -> Self
     where
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let (queue, queued) = mpsc::channel(QUEUE);
-        let backlog = Arc::new(Backlog::new(bounds.calls, bounds.unread_bytes));
+        let (each, rooms) = (Arc::clone(&lane.unread), Arc::clone(rooms));
+        let backlog = Arc::new(Backlog::new(bounds.calls, bounds.unread_bytes, each, rooms));
         Self {
             lines: Lines::new(read, bounds.line_bytes),
             messages: VecDeque::new(),
@@ -126,7 +134,7 @@ impl<R: AsyncRead + Send + Unpin> Wire<R> {
             _ if !self.begun => return Ok(None),
             ClientJsonRpcMessage::Notification(notification) => {
                 if let ClientNotification::CancelledNotification(cancelled) = &notification.notification {
-                    cancelled.params.request_id.iter().for_each(|id| self.backlog.close(id));
+                    cancelled.params.request_id.iter().for_each(|id| drop(self.backlog.close(id)));
                 }
             }
             _ => {}
@@ -157,6 +165,9 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
             _ => None,
         };
         let outgoing = Outgoing { line: line(&message), answers };
+        if let Some(id) = &outgoing.answers {
+            self.backlog.made(id);
+        }
         async move {
             let closed = || io::Error::from(io::ErrorKind::NotConnected);
             queue.ok_or_else(closed)?.send(outgoing).await.map_err(|_| closed())
@@ -185,6 +196,7 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Wire<R> {
         // A client that has stopped reading cannot be told anything more.
         let _ = tokio::time::timeout(CLOSE_TIME, &mut self.writer).await;
         self.writer.abort();
+        self.backlog.end();
         Ok(())
     }
 }
@@ -201,17 +213,14 @@ async fn write_all<W>(
 {
     let mut write = write;
     while let Some(Outgoing { line: mut lines, answers }) = queued.recv().await {
-        // Before it is written: who has read an answer may use its id again.
-        if let Some(id) = answers {
-            backlog.close(&id);
-        }
+        // Their calls end before they are written: who has read an answer may use its id again. Their room is kept until then.
+        let close = |answers: Option<RequestId>| answers.map_or_else(Held::default, |id| backlog.close(&id));
+        let mut held = vec![close(answers)];
         while lines.len() < 64 << 10
             && let Ok(Outgoing { line, answers }) = queued.try_recv()
         {
             lines.extend_from_slice(&line);
-            if let Some(id) = answers {
-                backlog.close(&id);
-            }
+            held.push(close(answers));
         }
         let written = async {
             write.write_all(&lines).await?;
@@ -223,6 +232,8 @@ async fn write_all<W>(
             gone.cancel();
             return;
         }
+        drop((lines, held));
+        backlog.settle();
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Effect, Outcome, Row};
 use crate::{
     kernel::support::{self, Info, Options},
     server::{
-        bounds::TEXT_BYTES,
+        bounds::{self, TEXT_BYTES},
         call::{Call, Reply},
         schema,
     },
@@ -36,6 +36,7 @@ struct Arguments {}
 
 async fn run(mut call: Call) -> Outcome {
     let Arguments {} = call.arguments()?;
+    call.room(bounds::LIST_BYTES).await?;
     let limits = call.executions().limits().clone();
     let look = async || call.looking(move |_| support::info(&Options { limits, ..Options::default() })).await;
     let info = call.recent_info().get(FRESH, look).await?;

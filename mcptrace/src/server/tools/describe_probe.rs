@@ -96,6 +96,7 @@ struct ScriptTold<'a> {
 
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
+    call.room(bounds::LIST_BYTES).await?;
     let described = call.looking(move |_| describe(&arguments.name)).await??;
     Reply::with_text(text(&described), &described)
 }

@@ -126,6 +126,7 @@ pub(super) struct Part {
     /// `e` or `r` if a cursor says which kind of rows it counts.
     kind: Option<char>,
     from: u64,
+    of: Option<u64>,
     rows: u64,
     bytes: u64,
 }
@@ -133,29 +134,36 @@ pub(super) struct Part {
 impl Part {
     /// From the beginning.
     pub(super) fn first(rows: u64, bytes: u64) -> Self {
-        Self { kind: None, from: 0, rows, bytes }
+        Self { kind: None, from: 0, of: None, rows, bytes }
     }
 
     fn of(arguments: &Arguments) -> Result<Self, ToolError> {
         let Arguments { offset, limit, cursor, max_bytes, .. } = arguments;
-        let (kind, from) = match (cursor.as_str(), offset) {
-            ("", offset) => (None, *offset),
+        let (kind, from, of) = match (cursor.as_str(), offset) {
+            ("", offset) => (None, *offset, None),
             (cursor, 0) => parse_cursor(cursor)?,
             _ => return Err(ToolError::new("invalid_cursor", "`cursor` and `offset` exclude each other: give one")),
         };
-        Ok(Self { kind, from, rows: *limit, bytes: *max_bytes })
+        Ok(Self { kind, from, of, rows: *limit, bytes: *max_bytes })
     }
 }
 
-/// `e123` counts events from the first that was seen, `r20` rows of a sorted report.
-fn parse_cursor(cursor: &str) -> Result<(Option<char>, u64), ToolError> {
-    let parsed = cursor.split_at_checked(1).and_then(|(kind, place)| {
-        let digits = place.bytes().all(|byte| byte.is_ascii_digit());
-        Some((kind.chars().next().filter(|kind| matches!(kind, 'e' | 'r'))?, digits.then(|| place.parse().ok())??))
-    });
-    let (kind, place) = parsed.ok_or_else(|| bad_cursor(cursor, "is not one"))?;
-    Ok((Some(kind), place))
+/// `e123` counts events from the first that was seen, `r20` rows of a sorted report, `r20s3` those of a report that was kept while it ran.
+fn parse_cursor(cursor: &str) -> Result<Cursor, ToolError> {
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    let parsed = || {
+        let (kind, place) = cursor.split_at_checked(1)?;
+        let kind = kind.chars().next().filter(|kind| matches!(kind, 'e' | 'r'))?;
+        match place.split_once('s') {
+            Some((place, of)) if kind == 'r' => Some((Some(kind), number(place)?, Some(number(of)?))),
+            _ => Some((Some(kind), number(place)?, None)),
+        }
+    };
+    parsed().ok_or_else(|| bad_cursor(cursor, "is not one"))
 }
+
+/// Kind and place of a cursor, and which report it belongs to.
+type Cursor = (Option<char>, u64, Option<u64>);
 
 fn bad_cursor(cursor: &str, why: &str) -> ToolError {
     let cursor = crate::text::untrusted(cursor.as_bytes(), 60);
@@ -175,7 +183,7 @@ async fn probe_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Out
     if let Some(kind) = part.kind {
         check_kind(call, execution, kind, part.from).await?;
     }
-    let wanted = Wanted { from: part.from, rows: part.rows as usize, bytes: part.bytes as usize };
+    let wanted = Wanted { from: part.from, rows: part.rows as usize, bytes: part.bytes as usize, of: part.of };
     bounds::reply(call, execution, wanted).await
 }
 
@@ -194,10 +202,17 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Ou
     if part.kind.is_some_and(|kind| kind != 'r') {
         return Err(bad_cursor(&format!("e{}", part.from), "belongs to another execution"));
     }
+    let maker = call.room(part.bytes as usize).await?;
+    let execution = Arc::clone(execution);
+    let made = call.settled(move |_| script_result(&execution, part)).await?;
+    drop(maker);
+    made
+}
+
+fn script_result(execution: &Execution, part: Part) -> Outcome {
     let bytes = part.bytes as usize;
-    call.room(bytes).await?;
     let page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX };
-    let mut envelope = call.envelope(execution, page).await?;
+    let mut envelope = execution.envelope(&page);
     // Lines are in the text and in the structure: a third each, and a third for what the reports say beyond the lines.
     let original = original(&envelope, &lines(execution, &envelope), part, bytes / 3);
     let text = original_text(&envelope, &original)?;
@@ -289,9 +304,24 @@ mod tests {
 
     #[test]
     fn cursors_are_a_kind_and_a_place() {
-        assert_eq!(parse_cursor("e123").unwrap(), (Some('e'), 123));
-        assert_eq!(parse_cursor("r0").unwrap(), (Some('r'), 0));
-        for bad in ["e", "x5", "5", "e-1", "e+1", "r1.5", "é5", "e99999999999999999999", "r5 "] {
+        assert_eq!(parse_cursor("e123").unwrap(), (Some('e'), 123, None));
+        assert_eq!(parse_cursor("r0").unwrap(), (Some('r'), 0, None));
+        assert_eq!(parse_cursor("r20s3").unwrap(), (Some('r'), 20, Some(3)));
+        for bad in [
+            "r20s",
+            "e20s3",
+            "r20sx",
+            "r1s2s3",
+            "e",
+            "x5",
+            "5",
+            "e-1",
+            "e+1",
+            "r1.5",
+            "é5",
+            "e99999999999999999999",
+            "r5 ",
+        ] {
             let error = parse_cursor(bad).unwrap_err();
             assert_eq!(error.category, "invalid_cursor", "{bad}");
             assert!(error.message.contains(bad) && error.remedy.is_some());

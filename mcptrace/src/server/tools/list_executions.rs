@@ -8,6 +8,7 @@ use crate::{
     executions::{Summary, summary},
     report::Status,
     server::{
+        bounds,
         call::{Call, Reply},
         schema,
     },
@@ -50,6 +51,7 @@ const KEPT: usize = 20;
 
 async fn run(mut call: Call) -> Outcome {
     let Arguments {} = call.arguments()?;
+    call.room(bounds::LIST_BYTES).await?;
     let executions: Vec<Summary> = call.own_executions().iter().map(|execution| summary(execution)).collect();
     let principal = call.caller().principal.clone();
     let mut kept = call.looking(move |executions| executions.kept(&principal)).await?;

@@ -11,6 +11,7 @@ use crate::{
     probes::{Entry, PROBES},
     scripts::{self, ByPid, Script},
     server::{
+        bounds,
         call::{Call, Reply},
         error::ToolError,
         schema,
@@ -121,6 +122,7 @@ struct Listing {
 
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
+    call.room(bounds::LIST_BYTES).await?;
     let listed = call.looking(move |_| list(&arguments)).await??;
     Reply::json(&listed)
 }
