@@ -574,3 +574,14 @@ mod configuration {
         assert_eq!((&events[1]["event"], &events[1]["outcome"]), (&"end".into(), &"completed".into()));
     }
 }
+
+#[test]
+fn following_a_process_ends_with_it() {
+    let mut sleeper = Command::new("sleep").arg("3").spawn().unwrap();
+    let begun = Instant::now();
+    let output = output(&["run", "file_opens", "--follow", "--seconds", "300", "--pid", &sleeper.id().to_string()]);
+    assert!(begun.elapsed() < Duration::from_secs(200), "it goes on after the process has ended");
+    let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("has ended: there is nothing more to follow"), "{text}");
+    sleeper.wait().unwrap();
+}

@@ -21,7 +21,7 @@ use crate::{
     audit::Audit,
     execution::{Execution, Page},
     executions::{self, Executions, ProbeRequest},
-    kernel::filter::Filter,
+    kernel::{filter::Filter, processes::process_has_ended},
     principal::Principal,
     probes::{Entry, PROBES},
     report::{
@@ -215,9 +215,10 @@ async fn trace(
     // Kept to the end: whoever lets go of the executions stops them.
     let executions = Arc::new(executions);
     let starter = Arc::clone(&executions);
+    let subject = request.filter.pid.filter(|_| flags.follow && !request.filter.descendants);
     let execution = blocking(move || starter.start_probe(&request)).await??;
     let mut view = View::new(flags, workload.is_some());
-    let ended = follow(&execution, workload.as_mut(), &interrupted, &mut view).await?;
+    let ended = follow(&execution, workload.as_mut(), subject, &interrupted, &mut view).await?;
     let mut page = page(flags.top, flags.json);
     page.from = view.finish(&execution)?;
     let stacks = write_stacks(&execution, flags).await;
@@ -231,6 +232,8 @@ async fn trace(
             Some(how) => how,
             None => workload.end().await?,
         });
+    } else {
+        envelope.notes.extend(ended);
     }
     Ok((envelope, stacks))
 }
@@ -270,10 +273,12 @@ fn folded(execution: &Execution) -> Option<String> {
     execution.folded().map(|folded| folded.to_string())
 }
 
-/// Waits for the end: of the time, of the command, or by a signal. Says how the command ended, if that came first.
+/// Waits for the end: of the time, of the command, of the process that is followed, or by a signal. Says how one of these ended, if that
+/// came first.
 pub(super) async fn follow(
     execution: &Arc<Execution>,
     mut workload: Option<&mut Workload>,
+    subject: Option<u32>,
     interrupted: &CancellationToken,
     view: &mut View,
 ) -> Result<Option<String>, Failure> {
@@ -283,6 +288,10 @@ pub(super) async fn follow(
     }
     loop {
         let pause = view.show(execution)?;
+        if let Some(pid) = subject.filter(|pid| how.is_none() && process_has_ended(*pid)) {
+            how = Some(format!("process {pid} has ended: there is nothing more to follow"));
+            execution.stop();
+        }
         select! {
             () = execution.ended() => return Ok(how),
             () = interrupted.cancelled(), if !stopping => {

@@ -132,7 +132,7 @@ fn trace(matches: &ArgMatches) -> Result<(), Failure> {
         let executions = Arc::new(Executions::audited(config.limits(), Audit::new(&config.audit(false))));
         let starter = Arc::clone(&executions);
         let execution = blocking(move || starter.start_script(&request)).await??;
-        follow(&execution, None, &interrupted, &mut View::Progress(Progress::new(true))).await?;
+        follow(&execution, None, None, &interrupted, &mut View::Progress(Progress::new(true))).await?;
         let page = page(None, as_json);
         blocking(move || execution.envelope(&page)).await
     })?;
