@@ -144,10 +144,10 @@ const BY_PROCESS: &[(&str, &str)] = &[
     ("page_faults", "touch 7"),
     ("futex_waits", "futex_naps 7 100"),
     ("file_io", "file_write FILE 7 4096"),
-    ("page_cache", "file_write FILE 7 4096"),
     ("net_traffic", "udp_send v4 9 7 100"),
     ("cpu_slices", "nanosleep 7 100"),
     ("runq_latency", "nanosleep 7 100"),
+    ("page_cache", "file_write FILE 7 4096"),
 ];
 
 /// Those that group by container as well.

