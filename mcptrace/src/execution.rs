@@ -563,7 +563,7 @@ mod tests {
             by: Caller::default(),
         };
         let source = Box::new(Turning(AtomicUsize::new(0)));
-        Execution::spawn(identity, source, Duration::from_secs(60), Trail::default(), |_| {}).unwrap()
+        Execution::spawn(identity, source, Duration::from_mins(1), Trail::default(), |_| {}).unwrap()
     }
 
     /// The names of a page, and where it is read on: a place, and which report.

@@ -143,7 +143,7 @@ impl Recorder {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
         let config = format!(
-            "[socket]\npath = \"{path}/socket\"\n[recorder]\nstate = \"{path}/state\"\nbudget_percent = 100.0\n"
+            "[socket]\npath = \"{path}/socket\"\n[recorder]\nstate = \"{path}/state\"\nbudget_percent = 50.0\n"
         );
         fs::write(folder.path().join("config.toml"), config).unwrap();
         let mut command = Command::new(program());

@@ -238,9 +238,9 @@ mod tests {
             (all, full)
         };
         let (hogs, of_hog) = fill(&hog).await;
-        assert_eq!(of_hog * 4 << 20, EACH_BYTES, "a principal has its share, whatever its number of connections");
+        assert_eq!((of_hog * 4) << 20, EACH_BYTES, "a principal has its share, whatever its number of connections");
         let (others, of_other) = fill(&other).await;
-        assert_eq!((of_hog + of_other) * 4 << 20, ALL_BYTES);
+        assert_eq!(((of_hog + of_other) * 4) << 20, ALL_BYTES);
         let late = of(&third);
         let [one, two] = [1, 2].map(RequestId::Number);
         late.open(&one).unwrap();
