@@ -3,7 +3,12 @@
 use mcptrace_wire::Actor;
 
 use super::put;
-use crate::{kernel::cgroups, report::Row, text::comm, text::untrusted};
+use crate::{
+    kernel::cgroups::{self, version_1},
+    report::Row,
+    text::comm,
+    text::untrusted,
+};
 
 /// Names of the fields that [`insert`] gives.
 pub(super) const FIELDS: [&str; 7] = ["pid", "tid", "comm", "uid", "ppid", "container", "unit"];
@@ -20,10 +25,11 @@ pub(super) fn insert(row: &mut Row, actor: &Actor) {
 
 /// Puts where it belongs: its container, else its unit.
 pub(super) fn insert_place(row: &mut Row, actor: &Actor) {
-    let Some(path) = cgroups::path(actor.cgroup) else { return };
-    if let Some(container) = cgroups::container(&path) {
+    let path = cgroups::path(actor.cgroup);
+    let by_version_2 = path.as_deref().and_then(cgroups::container);
+    if let Some(container) = by_version_2.or_else(|| version_1::container(actor.pid, actor.ppid)) {
         put(row, "container", container);
-    } else if let Some(unit) = cgroups::unit(&path) {
+    } else if let Some(unit) = path.as_deref().and_then(cgroups::unit) {
         put(row, "unit", untrusted(unit.as_bytes(), 128));
     }
 }
