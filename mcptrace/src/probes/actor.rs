@@ -2,13 +2,8 @@
 
 use mcptrace_wire::Actor;
 
-use super::put;
-use crate::{
-    kernel::cgroups::{self, version_1},
-    report::Row,
-    text::comm,
-    text::untrusted,
-};
+use super::{places, put};
+use crate::{kernel::cgroups::version_1, report::Row, text::comm};
 
 /// Names of the fields that [`insert`] gives.
 pub(super) const FIELDS: [&str; 7] = ["pid", "tid", "comm", "uid", "ppid", "container", "unit"];
@@ -20,16 +15,12 @@ pub(super) fn insert(row: &mut Row, actor: &Actor) {
     put(row, "comm", comm(&actor.comm));
     put(row, "uid", actor.uid);
     put(row, "ppid", actor.ppid);
-    insert_place(row, actor);
-}
-
-/// Puts where it belongs: its container, else its unit.
-pub(super) fn insert_place(row: &mut Row, actor: &Actor) {
-    let path = cgroups::path(actor.cgroup);
-    let by_version_2 = path.as_deref().and_then(cgroups::container);
-    if let Some(container) = by_version_2.or_else(|| version_1::container(actor.pid, actor.ppid)) {
+    places::insert(row, actor.cgroup);
+    // Containers of version 1 are in a group of version 2 that is not their own.
+    if !row.contains_key("container")
+        && let Some(container) = version_1::container(actor.pid, actor.ppid)
+    {
+        row.remove("unit");
         put(row, "container", container);
-    } else if let Some(unit) = path.as_deref().and_then(cgroups::unit) {
-        put(row, "unit", untrusted(unit.as_bytes(), 128));
     }
 }
