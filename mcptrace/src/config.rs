@@ -171,7 +171,7 @@ impl Default for Limits {
         let limits = executions::Limits::default();
         Self {
             running: limits.running,
-            running_each: limits.running_each,
+            running_each: 0,
             kept: limits.kept,
             keep_seconds: limits.keep.as_secs(),
             events_mb: limits.bytes >> 20,
@@ -262,7 +262,7 @@ impl Config {
             self.limits;
         executions::Limits {
             running,
-            running_each,
+            running_each: if running_each == 0 { executions::leaving_room(running) } else { running_each },
             kept,
             keep: Duration::from_secs(keep_seconds),
             bytes: events_mb << 20,
@@ -331,7 +331,7 @@ impl Config {
         let checks = [
             (level.is_ok(), "scripts.allow", level.err().unwrap_or_default()),
             ((1..=256).contains(&limits.running), "limits.running", "use 1 to 256".to_owned()),
-            ((1..=256).contains(&limits.running_each), "limits.running_each", "use 1 to 256".to_owned()),
+            (limits.running_each <= 256, "limits.running_each", "use 0 (three quarters of running) to 256".to_owned()),
             (limits.kept <= 10_000, "limits.kept", "use 0 to 10000".to_owned()),
             (limits.keep_seconds <= 604_800, "limits.keep_seconds", "use 0 to 604800 (a week)".to_owned()),
             ((1..=4096).contains(&limits.events_mb), "limits.events_mb", "use 1 to 4096".to_owned()),

@@ -86,7 +86,7 @@ fn gather(
 ) -> Result<(Evidence, Window), Failure> {
     let records = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let trail = records.trail(&Principal::cli(), json!({ "tool": "triage", "focus": focus }));
-    trail.starts(seconds).map_err(Refusal::from)?;
+    trail.starts(json!({ "seconds": seconds })).map_err(Refusal::from)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let gathering = start();
     runtime.block_on(wait(&gathering, seconds))?;

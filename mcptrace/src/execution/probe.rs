@@ -49,14 +49,33 @@ pub struct ProbeSource {
     /// Whether it sends records at all, and whether they are events of the report.
     sends: bool,
     sends_events: bool,
+    narrowed: Narrowed,
     /// The control group of the last record, where rows say to which container or unit a process belongs.
     last_cgroup: Option<AtomicU64>,
-    filtered: bool,
     counts: &'static str,
     cost_ns: f64,
     /// The only process and the only thread that are looked at.
     subject: Subject,
     state: Mutex<State>,
+}
+
+/// By what a reader may have narrowed a probe, so that nothing is seen.
+#[derive(Clone, Copy, Debug)]
+struct Narrowed {
+    by_filters: bool,
+    by_options: bool,
+}
+
+impl Narrowed {
+    /// What a reader of the JSON alone must know of a report without rows.
+    fn nothing_seen(self) -> &'static str {
+        match (self.by_filters, self.by_options) {
+            (true, false) => "nothing matched the filters while this ran",
+            (true, true) => "nothing matched the filters and options while this ran",
+            (false, true) => "nothing matched the options while this ran",
+            (false, false) => "no event that it looks for was seen while this ran",
+        }
+    }
 }
 
 /// What a probe is narrowed to.
@@ -111,13 +130,13 @@ impl ProbeSource {
         let sends_events = prepared.plan.event_bytes > 0 && !prepared.reader.event_fields().is_empty();
         Self {
             live: Mutex::new(Some(attached)),
+            narrowed: Narrowed { by_filters: filtered, by_options: !prepared.options.is_empty() },
             reader: prepared.reader,
             store: Mutex::new(Store::new(STORE_BYTES)),
             clock: Clock::now(),
             sends: prepared.plan.event_bytes > 0,
             sends_events,
             last_cgroup: prepared.plan.places.then(AtomicU64::default),
-            filtered,
             counts: prepared.plan.counts,
             cost_ns,
             subject,
@@ -271,7 +290,7 @@ impl ProbeSource {
             None if !self.counts.is_empty() => notes.push(
                 "this kernel does not tell how many events its recursion guard kept from the programs (missed): before 5.12".into(),
             ),
-            Some((counting, _)) if self.filtered && *counting > 0 => {
+            Some((counting, _)) if self.narrowed.by_filters && *counting > 0 => {
                 notes.push("missed is an upper bound: it includes events that the filters would have left out".into());
             }
             _ => {}
@@ -295,8 +314,8 @@ impl ProbeSource {
                  missed"
             ));
         }
-        if counters.get(Counter::Seen) == 0 && self.filtered {
-            notes.push("nothing matched the filters while this ran".into());
+        if counters.get(Counter::Seen) == 0 && !self.counts.is_empty() {
+            notes.push(self.narrowed.nothing_seen().into());
         }
         if let Some(ended) = lock(&self.state).ended {
             notes.push(format!("the {ended} had ended before the time was up: rates and shares are of the whole time"));

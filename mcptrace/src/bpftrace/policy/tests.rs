@@ -575,6 +575,22 @@ fn size_and_nesting_are_bounded() {
     }
     assert!(STRICT.admit(&nested("(", "1", ")", 20)).is_ok());
     assert_eq!(refusal(&format!("struct x {}", "{".repeat(30_000))).category, Category::Policy);
+    // Loops within loops multiply, and those after each other add up.
+    let unrolled = |times: &[u32], inner: &str| {
+        times.iter().fold(inner.to_owned(), |inner, times| format!("unroll ({times}) {{ {inner} }}"))
+    };
+    for (inner, good) in [
+        (unrolled(&[10, 100], "@a = 1;"), true),
+        (unrolled(&[11, 100], "@a = 1;"), false),
+        (unrolled(&[100; 40], ""), false),
+        (unrolled(&[10, 100], "@a = 1;").repeat(8), true),
+        (unrolled(&[10, 100], "@a = 1;").repeat(20), false),
+        (unrolled(&[100], "@a = 1;").repeat(20), true),
+    ] {
+        let found = STRICT.admit(&format!("BEGIN {{ {inner} }}"));
+        assert_eq!(found.is_ok(), good, "{inner}: {found:?}");
+        assert!(found.err().is_none_or(|error| error.message.contains("unrolled")), "{inner}");
+    }
     let hooks = |count: usize| format!("{} {{ }}", vec!["k:f"; count].join(","));
     assert!(STRICT.admit(&hooks(rules::PROBES)).is_ok());
     assert!(refusal(&hooks(rules::PROBES + 1)).message.contains("at most 512"));

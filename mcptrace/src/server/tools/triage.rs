@@ -93,7 +93,7 @@ async fn gather(
 ) -> Result<(Evidence, Window), ToolError> {
     let trail = call.trail(json!({ "tool": "triage", "focus": focus }));
     let place = call.place_for_triage().inspect_err(|busy| trail.refused(busy.category, &busy.message))?;
-    trail.starts(seconds).map_err(Refusal::from)?;
+    trail.starts(json!({ "seconds": seconds })).map_err(Refusal::from)?;
     let gathering = call.looking(move |_| start()).await?;
     let waited = call.pause(Duration::from_secs_f64(seconds)).await;
     let (evidence, window) = call.settled(move |_| gathering.finish()).await?;
