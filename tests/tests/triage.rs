@@ -13,7 +13,7 @@ use std::{
 
 use mcptrace::triage::{
     Triage,
-    finding::{Kind, Severity},
+    finding::{Finding, Kind, Severity},
     gather::Gathering,
     judge,
     lately::Lately,
@@ -97,9 +97,14 @@ fn look(seconds: u64) -> Triage {
     judge(&evidence, window, Lately::default())
 }
 
-/// What was found of a case: whether the cause came first, and whether its process was named with it.
+/// What was found of a case: whether the cause came first, and whether its process was named with it. That others use up the CPUs of a busy
+/// machine is true, and no answer to the fault.
 fn verdict(case: &Case, found: &Triage, pid: u32) -> (bool, bool) {
-    let first = found.findings.first();
+    let of_others = |one: &Finding| {
+        let is_of_cpus = matches!(one.kind, Kind::CpuSaturation | Kind::RunqDelay | Kind::RunawayProcess);
+        is_of_cpus && !case.kinds.contains(&one.kind) && one.pids().next() != Some(pid)
+    };
+    let first = found.findings.iter().find(|one| !of_others(one));
     let cause = first.is_some_and(|one| case.kinds.contains(&one.kind));
     let named = first.is_some_and(|one| one.who.iter().any(|who| who.pid == Some(pid)));
     (cause, named || !case.names_process)
@@ -177,8 +182,9 @@ fn score(cases: &[Case], look: impl Fn() -> Triage) {
         let fault = Fault::start(case.fault);
         let found = look();
         let (cause, named) = verdict(case, &found, fault.child.id());
-        let first = found.findings.first().map(|one| format!("{:?}", one.kind)).unwrap_or_default();
-        table.push(format!("{:16} {first:22} cause first: {cause:5} process named: {named}", case.fault));
+        let all: Vec<_> = found.findings.iter().map(|one| format!("{:?}", one.kind)).collect();
+        let first = all.join(" ");
+        table.push(format!("{:16} {first:60} cause first: {cause:5} process named: {named}", case.fault));
         let answer = text(&found);
         assert!(answer.len() <= 4096 && !answer.contains("did not run"), "{answer}");
         if !(cause && named) {
