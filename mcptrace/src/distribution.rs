@@ -174,6 +174,11 @@ mod tests {
     }
 
     #[test]
+    fn the_stated_error_is_that_of_the_documents() {
+        assert!((RELATIVE_ERROR - 0.0625).abs() < f64::EPSILON);
+    }
+
+    #[test]
     fn one_value_is_every_percentile() {
         let series = of(&[12_345]).series(Row::new());
         assert_eq!(
