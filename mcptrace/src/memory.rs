@@ -1,8 +1,14 @@
-//! Giving memory back that is not needed any more.
+//! How much memory this process holds, and giving back what is not needed any more.
 
 use std::ffi::c_void;
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
+
+/// The process's own resident memory, in bytes: without pages of files. 0 where the kernel does not say.
+pub fn own() -> u64 {
+    let memory = Process::myself().and_then(|process| process.statm());
+    memory.map_or(0, |memory| memory.resident.saturating_sub(memory.shared) * procfs::page_size())
+}
 
 /// Gives freed memory back to the system: parsing the kernel's types frees some 20 MB at once, which glibc would keep.
 pub fn release_free() {
@@ -50,6 +56,14 @@ mod tests {
 
     fn name() -> std::ffi::OsString {
         std::env::current_exe().unwrap().file_name().unwrap().to_owned()
+    }
+
+    #[test]
+    fn own_memory_is_what_the_kernel_calls_anonymous() {
+        let kernel = Process::myself().unwrap().status().unwrap().rssanon.unwrap() << 10;
+        // Other threads go on meanwhile.
+        assert!(own().abs_diff(kernel) < 16 << 20, "{} and {kernel} bytes", own());
+        assert!(own() > 0);
     }
 
     /// Code that was touched is let go of, and the program goes on.

@@ -29,14 +29,16 @@ use blazesym::{
 use cpp_demangle::DemangleOptions;
 
 use super::privilege;
-use crate::text::untrusted;
+use crate::{memory, text::untrusted};
 
 /// How long one question may take, at most.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long what was read is kept after the last question.
-const KEEP: Duration = Duration::from_mins(1);
+/// How long what was read is kept after the last question. Files stay open meanwhile, also those that are deleted.
+const KEEP: Duration = Duration::from_secs(10);
 /// Files whose symbols are kept, at most; one more, and all are let go.
 const MOST_FILES: usize = 256;
+/// By how many bytes the process may grow while symbols are kept, at most; then all are let go. Those of a large compiler take 20 MB.
+const MOST_GROWTH: u64 = 64 << 20;
 /// How far behind the beginning of a function of the kernel its code may be. kallsyms has no sizes: what lies behind the last symbol, such as
 /// an eBPF program that was loaded later or is gone, would have that one's name.
 const LARGEST_IN_KERNEL: usize = 1 << 20;
@@ -122,19 +124,37 @@ fn start() -> Option<Sender<Job>> {
 }
 
 fn serve(jobs: &Receiver<Job>) {
-    let mut symbolizer = symbolizer();
-    let mut files = 0;
+    let mut kept = Kept::new();
     while let Ok(job) = jobs.recv_timeout(KEEP) {
-        files += job.question.files.len();
-        if files > MOST_FILES {
-            symbolizer = self::symbolizer();
-            files = job.question.files.len();
+        kept.files += job.question.files.len();
+        if kept.files > MOST_FILES {
+            kept = Kept { files: job.question.files.len(), ..Kept::new() };
         }
         // Nobody may be waiting any more.
-        let _ = job.answer.send(names(&symbolizer, &job));
+        let _ = job.answer.send(names(&kept.symbolizer, &job));
+        if memory::own() > kept.own + MOST_GROWTH {
+            drop(kept);
+            memory::release_free();
+            kept = Kept::new();
+        }
     }
-    drop(symbolizer);
-    crate::memory::release_free();
+    drop(kept);
+    memory::release_free();
+}
+
+/// What was read, and how much there is of it.
+struct Kept {
+    symbolizer: Symbolizer,
+    /// Files that were asked about, at least once each.
+    files: usize,
+    /// The process's own memory before.
+    own: u64,
+}
+
+impl Kept {
+    fn new() -> Self {
+        Self { symbolizer: symbolizer(), files: 0, own: memory::own() }
+    }
 }
 
 fn symbolizer() -> Symbolizer {

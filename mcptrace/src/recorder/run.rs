@@ -140,6 +140,10 @@ struct Work {
     governor: Governor,
     measured: Measured,
     is_measured: bool,
+    /// Something was measured in this tick.
+    is_fresh: bool,
+    /// The last measurement alone was over the budget: the next tick is measured as well, so that little time goes by over it.
+    is_urgent: bool,
     /// What system calls would cost all the time, at the last three looks.
     syscalls_always: [f64; 3],
     /// Costs of groups at the last three measurements.
@@ -174,6 +178,8 @@ impl Work {
             governor: Governor::new(options.budget),
             measured: Measured::default(),
             is_measured: false,
+            is_fresh: false,
+            is_urgent: false,
             syscalls_always: [0.0; 3],
             measurements: Default::default(),
             cpus: 1.0,
@@ -234,7 +240,8 @@ impl Work {
         if self.ticks.is_multiple_of(DUTY_TICKS) {
             self.look_at_syscalls();
         }
-        if self.ticks % MEASURE_TICKS == MEASURE_AT {
+        self.is_fresh = false;
+        if self.is_urgent || self.ticks % MEASURE_TICKS == MEASURE_AT {
             self.measure();
         }
         self.shared.wait(next)
@@ -282,12 +289,15 @@ impl Work {
         self.measured.seconds = before.0.elapsed().as_secs_f64();
         self.measured.own = own.saturating_sub(before.1).as_secs_f64() / (self.measured.seconds * self.cpus);
         self.is_measured = cost.is_some();
+        self.is_fresh = true;
         let Some((window, each)) = cost else { return };
         let mut groups: BTreeMap<&'static str, f64> = BTreeMap::new();
         for (program, (ns, _)) in self.programs.attached().iter().zip(each) {
             let share = ns / (window.as_nanos() as f64 * self.cpus);
             *groups.entry(programs::group_of(program.name)).or_default() += share;
         }
+        let programs: f64 = groups.values().sum();
+        self.is_urgent = programs > 0.0 && programs + self.measured.own > self.governor.budget();
         self.measurements.rotate_left(1);
         self.measurements[2] = groups;
         let of = |group| self.measurements.each_ref().map(|groups| groups.get(group).copied().unwrap_or(0.0));
@@ -306,7 +316,7 @@ impl Work {
                 self.error = Some(error);
             }
         }
-        if self.ticks % MEASURE_TICKS == MEASURE_AT && !stop {
+        if self.is_fresh && !stop {
             self.govern();
         }
         self.ticks += 1;

@@ -43,8 +43,10 @@ impl Daemon {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         // Users start it too, and cannot reach every folder of a build.
         fs::copy(program, path.join("mcptrace")).unwrap();
+        // As many results are kept as one round makes, so that what grows afterwards is none of theirs.
         let text = format!(
-            "[socket]\npath = \"{0}/socket\"\nusers = [{USER}]\n[audit]\nto = \"{0}/audit.jsonl\"\n\
+            "[limits]\nkept = 16\nevents_mb = 8\n\
+             [socket]\npath = \"{0}/socket\"\nusers = [{USER}]\n[audit]\nto = \"{0}/audit.jsonl\"\n\
              [recorder]\nstate = \"{0}/state\"\nbudget_percent = 50.0\n",
             path.display()
         );

@@ -1,9 +1,10 @@
-//! `cargo xtask bench recorder`: what the always-on recorder costs programs: each in turn without, with and without it again.
+//! `cargo xtask bench recorder`: what the always-on recorder costs programs: each in turn with and without it.
 //!
 //! Without against without is the noise; only what stands out of it is the recorder's.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -16,10 +17,11 @@ use crate::process;
 
 /// How long the recorder runs before anything is measured: what it costs to start is not what it costs.
 const SETTLE: Duration = Duration::from_secs(3);
-/// Files that one compilation of the build makes.
+/// Files of the build, and how often each is compiled.
 const FILES: usize = 24;
+const TIMES: usize = 10;
 
-/// One run of a load.
+/// One run of a load, which lasts longer than the ten seconds in which the recorder looks at system calls once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Run {
     /// What was done in a second.
@@ -31,13 +33,21 @@ struct Run {
 /// A load, by the program that makes it.
 struct Load {
     name: &'static str,
+    /// What serves it, if something does: one for all runs, so that they do not differ by where it happened to lie.
+    serve: Option<fn(&Path) -> Result<Server>>,
     run: fn(&Path) -> Result<Run>,
 }
 
 const LOADS: &[Load] = &[
-    Load { name: "redis-benchmark, SET and GET, 50 clients", run: redis },
-    Load { name: "sysbench threads, 8 threads, 4 locks", run: sysbench },
-    Load { name: "build: a C compiler started again and again", run: compile },
+    Load { name: "redis-benchmark, SET and GET, 50 clients", serve: Some(redis_server), run: redis },
+    Load { name: "sysbench cpu, 4 threads", serve: None, run: |_| sysbench(&["cpu", "--threads=4"]) },
+    // More switches a second than the budget allows: the governor has to act, and what it costs until then is in this.
+    Load {
+        name: "sysbench threads, 8 threads, 4 locks",
+        serve: None,
+        run: |_| sysbench(&["threads", "--threads=8", "--thread-locks=4"]),
+    },
+    Load { name: "build: a C compiler started again and again", serve: None, run: compile },
 ];
 
 /// Measures, and prints a table in Markdown.
@@ -47,71 +57,71 @@ pub(super) fn run(programs: &Path, rounds: u32) -> Result<()> {
     prepare(folder.path())?;
     println!("{HEAD}");
     for load in LOADS {
-        let mut all = Vec::new();
-        for round in 0..rounds {
-            eprintln!("xtask: {}: round {} of {rounds}", load.name, round + 1);
-            all.push(measure(load, programs, folder.path(), round)?);
-        }
-        print(load, &all);
+        let server = load.serve.map(|serve| serve(folder.path())).transpose()?;
+        let runs = measure(load, programs, folder.path(), rounds)?;
+        drop(server);
+        println!("{}", row(load.name, &runs));
     }
     Ok(())
 }
 
 const HEAD: &str = "\
-| load | without | with, throughput | without again, throughput | with, p99 | without again, p99 |
+| load | without | with, throughput | noise, throughput | with, p99 | noise, p99 |
 |---|---:|---:|---:|---:|---:|";
 
-/// Without, with, and without again.
-type Round = [Run; 3];
+/// Runs in the order they were made: each with the recorder lies between two without.
+struct Runs {
+    with: Vec<Run>,
+    /// One more.
+    without: Vec<Run>,
+}
 
-/// The recorder comes second or last in turn, so that what drifts meanwhile is not taken for it.
-fn measure(load: &Load, programs: &Path, folder: &Path, round: u32) -> Result<Round> {
+fn measure(load: &Load, programs: &Path, folder: &Path, rounds: u32) -> Result<Runs> {
     let without = || {
         sleep(SETTLE);
         (load.run)(folder)
     };
-    let with = || {
+    let mut runs = Runs { with: Vec::new(), without: vec![without()?] };
+    for round in 1..=rounds {
+        eprintln!("xtask: {}: round {round} of {rounds}", load.name);
         let recorder = Recorder::start(programs, folder)?;
         sleep(SETTLE);
-        let run = (load.run)(folder);
+        runs.with.push((load.run)(folder)?);
         recorder.stop()?;
-        run
-    };
-    let first = without()?;
-    if round.is_multiple_of(2) {
-        let with = with()?;
-        Ok([first, with, without()?])
-    } else {
-        let again = without()?;
-        Ok([first, with()?, again])
+        runs.without.push(without()?);
     }
+    Ok(runs)
 }
 
-fn print(load: &Load, all: &[Round]) {
-    let ratio = |which: usize, of: fn(&Run) -> f64| changes(all.iter().map(|round| of(&round[which]) / of(&round[0])));
-    let (throughput, p99) = (|run: &Run| run.per_second, |run: &Run| run.p99_ms);
-    let base = middle(all.iter().map(|round| round[0].per_second).collect());
-    println!(
-        "| {} | {base:.0}/s | {} | {} | {} | {} |",
-        load.name,
-        ratio(1, throughput),
-        ratio(2, throughput),
-        ratio(1, p99),
-        ratio(2, p99)
-    );
+/// Each run is compared with the mean of its two neighbours without the recorder, so that what drifts slowly is in neither column.
+fn row(name: &str, runs: &Runs) -> String {
+    let change = |run: &Run, [before, after]: [&Run; 2], of: fn(&Run) -> f64| 2.0 * of(run) / (of(before) + of(after));
+    let with = |of| {
+        let pairs = runs.with.iter().zip(runs.without.windows(2));
+        changes(pairs.map(|(run, off)| change(run, [&off[0], &off[1]], of)))
+    };
+    let noise = |of| changes(runs.without.windows(3).map(|off| change(&off[1], [&off[0], &off[2]], of)));
+    let throughput = |run: &Run| run.per_second;
+    let p99 = |run: &Run| run.p99_ms;
+    let base = middle(runs.without.iter().map(throughput).collect());
+    let columns = [with(throughput), noise(throughput), with(p99), noise(p99)];
+    format!("| {name} | {base:.0}/s | {} |", columns.join(" | "))
 }
 
-/// The middle change in percent, and the middle half of all.
+/// The middle change in percent, and between which the true one lies with 95 % (order statistics of the binomial distribution).
 fn changes(ratios: impl Iterator<Item = f64>) -> String {
     let mut percent: Vec<f64> = ratios.map(|ratio| (ratio - 1.0) * 100.0).collect();
     percent.sort_by(f64::total_cmp);
-    let at = |share: f64| percent[((percent.len() - 1) as f64 * share).round() as usize];
-    format!("{:+.1} % ({:+.1} to {:+.1})", at(0.5), at(0.25), at(0.75))
+    let count = percent.len() as f64;
+    let rank = ((count / 2.0 - 0.98 * count.sqrt()).round() as usize).max(1);
+    let Some([low, .., high]) = percent.get(rank - 1..percent.len() - (rank - 1)) else { return "-".to_owned() };
+    format!("{:+.1} % ({low:+.1} to {high:+.1})", middle(percent.clone()))
 }
 
 fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let half = values.len() / 2;
+    if values.len().is_multiple_of(2) { values[half - 1].midpoint(values[half]) } else { values[half] }
 }
 
 /// The daemon at work; killed when dropped.
@@ -171,20 +181,23 @@ fn source(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("file_{number}.c"))
 }
 
-fn redis(folder: &Path) -> Result<Run> {
+fn redis_server(folder: &Path) -> Result<Server> {
     let socket = folder.join("redis");
     let mut server = Command::new("redis-server");
     server.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(&socket);
-    let mut server = Server(server.stdout(Stdio::null()).spawn().context("redis-server does not start")?);
+    let server = Server(server.stdout(Stdio::null()).spawn().context("redis-server does not start")?);
     let begun = Instant::now();
-    while !socket.exists() {
+    while UnixStream::connect(&socket).is_err() {
         ensure!(begun.elapsed() < Duration::from_secs(20), "redis-server does not serve");
         sleep(Duration::from_millis(20));
     }
+    Ok(server)
+}
+
+fn redis(folder: &Path) -> Result<Run> {
     let mut benchmark = Command::new("redis-benchmark");
-    benchmark.arg("-s").arg(&socket).args(["-t", "set,get", "-n", "200000", "-c", "50", "--csv"]);
+    benchmark.arg("-s").arg(folder.join("redis")).args(["-t", "set,get", "-n", "750000", "-c", "50", "--csv"]);
     let said = process::output(&mut benchmark)?;
-    server.0.kill()?;
     of_redis(&said).with_context(|| format!("redis-benchmark said: {said}"))
 }
 
@@ -209,9 +222,9 @@ impl Drop for Server {
     }
 }
 
-fn sysbench(_: &Path) -> Result<Run> {
+fn sysbench(test: &[&str]) -> Result<Run> {
     let mut command = Command::new("sysbench");
-    command.args(["threads", "--threads=8", "--thread-locks=4", "--time=5", "--percentile=99", "run"]);
+    command.args(test).args(["--time=12", "--percentile=99", "run"]);
     let said = process::output(&mut command)?;
     of_sysbench(&said).with_context(|| format!("sysbench said: {said}"))
 }
@@ -227,11 +240,11 @@ fn of_sysbench(said: &str) -> Option<Run> {
     })
 }
 
-/// Compiles each file four times: hundreds of processes, and little but the kernel's work for each.
+/// Compiles each file some times: hundreds of processes, and little but the kernel's work for each.
 fn compile(folder: &Path) -> Result<Run> {
     let begun = Instant::now();
     let mut took = Vec::new();
-    for number in (0..FILES).cycle().take(4 * FILES) {
+    for number in (0..FILES).cycle().take(TIMES * FILES) {
         let one = Instant::now();
         process::run(Command::new("cc").arg("-c").arg(source(folder, number)).arg("-o").arg(folder.join("file.o")))?;
         took.push(one.elapsed().as_secs_f64() * 1e3);
@@ -260,7 +273,17 @@ mod tests {
 
     #[test]
     fn changes_are_of_the_middle() {
-        assert_eq!(changes([1.0, 0.99, 1.5].into_iter()), "+0.0 % (+0.0 to +50.0)");
-        assert_eq!(changes([0.98].into_iter()), "-2.0 % (-2.0 to -2.0)");
+        assert_eq!(changes([1.0, 0.99, 1.5].into_iter()), "+0.0 % (-1.0 to +50.0)");
+        // Of 12, the third and the third last.
+        assert_eq!(changes((1..=12).map(|n| 1.0 + f64::from(n) / 100.0)), "+6.5 % (+3.0 to +10.0)");
+        assert_eq!(changes([1.0].into_iter()), "-");
+    }
+
+    #[test]
+    fn what_drifts_is_in_no_column() {
+        let run = |n: i32| Run { per_second: 100.0 + f64::from(n), p99_ms: 10.0 + f64::from(n) };
+        let drifting = Runs { with: vec![run(1), run(3)], without: vec![run(0), run(2), run(4)] };
+        let none = "+0.0 % (+0.0 to +0.0)";
+        assert_eq!(row("x", &drifting), format!("| x | 102/s | {none} | - | {none} | - |"));
     }
 }
