@@ -581,6 +581,16 @@ fn size_and_nesting_are_bounded() {
 }
 
 #[test]
+fn what_fires_by_a_clock_or_a_counter_is_told_from_what_happens() {
+    let kinds = ["BEGIN", "interval", "p", "software", "h", "tracepoint", "kprobe", "usdt", "nonsense"];
+    let of = |wanted: fn(&str) -> bool| kinds.into_iter().filter(|kind| wanted(kind)).collect::<Vec<_>>();
+    assert_eq!(of(rules::is_timed), ["BEGIN", "interval", "p"]);
+    assert_eq!(of(rules::is_counter), ["software", "h"]);
+    assert_eq!(of(rules::takes_path), ["usdt"]);
+    assert_eq!(of(rules::is_of_kernel), ["tracepoint", "kprobe"]);
+}
+
+#[test]
 fn levels_are_what_they_say() {
     let program = "BEGIN { system(\"id\"); }";
     let at = |level| Policy { level, ..STRICT }.admit(program);
