@@ -180,8 +180,17 @@ impl Kept {
 /// By [`mcptrace_wire::Stall`].
 const STALL_NAMES: [&str; STALLS as usize] = ["direct", "cgroup", "compaction"];
 /// By [`mcptrace_wire::lock_kind`].
-const LOCK_NAMES: [&str; mcptrace_wire::LOCK_KINDS] =
-    ["spinlock", "rwlock_read", "rwlock_write", "rwsem_read", "rwsem_write", "rt_mutex", "percpu_rwsem", "mutex"];
+const LOCK_NAMES: [&str; mcptrace_wire::LOCK_KINDS] = [
+    "spinlock",
+    "rwlock_read",
+    "rwlock_write",
+    "rwsem_read",
+    "rwsem_write",
+    "rt_mutex",
+    "percpu_rwsem",
+    "mutex",
+    "semaphore",
+];
 /// Names of vectors (`softirq_to_name`, kernel/softirq.c).
 const SOFT_NAMES: [&str; 10] =
     ["HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"];
@@ -415,7 +424,9 @@ mod tests {
         assert_eq!(distributions(&memory, "reclaim_stall_ns"), stalls.map(|(kind, n, ns)| (kind.to_owned(), n, ns)));
         let locks = distributions(&of_shared(Kept::locks), "lock_wait_ns");
         assert_eq!(locks.len(), mcptrace_wire::LOCK_KINDS);
-        for (flags, name) in [(1, "spinlock"), (0b11, "rwlock_read"), (1 << 3, "rt_mutex"), (1 << 5, "mutex")] {
+        for (flags, name) in
+            [(1, "spinlock"), (0b11, "rwlock_read"), (1 << 3, "rt_mutex"), (1 << 5, "mutex"), (0, "semaphore")]
+        {
             let kind = mcptrace_wire::lock_kind(flags) as u64 + 1;
             assert!(locks.contains(&(name.to_owned(), kind, 10 * kind)), "{name}: {locks:?}");
         }
