@@ -591,6 +591,29 @@ fn what_fires_by_a_clock_or_a_counter_is_told_from_what_happens() {
 }
 
 #[test]
+fn counters_run_over_so_often_and_no_more() {
+    for hook in ["software:page-faults:1", "s:faults", "s:cpu-clock:1000000", "hardware:cycles:10000", "h:cycles"] {
+        assert!(STRICT.admit(&format!("{hook} {{ @ = count(); }}")).is_ok(), "{hook}");
+    }
+    for hook in ["s:cpu-clock:999999", "s:task-clock:999999", "s:cpu:1", "hardware:cycles:9999"] {
+        let error = refusal(&format!("{hook} {{ @ = count(); }}"));
+        assert!(error.message.contains("fires too often"), "{hook}: {error}");
+    }
+}
+
+#[test]
+fn a_setting_that_is_none_is_answered_with_those_that_are() {
+    let error = refusal("config = { nonsense = 1 } BEGIN { }");
+    assert!(format!("{error} {error:?}").contains("max_strlen"), "{error:?}");
+}
+
+#[test]
+fn a_hook_that_is_none_is_told_how_its_type_is_written() {
+    assert!(refusal("tracepoint:sched { }").message.contains("write tracepoint:group:name"));
+    assert!(refusal("kprobe:a:b:c { }").message.contains("write one name after the type"));
+}
+
+#[test]
 fn levels_are_what_they_say() {
     let program = "BEGIN { system(\"id\"); }";
     let at = |level| Policy { level, ..STRICT }.admit(program);
