@@ -388,8 +388,7 @@ mod tests {
 
     #[test]
     fn settings_become_bounds_in_their_units() {
-        let mut config = Config::default();
-        config.limits = Limits {
+        let limits = Limits {
             running: 3,
             running_each: 2,
             kept: 5,
@@ -398,8 +397,9 @@ mod tests {
             longest_seconds: 13,
             execution_percent: 17.0,
         };
+        let scripts = Scripts { allow: "any".into(), programs: true };
+        let mut config = Config { limits, scripts, ..Config::default() };
         config.bpftrace.command = "sudo  -n bpftrace".into();
-        config.scripts = Scripts { allow: "any".into(), programs: true };
         let limits = config.limits();
         assert_eq!((limits.running, limits.running_each, limits.kept, limits.bytes), (3, 2, 5, 11 * 1024 * 1024));
         assert_eq!((limits.keep, limits.longest), (Duration::from_secs(7), Duration::from_secs(13)));
@@ -427,8 +427,8 @@ mod tests {
     #[test]
     fn records_go_where_the_setting_says() {
         let to = |text: &str, serves_others| {
-            let mut config = Config::default();
-            config.audit = Audit { to: text.into(), file_mb: 3, files: 4, ..Audit::default() };
+            let audit = Audit { to: text.into(), file_mb: 3, files: 4, ..Audit::default() };
+            let config = Config { audit, ..Config::default() };
             let settings = config.audit(serves_others);
             assert_eq!((settings.bytes, settings.kept), (3 << 20, 4));
             settings.to

@@ -205,7 +205,9 @@ mod tests {
     fn values_one_by_one_are_what_the_kernel_would_have_kept() {
         let values = [7, 0, 12_345, 1, 1 << 41, 12_345];
         let mut one_by_one = Distribution::default();
-        values.iter().for_each(|value| one_by_one.record(*value));
+        for value in values {
+            one_by_one.record(value);
+        }
         assert_eq!(one_by_one, of(&values));
         assert_eq!(one_by_one.count(), 6);
         assert_eq!(one_by_one.extent(), ((1 << 41) + 24_698, 0, 1 << 41));
