@@ -398,7 +398,7 @@ mod tests {
             execution_percent: 17.0,
         };
         let scripts = Scripts { allow: "any".into(), programs: true };
-        let mut config = Config { limits, scripts, ..Config::default() };
+        let mut config = Config { scripts, limits, ..Config::default() };
         config.bpftrace.command = "sudo  -n bpftrace".into();
         let limits = config.limits();
         assert_eq!((limits.running, limits.running_each, limits.kept, limits.bytes), (3, 2, 5, 11 * 1024 * 1024));
