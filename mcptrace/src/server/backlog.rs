@@ -21,10 +21,12 @@ use crate::memory;
 const ALL_BYTES: usize = 32 << 20;
 /// What those of one principal may have of it: others find room beside it.
 pub(super) const EACH_BYTES: usize = ALL_BYTES / 2;
-/// Answers up to this are small: lists, and what is asked for without a size.
+/// Answers up to this are usual: what is asked for without a size.
+const USUAL: usize = 32 << 10;
+/// Up to this they are small: lists and descriptions, which may be asked for by the hundred, and keep no usual one waiting.
 const SMALL: usize = 64 << 10;
-/// What the small answers of a connection may hold together.
-const SMALL_BYTES: usize = 4 * SMALL;
+/// What the answers of a connection of each of these sizes may hold together.
+const SMALL_BYTES: usize = 2 * SMALL;
 /// What an answer takes while it is made, in multiples of its size.
 const MAKING: usize = 4;
 /// Large answers that are made at once, so that there are threads and time for everything else.
@@ -41,6 +43,7 @@ pub(super) struct Rooms {
 /// The calls of a connection whose answers have not been written yet, with the room that each answer takes.
 #[derive(Debug)]
 pub(super) struct Backlog {
+    usual: Arc<Semaphore>,
     small: Arc<Semaphore>,
     /// Of the connection, of its principal, of all: in the order in which they are taken.
     large: [Arc<Semaphore>; 3],
@@ -88,7 +91,8 @@ impl Backlog {
     pub(super) fn new(calls: usize, bytes: usize, each: Arc<Semaphore>, rooms: Arc<Rooms>) -> Self {
         let large = [Arc::new(Semaphore::new(bytes)), each, Arc::clone(&rooms.all)];
         let bytes = bytes.min(EACH_BYTES);
-        Self { small: Arc::new(Semaphore::new(SMALL_BYTES)), large, rooms, bytes, calls, open: Mutex::default() }
+        let [usual, small] = [(); 2].map(|()| Arc::new(Semaphore::new(SMALL_BYTES)));
+        Self { usual, small, large, rooms, bytes, calls, open: Mutex::default() }
     }
 
     /// A call begins.
@@ -136,7 +140,8 @@ impl Backlog {
     }
 
     async fn small_room(&self, bytes: usize) -> Held {
-        Held(take(&self.small, bytes).await.into_iter().collect())
+        let room = if bytes <= USUAL { &self.usual } else { &self.small };
+        Held(take(room, bytes).await.into_iter().collect())
     }
 
     async fn large_room(&self, bytes: usize) -> Held {
@@ -247,6 +252,9 @@ mod tests {
         late.open(&two).unwrap();
         assert!(!has_room(&late, &one, 1 << 20).await, "there is none left for anybody");
         assert!(has_room(&late, &two, 24 << 10).await, "what is small never waits for others");
+        assert!(has_room(&late, &two, SMALL).await && has_room(&late, &two, SMALL).await);
+        assert!(!has_room(&late, &two, SMALL).await, "there is a bound for lists too");
+        assert!(has_room(&late, &two, 24 << 10).await, "and they keep no usual answer waiting");
         drop(hogs);
         assert!(has_room(&late, &one, 1 << 20).await);
         drop(others);

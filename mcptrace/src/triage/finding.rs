@@ -203,7 +203,7 @@ pub struct Finding {
     pub who: Vec<Who>,
     /// How sure, from 0 to 1.
     pub confidence: f64,
-    /// It was there in what was looked at, and is not at present.
+    /// It has passed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub over: bool,
     /// Findings that explain it.

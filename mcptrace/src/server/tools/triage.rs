@@ -29,7 +29,7 @@ pub(super) const ROW: Row = Row {
     title: "What is wrong here",
     description: "Ranks what is wrong with this machine: CPUs, run queue, memory, disks, network, locks, processes; each finding with \
         numbers, who, and the next call. Use it first when something is slow and nothing is known yet. Where the \
-        recorder runs it answers from the last minute, and looks for 2 s more where it cannot say who; with seconds, or without a recorder, it runs some fifteen probes, which \
+        recorder runs it answers from the last minute; with seconds, or without a recorder, it runs some fifteen probes, which \
         costs busy programs a few percent.",
     input: || schema_for!(Arguments),
     output: || schema::outline(schema::of_result::<Triage>()),
