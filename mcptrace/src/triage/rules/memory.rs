@@ -34,7 +34,7 @@ fn reclaim(evidence: &Evidence) -> Option<Judged> {
     let pressure = evidence.stalled(|one| one.memory_us).unwrap_or(0.0);
     let swapped =
         evidence.after.vm_change(&evidence.before, "pswpin") + evidence.after.vm_change(&evidence.before, "pswpout");
-    let available = evidence.after.memory.map_or(0.0, |(available, all)| available as f64 / all.max(1) as f64);
+    let available = evidence.after.memory.map_or(1.0, |(available, all)| available as f64 / all.max(1) as f64);
     let of_machine = if is_short(available, evidence.per_second(swapped)) { pressure } else { 0.0 };
     let who = evidence.by_process("memory_reclaim", "pid", "stalls/s", |row| word(row, "stall") == "direct");
     Some(Judged {
