@@ -117,7 +117,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     shed::shed(shed::needed_by_daemon() | for_http)?;
     let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
-    let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
+    let folder = place::folder(None);
     let sink = sink(matches, &folder, config.recorder.size_mb)?;
     let folder = (!prints).then_some(folder);
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
