@@ -6,7 +6,10 @@
 
 use std::{
     fs,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -329,6 +332,24 @@ fn nothing_stays_attached_and_memory_is_bounded() {
         assert!(pages * 4096 < (80 << 20), "{} MB", (pages * 4096) >> 20);
     });
     becomes(0);
+}
+
+/// Whoever serves clients in the same process must not make the recorder take itself for too dear.
+#[test]
+fn what_other_threads_of_the_process_do_is_no_cost_of_recording() {
+    let end = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..2)
+        .map(|_| {
+            let end = Arc::clone(&end);
+            std::thread::spawn(move || while !end.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    let (_, status) = around(generous(), || sleep(Duration::from_millis(5_500)));
+    end.store(true, Ordering::Relaxed);
+    busy.into_iter().for_each(|thread| thread.join().unwrap());
+    let cost = status.cost_process_percent;
+    assert!(cost > 0.0 && cost < 12.0, "two threads that are busy for nothing are not its own: {status:#?}");
+    assert!(status.groups.iter().all(|group| group.state != "shed"), "{status:#?}");
 }
 
 #[test]

@@ -295,8 +295,12 @@ fn tell(folder: Option<&Path>, status: &Status) {
 }
 
 fn begun(status: &Status) -> String {
-    let budget = status.budget_percent;
-    format!("recording to {}, budget {budget} % of CPU time; {}", status.sink, groups(status))
+    let (budget, sink) = (status.budget_percent, &status.sink);
+    let what = match &status.error {
+        None => format!("recording to {sink}"),
+        Some(error) => format!("nothing is kept in {sink}: {error}; it is tried again"),
+    };
+    format!("{what}, budget {budget} % of CPU time; {}", groups(status))
 }
 
 fn groups(status: &Status) -> String {
@@ -320,7 +324,7 @@ fn cost(status: &Status) -> String {
         return "its cost in the kernel cannot be measured here (that takes CAP_SYS_ADMIN and Linux 5.8)".to_owned();
     }
     let Status { cost_percent, cost_process_percent, .. } = status;
-    format!("costs {cost_percent} % of CPU time, {cost_process_percent} % of it in this process")
+    format!("costs {cost_percent} % of CPU time, {cost_process_percent} % of it in its own thread")
 }
 
 /// A line on stderr; whoever read it may have gone.
@@ -339,6 +343,14 @@ mod tests {
         for wrong in ["0", "51", "-1", "nan", "one"] {
             assert!(budget(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_file_that_takes_nothing_is_not_announced_as_one_that_does() {
+        let status = Status { sink: "h.db".into(), error: Some("it is not a history".into()), ..Status::default() };
+        let text = begun(&status);
+        assert!(text.starts_with("nothing is kept in h.db: it is not a history; it is tried again, budget"), "{text}");
+        assert!(begun(&Status { error: None, ..status }).starts_with("recording to h.db, budget"));
     }
 
     #[test]
