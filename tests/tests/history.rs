@@ -443,7 +443,7 @@ fn the_views_say_what_the_answers_say() {
     assert_eq!(one("SELECT sum(seconds) FROM coverage WHERE step = 60 AND \"group\" = 'cpu' AND why = ''"), 120.0);
     assert_eq!(one("SELECT count(*) FROM marks WHERE kind = 'start'"), 1);
     assert_eq!(one("SELECT count(*) FROM metrics WHERE metric LIKE 'test%'"), 3);
-    assert_eq!(one("WITH s AS (SELECT t, amount FROM sums WHERE step = 1) SELECT count(*) FROM s WHERE t >= 0"), 130);
+    assert_eq!(one("WITH s AS (SELECT t, amount FROM sums WHERE step = 1) SELECT count(*) FROM s WHERE t >= 0"), 390);
     // Nothing of the view's columns is taken.
     assert_eq!(one("SELECT count(*) FROM Marks"), 1);
     assert_eq!(one("SELECT 7 FROM metrics"), 7);
