@@ -3,14 +3,13 @@
 use aya_ebpf::{
     Global,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_task,
     },
 };
 
 use crate::{
     Actor,
-    kernel::{TASK_PID, TASK_TGID, read_kernel, task_cgroup, task_comm, task_uid},
+    kernel::{TASK_PID, TASK_TGID, current_cgroup, read_kernel, task_cgroup, task_comm, task_uid},
 };
 
 #[unsafe(no_mangle)]
@@ -20,10 +19,10 @@ static TASK_REAL_PARENT: Global<u32> = Global::new(0);
 #[inline(always)]
 pub fn current_actor() -> Actor {
     let ids = bpf_get_current_pid_tgid();
-    // SAFETY: the helpers take nothing; the second gives the current task.
-    let (cgroup, parent) = unsafe { (bpf_get_current_cgroup_id(), parent(bpf_get_current_task() as *const u8)) };
+    // SAFETY: the helper gives the current task.
+    let parent = unsafe { parent(bpf_get_current_task() as *const u8) };
     Actor {
-        cgroup,
+        cgroup: current_cgroup(),
         pid: (ids >> 32) as u32,
         tid: ids as u32,
         uid: bpf_get_current_uid_gid() as u32,

@@ -11,8 +11,8 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
         generated::{
-            bpf_get_current_task, bpf_get_current_task_btf, bpf_perf_event_output, bpf_probe_read_kernel,
-            bpf_probe_read_kernel_str, bpf_ringbuf_output,
+            bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_current_task_btf, bpf_perf_event_output,
+            bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_ringbuf_output,
         },
     },
     macros::map,
@@ -71,9 +71,9 @@ static CGROUP_ANCESTORS_ARE_IDS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static CGROUP_LEVEL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static CGROUP_KN: Global<u32> = Global::new(0);
+pub(crate) static CGROUP_KN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static KN_ID: Global<u32> = Global::new(0);
+pub(crate) static KN_ID: Global<u32> = Global::new(0);
 /// Where the flag of a 32-bit system call is: `task_struct.thread_info.status` on x86, `.flags` on aarch64.
 #[unsafe(no_mangle)]
 static TASK_COMPAT_WORD: Global<u32> = Global::new(0);
@@ -240,13 +240,23 @@ pub unsafe fn task_uid(task: *const u8) -> u32 {
     }
 }
 
-/// The id of a task's control group in the version 2 hierarchy.
+/// The id of the current thread's control group in the version 2 hierarchy.
+#[inline(always)]
+pub fn current_cgroup() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// The id of a task's control group in the version 2 hierarchy; 0 in a kernel without control groups.
 ///
 /// # Safety
 ///
 /// `task` points to a `struct task_struct`.
 #[inline(always)]
 pub unsafe fn task_cgroup(task: *const u8) -> u64 {
+    if TASK_CGROUPS.load() == 0 {
+        return 0;
+    }
     // SAFETY: as in `task_uid`.
     unsafe {
         let set: *const u8 = read_kernel(task.wrapping_add(TASK_CGROUPS.load() as usize));

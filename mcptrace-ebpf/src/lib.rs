@@ -12,6 +12,7 @@ pub use mcptrace_wire::*;
 pub mod actor;
 pub mod file;
 pub mod function;
+pub mod groups;
 pub mod kernel;
 pub mod memory;
 pub mod names;

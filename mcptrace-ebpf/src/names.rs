@@ -1,7 +1,8 @@
-//! Who an event counts for, and the names of processes.
+//! Who an event counts for, and the names and control groups of processes.
 //!
 //! A thread's name is its own; that of a process is its first thread's. A process has the name of its parent until it executes a
-//! program, so rows of processes have the name that was last seen and not the one at their first event.
+//! program, so rows of processes have the name that was last seen and not the one at their first event. So it is with its control group:
+//! what starts a service or a container moves into its group and then executes its program.
 
 use aya_ebpf::{
     Global,
@@ -14,17 +15,18 @@ use aya_ebpf::{
 };
 
 use crate::{
-    COMM_LEN, Comm, GroupBy, GroupKey,
-    kernel::{TASK_LEADER, process_passes, read_kernel, task_comm, task_tgid, task_tid},
+    COMM_LEN, Comm, GroupBy, GroupKey, Process, comm_of_cgroup,
+    kernel::{TASK_LEADER, current_cgroup, process_passes, read_kernel, task_cgroup, task_comm, task_tgid, task_tid},
 };
 
 /// What results are grouped by, a [`GroupBy`].
 #[unsafe(no_mangle)]
 static GROUP_BY: Global<u32> = Global::new(GroupBy::All as u32);
 
-/// The names that processes have taken since tracing began. Made with one entry unless rows are of processes.
+/// The names that processes have taken since tracing began, with their control groups then. Made with one entry unless rows are of
+/// processes.
 #[map]
-static NAMES: LruHashMap<u32, Comm> = LruHashMap::with_max_entries(1, 0);
+static NAMES: LruHashMap<u32, Process> = LruHashMap::with_max_entries(1, 0);
 
 /// Whether results are grouped.
 #[inline(always)]
@@ -37,7 +39,13 @@ pub fn is_grouped() -> bool {
 pub fn current_group() -> GroupKey {
     let by = GROUP_BY.load();
     let pid = if by == GroupBy::Pid as u32 { (bpf_get_current_pid_tgid() >> 32) as u32 } else { 0 };
-    let comm = if by == GroupBy::Comm as u32 { bpf_get_current_comm().unwrap_or_default() } else { [0; COMM_LEN] };
+    let comm = if by == GroupBy::Comm as u32 {
+        bpf_get_current_comm().unwrap_or_default()
+    } else if by == GroupBy::Container as u32 {
+        comm_of_cgroup(current_cgroup())
+    } else {
+        [0; COMM_LEN]
+    };
     GroupKey { pid, zero: 0, comm }
 }
 
@@ -52,30 +60,42 @@ pub unsafe fn task_group(task: *const u8) -> GroupKey {
     // SAFETY: the caller's promise.
     unsafe {
         let pid = if by == GroupBy::Pid as u32 { task_tgid(task) } else { 0 };
-        let comm = if by == GroupBy::Comm as u32 { task_comm(task) } else { [0; COMM_LEN] };
+        let comm = if by == GroupBy::Comm as u32 {
+            task_comm(task)
+        } else if by == GroupBy::Container as u32 {
+            comm_of_cgroup(task_cgroup(task))
+        } else {
+            [0; COMM_LEN]
+        };
         GroupKey { pid, zero: 0, comm }
     }
 }
 
-/// The name of the current thread's process, for a new row: what it is called later is in `NAMES`.
+/// The current thread's process, for a new row: what it is called later is in `NAMES`.
 #[inline(always)]
-pub fn current_process_comm() -> Comm {
+pub fn current_process() -> Process {
     // SAFETY: the helper gives the current task.
-    unsafe { process_comm(bpf_get_current_task() as *const u8) }
+    Process { cgroup: current_cgroup(), comm: unsafe { process_comm(bpf_get_current_task() as *const u8) } }
 }
 
-/// The name of a task's process.
+/// The process of a task.
 ///
 /// # Safety
 ///
 /// `task` points to a `struct task_struct`.
 #[inline(always)]
-pub unsafe fn process_comm(task: *const u8) -> Comm {
+pub unsafe fn process(task: *const u8) -> Process {
     // SAFETY: the caller's promise; a failed read gives zeros.
+    unsafe { Process { cgroup: task_cgroup(task), comm: process_comm(task) } }
+}
+
+#[inline(always)]
+unsafe fn process_comm(task: *const u8) -> Comm {
+    // SAFETY: the callers pass a task; a failed read gives zeros.
     unsafe { task_comm(read_kernel(task.wrapping_add(TASK_LEADER.load() as usize))) }
 }
 
-/// Keeps the name that a process takes.
+/// Keeps the name that a process takes, and where it is then.
 ///
 /// # Safety
 ///
@@ -90,7 +110,7 @@ pub unsafe fn renamed(task: *const u8, name: *const u8) {
             return;
         }
         bpf_probe_read_kernel_str((&raw mut comm).cast(), COMM_LEN as u32, name.cast());
-        let _ = NAMES.insert(pid, comm, 0);
+        let _ = NAMES.insert(pid, Process { cgroup: task_cgroup(task), comm }, 0);
     }
 }
 

@@ -30,6 +30,7 @@ pub mod packet_drops;
 pub mod page_cache;
 pub mod page_faults;
 pub mod paths;
+pub(crate) mod places;
 pub mod privileged_actions;
 pub mod process_exec;
 pub mod process_exit;
@@ -394,6 +395,10 @@ fn prepare<P: Probe>(options: &Map<String, Value>, context: &Context<'_>) -> Res
     let options: P::Options = options_of::<P>(options)?;
     let (probe, mut plan) = P::plan(&options, context)?;
     plan.globals.extend(context.filter.globals.iter().cloned());
+    plan.places |= plan.event_bytes > 0 && places::are_in(&P::event_fields());
+    if plan.places {
+        places::watch(&mut plan, context.layout);
+    }
     plan.follow = context.filter.follow;
     if plan.follow.is_some() {
         plan.attach.splice(0..0, FOLLOW);
@@ -462,6 +467,7 @@ fn plan_of<P: Probe>(context: &Context<'_>) -> Plan {
         event_bytes: 0,
         transport: context.transport,
         follow: None,
+        places: false,
     }
 }
 

@@ -25,7 +25,12 @@ impl Named {
 
     /// Moves a workload into it.
     pub fn add(&self, workload: &Workload) {
-        fs::write(self.0.join("cgroup.procs"), workload.pid().to_string()).unwrap();
+        fs::write(self.processes(), workload.pid().to_string()).unwrap();
+    }
+
+    /// The file that processes are moved into it by.
+    pub fn processes(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
     }
 }
 

@@ -26,13 +26,13 @@ pub fn executions() -> &'static Executions {
     ALL.get_or_init(|| Executions::new(Limits { running: 64, running_each: 64, ..Limits::default() }))
 }
 
-/// What is to be run, for a minute at most.
+/// What is to be run, for longer than any test: who starts it stops it.
 pub fn request(probe: &str, options: &Value, filter: &Filter) -> ProbeRequest {
     ProbeRequest {
         probe: probe.into(),
         options: options.as_object().unwrap().clone(),
         filter: filter.clone(),
-        seconds: 60.0,
+        seconds: 3600.0,
         by: Caller::default(),
     }
 }

@@ -167,6 +167,42 @@ fn privileged_calls_show_their_arguments_and_results() {
 }
 
 #[test]
+fn a_clock_that_is_steered_is_shown_and_one_that_is_read_is_not() {
+    let machine = json!({"kind": "machine"});
+    let mut workload = workload!();
+    // Not allowed to steer, and with a tick that is none.
+    workload.run("setuid 65534");
+    let timex = hex([[0x11, 0x41, 1, 1].as_slice(), &[1; 512]].concat());
+    let envelope = around("privileged_actions", &machine, &of_pid(workload.pid()), || {
+        workload.run(&format!("raw {} {timex}", libc::SYS_adjtimex));
+        workload.run(&format!("raw {} 0 {timex}", libc::SYS_clock_adjtime));
+        workload.run(&format!("raw {} 0 0", libc::SYS_settimeofday));
+        workload.run(&format!("raw {} 0 0", libc::SYS_clock_settime));
+        // Nothing to read the modes from.
+        workload.run(&format!("raw {} 0", libc::SYS_adjtimex));
+    });
+    assert_no_loss(&envelope);
+    let modes = "ADJ_OFFSET|ADJ_STATUS|ADJ_SETOFFSET|ADJ_TICK|0x1010000";
+    let shown: Vec<_> = events(&envelope).iter().map(|row| (&row["syscall"], &row["arguments"])).collect();
+    let expected = [
+        (&json!("adjtimex"), &json!({"modes": modes})),
+        (&json!("clock_adjtime"), &json!({"clock": 0, "modes": modes})),
+        (&json!("settimeofday"), &json!({})),
+        (&json!("clock_settime"), &json!({"clock": 0})),
+    ];
+    assert_eq!(shown, expected);
+    assert!(events(&envelope)[..2].iter().all(|row| row["errno"] == "EPERM"), "{:?}", events(&envelope));
+    let envelope = around("privileged_actions", &machine, &of_pid(std::process::id()), || {
+        for modes in [0, 0xa001] {
+            // SAFETY: zeros are a struct timex; both modes only read.
+            let read = unsafe { libc::adjtimex(&mut libc::timex { modes, ..std::mem::zeroed() }) };
+            assert!(read >= 0, "{modes}");
+        }
+    });
+    assert!(events(&envelope).is_empty(), "{:?}", events(&envelope));
+}
+
+#[test]
 fn the_source_of_a_mount_by_the_new_calls_is_shown() {
     let mut workload = workload!();
     let configure = |key: &str, value: &str| format!("raw {} -1 1 {} {}", libc::SYS_fsconfig, hex(key), hex(value));

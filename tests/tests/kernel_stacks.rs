@@ -119,6 +119,22 @@ fn a_program_that_lived_for_a_moment_is_named_by_its_build_id() {
     assert!(total >= 20 && burnt * 2 > total, "{burnt} of {total}: {envelope:#?}");
 }
 
+/// As after an upgrade: under its name there is another file.
+#[test]
+fn a_program_that_was_replaced_while_it_runs_has_its_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("replaced");
+    std::fs::copy(env!("CARGO_BIN_EXE_workload"), &copy).unwrap();
+    let mut workload = Workload::start(copy.to_str().unwrap());
+    std::fs::remove_file(&copy).unwrap();
+    std::fs::copy("/bin/true", &copy).unwrap();
+    let envelope = around("cpu_profile", &json!({"hertz": 499, "side": "user"}), &of_pid(workload.pid()), || {
+        workload.run("burn 400");
+    });
+    let (burnt, total) = (with(&envelope, "burn_cpu"), stacks(&envelope).total);
+    assert!(total >= 20 && burnt * 2 > total, "{burnt} of {total}: {envelope:#?}");
+}
+
 #[test]
 fn folded_text_and_flame_graph_have_every_sample() {
     let mut workload = workload!();

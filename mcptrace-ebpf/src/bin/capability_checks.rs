@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     CapabilityCheck, CapabilityCount, CapabilityKey, Counter, Header, Record, WIRE_VERSION,
     actor::current_actor,
-    kernel::{add, count, current_passes, now, send},
+    kernel::{add, count, current_cgroup, current_passes, now, send},
 };
 
 /// Whether only refusals count.
@@ -49,6 +49,7 @@ fn checked(ctx: FExitContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn see<C: EbpfContext>(ctx: &C, capability: u32, result: i32) -> i32 {
@@ -71,7 +72,7 @@ fn see<C: EbpfContext>(ctx: &C, capability: u32, result: i32) -> i32 {
 #[inline(always)]
 fn counted(key: &CapabilityKey, result: i32) -> bool {
     let value = CHECKS.get_ptr_mut(key).or_else(|| {
-        let none = CapabilityCount { granted: 0, refused: 0 };
+        let none = CapabilityCount { granted: 0, refused: 0, cgroup: current_cgroup() };
         // Another CPU may have been first (BPF_NOEXIST is 1): then there is one to add to all the same.
         let _ = CHECKS.insert(key, none, 1);
         CHECKS.get_ptr_mut(key)

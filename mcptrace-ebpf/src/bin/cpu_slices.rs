@@ -10,7 +10,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, GroupKey, Slices,
     kernel::{add, count, duration_passes, load, now, record, record_shared, task_passes, task_tid},
-    names::{is_grouped, process_comm, task_group},
+    names::{is_grouped, process, task_group},
 };
 
 /// Offset of `task_struct.__state` (5.14 and later) or `.state`.
@@ -83,6 +83,7 @@ fn migrate(ctx: BtfTracePointContext) -> i32 {
 
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 /// Counts a slice that has ended.
 #[inline(always)]
@@ -109,14 +110,14 @@ unsafe fn group_of(task: *const u8) -> Option<*mut Slices> {
     if !is_grouped() {
         return None;
     }
-    // SAFETY: the caller passes a task; only the name of an empty group is ever written.
+    // SAFETY: the caller passes a task; only the process of an empty group is ever written.
     unsafe {
         let key = task_group(task);
         if let Some(group) = GROUPS.get_ptr_mut(key) {
             return Some(group);
         }
         let empty = EMPTY.get_ptr_mut(0)?;
-        (*empty).comm = process_comm(task);
+        (*empty).process = process(task);
         // Another CPU may have been first (BPF_NOEXIST is 1): then its group is used.
         let empty: &Slices = &*empty;
         let _ = GROUPS.insert(key, empty, 1);

@@ -12,7 +12,7 @@ use mcptrace_ebpf::{
     Counter, Header, Histogram, LOOKUPS, Lookup, LookupBy, LookupStart, NAME_MAX, PATH_UNREADABLE, Record,
     WIRE_VERSION,
     function::{argument, result, stack_at_entry, stack_of_return},
-    kernel::{count_shared, current_passes, duration_passes, now, record_shared, send},
+    kernel::{count_shared, current_cgroup, current_passes, duration_passes, now, record_shared, send},
 };
 
 /// Look-ups at least this long are sent as events, in nanoseconds.
@@ -95,6 +95,7 @@ fn returns(ctx: RetProbeContext) -> u32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 /// What is under way in a thread.
 #[inline(always)]
@@ -157,6 +158,7 @@ fn send_lookup(ctx: &RetProbeContext, start: &LookupStart, pid_tgid: u64, time_n
         header: Header { size: size as u16, version: WIRE_VERSION, kind: Lookup::KIND },
         function: start.function as u32,
         time_ns,
+        cgroup: current_cgroup(),
         latency_ns: time_ns.saturating_sub(start.time_ns),
         result,
         pid: (pid_tgid >> 32) as u32,

@@ -12,7 +12,7 @@ use mcptrace_ebpf::{
     Counter, FileId, FileIo, FileIoKey, GroupKey, START_SLOTS, Walk,
     file::{S_IFBLK, S_IFREG, file_type, id, inode, open_file, walk},
     kernel::{add, count, current_passes, duration_passes, now, record_shared, since, start, take_start},
-    names::{current_group, current_process_comm},
+    names::{current_group, current_process},
     syscall::{Classes, class, entered, first_argument, has_error, returning},
 };
 
@@ -32,7 +32,7 @@ static FILES: HashMap<FileIoKey, FileIo> = HashMap::with_max_entries(8192, NO_PR
 /// The path of each file, found at its first read or write.
 #[map]
 static PATHS: HashMap<FileId, Walk> = HashMap::with_max_entries(8192, NO_PREALLOC);
-/// A new entry, all zeros but for the name: too large for the stack.
+/// A new entry, all zeros but for the process: too large for the stack.
 #[map]
 static EMPTY: PerCpuArray<FileIo> = PerCpuArray::with_max_entries(1, 0);
 /// Where each CPU puts a path together.
@@ -80,6 +80,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn finish(ctx: &BtfTracePointContext, file: u64, key: FileIoKey, latency: u64) {
@@ -106,9 +107,9 @@ fn cell(file: u64, key: FileIoKey) -> Option<*mut FileIo> {
     }
     remember_path(file, &key.file);
     let empty = EMPTY.get_ptr_mut(0)?;
-    // SAFETY: a pointer into this CPU's value of the map, of which only the name is ever written.
+    // SAFETY: a pointer into this CPU's value of the map, of which only the process is ever written.
     let empty: &FileIo = unsafe {
-        (*empty).comm = current_process_comm();
+        (*empty).process = current_process();
         &*empty
     };
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use mcptrace_ebpf::{
     Counter, Header, Open, PATH_MAX, PATH_UNREADABLE, Record, START_SLOTS, WIRE_VERSION, diagnose,
-    kernel::{count, current_passes, duration_passes, now, send, since, start, take_start},
+    kernel::{count, current_cgroup, current_passes, duration_passes, now, send, since, start, take_start},
     syscall::{OpenCall, OpenSyscalls, entered, open_call, returning},
 };
 
@@ -108,6 +108,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         header: Header { size: size as u16, version: WIRE_VERSION, kind: Open::KIND },
         result,
         time_ns,
+        cgroup: current_cgroup(),
         latency_ns,
         flags: read_flags(&call),
         pid: (pid_tgid >> 32) as u32,
@@ -131,6 +132,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 /// Reads the path that the caller passed, at return, when its page is in memory for certain. Gives its length without the NUL.
 #[inline(always)]

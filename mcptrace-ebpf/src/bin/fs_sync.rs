@@ -14,7 +14,7 @@ use mcptrace_ebpf::{
     Counter, FileId, Header, Histogram, Record, START_SLOTS, SYNC_CALLS as CALLS, SyncCall, SyncEvent, WALK_BYTES,
     WIRE_VERSION, Walk,
     file::{id, inode, open_file, walk},
-    kernel::{count, current_passes, duration_passes, now, record, send, since, start, take_start},
+    kernel::{count, current_cgroup, current_passes, duration_passes, now, record, send, since, start, take_start},
     syscall::{Classes, class, entered, first_argument, has_error, returning},
 };
 
@@ -89,6 +89,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         header: Header { size: 0, version: WIRE_VERSION, kind: SyncEvent::KIND },
         call: call.into(),
         time_ns,
+        cgroup: current_cgroup(),
         latency_ns,
         result: ctx.arg::<i64>(1) as i32,
         pid: (pid_tgid >> 32) as u32,
@@ -102,6 +103,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn keep(call: u32, latency_ns: u64, failed: bool) {

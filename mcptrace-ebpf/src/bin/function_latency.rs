@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     CallKey, Counter, Header, Histogram, Record, SlowCall, WIRE_VERSION, diagnose,
     function::{result, stack_at_entry, stack_of_return},
-    kernel::{count_shared, current_passes, duration_passes, now, record_shared, send},
+    kernel::{count_shared, current_cgroup, current_passes, duration_passes, now, record_shared, send},
 };
 
 /// Whether programs know by a cookie which function they are at (5.15 and later). Without, there is one function.
@@ -79,6 +79,7 @@ fn returns(ctx: RetProbeContext) -> u32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn function<C: EbpfContext>(ctx: &C) -> u32 {
@@ -95,6 +96,7 @@ fn send_slow(ctx: &RetProbeContext, function: u32, pid_tgid: u64, time_ns: u64, 
         header: Header { size: size_of::<SlowCall>() as u16, version: WIRE_VERSION, kind: SlowCall::KIND },
         function,
         time_ns,
+        cgroup: current_cgroup(),
         latency_ns,
         result: result(ctx),
         pid: (pid_tgid >> 32) as u32,

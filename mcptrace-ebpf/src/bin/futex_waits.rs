@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, FutexCell, START_SLOTS, Waits,
     kernel::{add as add_atomic, add_wait, count, current_passes, duration_passes, now, since, start, take_start},
-    names::current_process_comm,
+    names::current_process,
     stack::weigh,
     syscall::{call_arguments, entered, returning},
 };
@@ -76,6 +76,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 mcptrace_ebpf::sends_stacks!();
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn waits(ctx: &BtfTracePointContext, index: u32) -> bool {
@@ -117,10 +118,10 @@ fn cell(pid: u32) -> Option<*mut FutexCell> {
     if let Some(cell) = FUTEXES.get_ptr_mut(pid) {
         return Some(cell);
     }
-    let comm = current_process_comm();
+    let process = current_process();
     let waits = Waits { count: 0, total_ns: 0, max_ns: 0 };
     // Another CPU may be first (BPF_NOEXIST is 1): then its entry is used.
-    let _ = FUTEXES.insert(pid, FutexCell { waits, timed_out: 0, not_needed: 0, comm }, 1);
+    let _ = FUTEXES.insert(pid, FutexCell { waits, timed_out: 0, not_needed: 0, process }, 1);
     FUTEXES.get_ptr_mut(pid)
 }
 

@@ -67,6 +67,7 @@ fn compaction_end(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn begin(starts: &Array<u64>) -> i32 {

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, Endpoints, GroupKey, TrafficCell, TrafficKey,
     kernel::{add, count_shared, current_passes},
-    names::{current_group, current_process_comm},
+    names::{current_group, current_process},
     socket::{ends_of_trusted, port_passes},
 };
 
@@ -51,6 +51,7 @@ fn received(ctx: BtfTracePointContext) -> i32 {
 
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 /// Where a call is counted; `None` if it is not.
 #[inline(always)]
@@ -70,9 +71,9 @@ fn cell(ctx: &BtfTracePointContext) -> Option<*mut TrafficCell> {
     if let Some(cell) = TRAFFIC.get_ptr_mut(key) {
         return Some(cell);
     }
-    let comm = current_process_comm();
+    let process = current_process();
     // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
-    let _ = TRAFFIC.insert(key, TrafficCell { sent_bytes: 0, received_bytes: 0, sends: 0, receives: 0, comm }, 1);
+    let _ = TRAFFIC.insert(key, TrafficCell { sent_bytes: 0, received_bytes: 0, sends: 0, receives: 0, process }, 1);
     let cell = TRAFFIC.get_ptr_mut(key);
     if cell.is_none() {
         count_shared(Counter::MapFull);

@@ -87,6 +87,7 @@ fn victim(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 unsafe fn describe(kill: &mut OomKill, task: *const u8) {

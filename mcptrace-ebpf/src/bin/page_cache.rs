@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     CacheCell, Counter, GroupKey,
     kernel::{add, count_shared, current_passes, load},
-    names::{current_group, current_process_comm},
+    names::{current_group, current_process},
 };
 
 /// Offsets in `struct folio`, or `struct page` before 5.16, and what hangs on it.
@@ -203,6 +203,7 @@ fn dirtied(ctx: BtfTracePointContext) -> i32 {
 
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 /// How many pages a folio has.
 #[inline(always)]
@@ -226,9 +227,17 @@ fn cell() -> Option<*mut CacheCell> {
     let group = current_group();
     // A look-up is most of what this costs: a second one only for a group that is new.
     let cell = GROUPS.get_ptr_mut(group).or_else(|| {
-        let comm = current_process_comm();
-        let empty =
-            CacheCell { events: 0, read: 0, read_missed: 0, faulted: 0, fault_missed: 0, added: 0, dirtied: 0, comm };
+        let process = current_process();
+        let empty = CacheCell {
+            events: 0,
+            read: 0,
+            read_missed: 0,
+            faulted: 0,
+            fault_missed: 0,
+            added: 0,
+            dirtied: 0,
+            process,
+        };
         // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
         let _ = GROUPS.insert(group, empty, 1);
         GROUPS.get_ptr_mut(group)

@@ -12,7 +12,7 @@ use mcptrace_ebpf::{
     Counter, FaultCell, FaultKey,
     kernel::{add, count, current_passes, read_kernel},
     memory::pages,
-    names::current_process_comm,
+    names::current_process,
     stack::weigh,
 };
 
@@ -40,6 +40,7 @@ fn major(ctx: PerfEventContext) -> u32 {
 mcptrace_ebpf::sends_stacks!();
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn fault(ctx: &PerfEventContext, kind: impl Fn(&mut FaultCell) -> *mut u64) -> u32 {
@@ -80,8 +81,9 @@ fn cell(key: &FaultKey, resident: u64) -> Option<*mut FaultCell> {
     if let Some(cell) = FAULTS.get_ptr_mut(key) {
         return Some(cell);
     }
-    let comm = current_process_comm();
-    let new = FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, most_pages: resident, comm };
+    let process = current_process();
+    let new =
+        FaultCell { minor: 0, major: 0, first_pages: resident, last_pages: resident, most_pages: resident, process };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
     let _ = FAULTS.insert(key, new, 1);
     FAULTS.get_ptr_mut(key)

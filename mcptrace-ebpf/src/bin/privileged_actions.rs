@@ -39,6 +39,11 @@ static STRINGS: Global<[u64; 4 * WORDS]> = Global::new([0; 4 * WORDS]);
 static CLONE: Global<[u32; 2]> = Global::new([u32::MAX; 2]);
 #[unsafe(no_mangle)]
 static CLONE3: Global<[u32; 2]> = Global::new([u32::MAX; 2]);
+/// Indexes of the calls that steer a clock, or only read how it is: native, 32-bit, and 32-bit with wide times.
+#[unsafe(no_mangle)]
+static ADJTIMEX: Global<[u32; 2]> = Global::new([u32::MAX; 2]);
+#[unsafe(no_mangle)]
+static CLOCK_ADJTIME: Global<[u32; 3]> = Global::new([u32::MAX; 3]);
 
 /// Words of a bit for each call.
 const WORDS: usize = SYSCALLS as usize / 64;
@@ -46,6 +51,9 @@ const WORDS: usize = SYSCALLS as usize / 64;
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
 /// `CLONE_NEWTIME`, which clone cannot take: the bit is in the number of its signal.
 const NEW_TIME: u64 = 0x80;
+/// `ADJ_ADJTIME` and `ADJ_OFFSET_READONLY` (include/uapi/linux/timex.h).
+const ADJTIME: u32 = 0x8000;
+const ADJTIME_READS: u32 = 0x2000;
 
 /// `PTRACE_TRACEME`, `ATTACH` and `SEIZE` (include/uapi/linux/ptrace.h): the requests that begin tracing.
 const PTRACE_BEGINS: [u64; 3] = [0, 16, 0x4206];
@@ -73,6 +81,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(never)]
 fn exit_wanted(ctx: *mut c_void) -> i32 {
@@ -85,8 +94,8 @@ fn exit_wanted(ctx: *mut c_void) -> i32 {
     if STEPS.load() == 0 && is_step(index, first) {
         return 0;
     }
-    let clone_flags = clone_flags(index, first);
-    if clone_flags == Some(0) {
+    let flags = clone_flags(index, first).or_else(|| clock_modes(index, first, second));
+    if flags == Some(0) {
         return 0;
     }
     count(Counter::Seen);
@@ -103,7 +112,7 @@ fn exit_wanted(ctx: *mut c_void) -> i32 {
         ptr::write(&raw mut (*call).actor, current_actor());
         ptr::write(&raw mut (*call).result, ctx.arg(1));
         ptr::write(&raw mut (*call).arguments, arguments);
-        ptr::write(&raw mut (*call).clone_flags, clone_flags.unwrap_or(0));
+        ptr::write(&raw mut (*call).flags, flags.unwrap_or(0));
         let mut read = read_string(call, index, 0, first);
         read |= read_string(call, index, 1, second);
         read |= read_string(call, index, 2, third);
@@ -156,6 +165,25 @@ fn clone_flags(index: u32, first: u64) -> Option<u64> {
     // SAFETY: the helper checks the address and writes eight bytes.
     unsafe { bpf_probe_read_user((&raw mut flags).cast(), 8, first as *const _) };
     Some(flags & (NEW_NAMESPACES | NEW_TIME))
+}
+
+/// What is changed, if the call steers a clock; 0 where it only reads, for which nobody needs privilege (timekeeping_validate_timex,
+/// kernel/time/timekeeping.c).
+#[inline(always)]
+fn clock_modes(index: u32, first: u64, second: u64) -> Option<u64> {
+    let timex = if ADJTIMEX.load().contains(&index) {
+        first
+    } else if CLOCK_ADJTIME.load().contains(&index) {
+        second
+    } else {
+        return None;
+    };
+    // The modes are the first member of struct timex, of either size.
+    let mut modes = 0_u32;
+    // SAFETY: the helper checks the address and writes four bytes.
+    unsafe { bpf_probe_read_user((&raw mut modes).cast(), 4, timex as *const _) };
+    let reads = modes & ADJTIME != 0 && modes & ADJTIME_READS != 0;
+    Some(if reads { 0 } else { modes.into() })
 }
 
 /// Reads an argument if it is a string in this call; gives its bit if it could be read.

@@ -89,6 +89,7 @@ fn exec(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 /// Reads the path as it was given to exec; gives its length without the NUL.
 #[inline(always)]

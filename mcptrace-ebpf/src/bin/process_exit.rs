@@ -86,6 +86,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 unsafe fn field<T>(base: *const u8, offset: u32) -> T {

@@ -12,7 +12,7 @@ use mcptrace_ebpf::{
     kernel::{
         count, duration_passes, load, now, record, record_shared, since, start, take_start, task_passes, task_tid,
     },
-    names::{is_grouped, process_comm, task_group},
+    names::{is_grouped, process, task_group},
 };
 
 /// Offset of `task_struct.__state` (5.14 and later) or `.state`.
@@ -68,6 +68,7 @@ fn switch(ctx: BtfTracePointContext) -> i32 {
 
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 unsafe fn runnable(task: *const u8) {
@@ -128,9 +129,9 @@ unsafe fn group(key: &GroupKey, task: *const u8) -> Option<*mut NamedHistogram> 
         return Some(group);
     }
     let empty = EMPTY.get_ptr_mut(0)?;
-    // SAFETY: pointers into map values; the caller passes a task. Only the name of an empty group is ever written.
+    // SAFETY: pointers into map values; the caller passes a task. Only the process of an empty group is ever written.
     unsafe {
-        (*empty).comm = process_comm(task);
+        (*empty).process = process(task);
         // Another CPU may have been first (BPF_NOEXIST is 1): then its group is used.
         let empty: &NamedHistogram = &*empty;
         let _ = GROUPS.insert(key, empty, 1);

@@ -68,6 +68,7 @@ fn generate(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 /// `SEND_SIG_NOINFO` is 0 and means a user, `SEND_SIG_PRIV` is 1 and means the kernel (include/linux/sched/signal.h).
 #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, GroupKey, NATIVE_SYSCALLS, SYSCALLS, SyscallCell, SyscallKey, diagnose,
     kernel::{add, count, current_passes},
-    names::{current_group, current_process_comm, is_grouped},
+    names::{current_group, current_process, is_grouped},
     syscall::{Return, entered, has_error, returned, returning, surely_native},
 };
 
@@ -89,6 +89,7 @@ fn exit_with_error(ctx: *mut c_void) -> i32 {
 
 mcptrace_ebpf::follows_forks!();
 mcptrace_ebpf::names_processes!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn increment(counts: &PerCpuArray<u64>, index: u32) {
@@ -112,8 +113,7 @@ fn count_call(key: SyscallKey) -> bool {
         unsafe { add(&raw mut (*cell).calls, 1) };
         return true;
     }
-    let comm = current_process_comm();
-    let cell = SyscallCell { comm, ..SyscallCell::default() };
+    let cell = SyscallCell { process: current_process(), ..SyscallCell::default() };
     // Another CPU may have been first (BPF_NOEXIST is 1): then there is a cell to add to all the same.
     let _ = CELLS.insert(key, cell, 1);
     CELLS.get_ptr_mut(key).is_some_and(|cell| {

@@ -11,9 +11,9 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, ErrorKey, FailedCall, Header, Record, WIRE_VERSION,
+    Counter, ErrorCount, ErrorKey, FailedCall, Header, Record, WIRE_VERSION,
     actor::current_actor,
-    kernel::{add, count, current_passes, now, send},
+    kernel::{add, count, current_cgroup, current_passes, now, send},
     syscall::{Return, call_arguments, has_error, returned, returning},
 };
 
@@ -29,7 +29,7 @@ static SEND: Global<u32> = Global::new(0);
 
 /// How often each has come.
 #[map]
-static ERRORS: HashMap<ErrorKey, u64> = HashMap::with_max_entries(1, 0);
+static ERRORS: HashMap<ErrorKey, ErrorCount> = HashMap::with_max_entries(1, 0);
 /// The events.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
@@ -44,6 +44,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(never)]
 fn exit_with_error(ctx: *mut c_void) -> i32 {
@@ -74,12 +75,13 @@ fn counted(key: &ErrorKey) -> bool {
     // One look-up is most of what this costs: a second one only for a key that is new.
     let value = ERRORS.get_ptr_mut(key).or_else(|| {
         // Another CPU may have been first (BPF_NOEXIST is 1): then there is one to add to all the same.
-        let _ = ERRORS.insert(key, 0_u64, 1);
+        let none = ErrorCount { count: 0, cgroup: current_cgroup() };
+        let _ = ERRORS.insert(key, none, 1);
         ERRORS.get_ptr_mut(key)
     });
     let Some(value) = value else { return false };
     // SAFETY: a pointer into the map's value.
-    unsafe { add(value, 1) };
+    unsafe { add(&raw mut (*value).count, 1) };
     true
 }
 

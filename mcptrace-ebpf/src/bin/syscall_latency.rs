@@ -10,7 +10,10 @@ use aya_ebpf::{
 };
 use mcptrace_ebpf::{
     Counter, Header, Histogram, Record, START_SLOTS, SYSCALLS, SlowSyscall, WIRE_VERSION, diagnose,
-    kernel::{count, current_passes, duration_passes, now, record, record_shared, send, since, start, take_start},
+    kernel::{
+        count, current_cgroup, current_passes, duration_passes, now, record, record_shared, send, since, start,
+        take_start,
+    },
     syscall::{entered, is_childs_return, returning},
 };
 
@@ -86,6 +89,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn add_to_histogram(index: u32, latency: u64) {
@@ -110,6 +114,7 @@ fn send_slow(ctx: &BtfTracePointContext, syscall: u32, pid_tgid: u64, time_ns: u
         header: Header { size: size_of::<SlowSyscall>() as u16, version: WIRE_VERSION, kind: SlowSyscall::KIND },
         syscall,
         time_ns,
+        cgroup: current_cgroup(),
         latency_ns,
         result: ctx.arg(1),
         pid: (pid_tgid >> 32) as u32,

@@ -11,7 +11,9 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     AF_INET, AF_INET6, Comm, Counter, Header, Histogram, IPPROTO_TCP, NO_DURATION, Record, SIDE_CLIENT, SIDE_SERVER,
     TCP_STEPS, TcpEvent, TcpStep, WIRE_VERSION, file,
-    kernel::{count_shared, current_passes, duration_passes, is_filtered, now, read_kernel, record, send},
+    kernel::{
+        count_shared, current_cgroup, current_passes, duration_passes, is_filtered, now, read_kernel, record, send,
+    },
     socket::{INET_LOCAL_PORT, family, port_passes, protocol, tcp_ends},
     syscall::returning,
     tcp_state::{CLOSE, ESTABLISHED, LISTEN, SYN_RECV, SYN_SENT},
@@ -50,7 +52,8 @@ const DONE: u64 = 1 << 1;
 struct Connection {
     /// When the connect began, then when the connection was established; 0 is not known.
     start: u64,
-    /// Who connected or accepted; 0 while nobody has.
+    /// Who connected or accepted, and where; 0 while nobody has.
+    cgroup: u64,
     pid: u32,
     uid: u32,
     comm: Comm,
@@ -110,7 +113,10 @@ fn established(ctx: &BtfTracePointContext, sk: *const u8) {
         // A connect that began before or is filtered out has no listener's queue to wait in.
         // SAFETY: `sk` is a socket.
         if ctx.arg::<u32>(1) == SYN_RECV && FAILED_ONLY.load() == 0 {
-            remember(sk, Connection { start: now, pid: 0, uid: 0, comm: [0; 16], side: SIDE_SERVER, zero: 0 });
+            remember(
+                sk,
+                Connection { start: now, cgroup: 0, pid: 0, uid: 0, comm: [0; 16], side: SIDE_SERVER, zero: 0 },
+            );
         } else if ctx.arg::<u32>(1) == SYN_SENT && !is_filtered() && FAILED_ONLY.load() == 0 {
             step(ctx, sk, TcpStep::Connected, &NOBODY, NO_DURATION, now);
         }
@@ -167,14 +173,16 @@ fn accepted(ctx: BtfTracePointContext) -> i32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 /// A connection of which nothing is known.
-const NOBODY: Connection = Connection { start: 0, pid: 0, uid: 0, comm: [0; 16], side: 0, zero: 0 };
+const NOBODY: Connection = Connection { start: 0, cgroup: 0, pid: 0, uid: 0, comm: [0; 16], side: 0, zero: 0 };
 
 #[inline(always)]
 fn current(start: u64, side: u32) -> Connection {
     Connection {
         start,
+        cgroup: current_cgroup(),
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         uid: bpf_get_current_uid_gid() as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
@@ -236,6 +244,7 @@ fn step(
             header: Header { size: size_of::<TcpEvent>() as u16, version: WIRE_VERSION, kind: TcpEvent::KIND },
             step: what as u32,
             time_ns,
+            cgroup: connection.cgroup,
             duration_ns,
             received_bytes: received - end,
             sent_bytes: sent.wrapping_sub(again),

@@ -16,7 +16,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, Header, Record, USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtPlace, UsdtTexts, WIRE_VERSION,
     function::register,
-    kernel::{count_shared, current_passes, now, send},
+    kernel::{count_shared, current_cgroup, current_passes, now, send},
 };
 
 /// Whether programs know by a cookie which place they are at (5.15 and later). Without, there is one place.
@@ -59,6 +59,7 @@ fn passed(ctx: ProbeContext) -> u32 {
         header: Header { size: size_of::<Usdt>() as u16, version: WIRE_VERSION, kind: Usdt::KIND },
         place: index,
         time_ns: now(),
+        cgroup: current_cgroup(),
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
@@ -91,6 +92,7 @@ fn passed(ctx: ProbeContext) -> u32 {
 }
 
 mcptrace_ebpf::follows_forks!();
+mcptrace_ebpf::names_groups!();
 
 #[inline(always)]
 fn place<C: EbpfContext>(ctx: &C) -> u32 {

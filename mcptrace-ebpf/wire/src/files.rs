@@ -1,6 +1,6 @@
 //! Files: what the probes of reads, writes and syncs say.
 
-use crate::{Comm, Header, Histogram, Record};
+use crate::{CGROUP_OFFSET, Comm, Header, Histogram, Process, Record};
 
 /// A file, wherever it is mounted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,8 +74,8 @@ pub struct FileIo {
     pub bytes: u64,
     /// Calls that failed.
     pub errors: u64,
-    /// Command name of the process at the first of it.
-    pub comm: Comm,
+    /// The process at the first of it.
+    pub process: Process,
 }
 
 /// How a system call that makes data durable finds its file; classes of system calls.
@@ -111,6 +111,8 @@ pub struct SyncEvent {
     pub call: u32,
     /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the thread's control group in the version 2 hierarchy.
+    pub cgroup: u64,
     /// From entry to return, in nanoseconds.
     pub latency_ns: u64,
     /// What it returned.
@@ -150,14 +152,15 @@ pub struct CacheCell {
     pub added: u64,
     /// Pages that became dirty.
     pub dirtied: u64,
-    /// Command name of the thread that was first.
-    pub comm: Comm,
+    /// The process at the first event.
+    pub process: Process,
 }
 
 const _: () = assert!(core::mem::offset_of!(SyncEvent, time_ns) == crate::TIME_OFFSET);
 const _: () = assert!(size_of::<FileId>() == 16);
 const _: () = assert!(size_of::<FileIoKey>() == 40);
-const _: () = assert!(size_of::<SyncEvent>() == 72);
+const _: () = assert!(core::mem::offset_of!(SyncEvent, cgroup) == CGROUP_OFFSET);
+const _: () = assert!(size_of::<SyncEvent>() == 80);
 
 #[cfg(feature = "user")]
 mod user {

@@ -1,6 +1,6 @@
 //! What is said about functions of user space.
 
-use crate::{Comm, Header, Record, TIME_OFFSET};
+use crate::{CGROUP_OFFSET, Comm, Header, Record, TIME_OFFSET};
 
 /// A call of a function under way. The stack pointer at its entry tells calls of one thread apart, also where a function calls itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +60,8 @@ pub struct Lookup {
     pub function: u32,
     /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the thread's control group in the version 2 hierarchy.
+    pub cgroup: u64,
     /// From entry to return, in nanoseconds.
     pub latency_ns: u64,
     /// What it returned.
@@ -82,7 +84,8 @@ unsafe impl Record for Lookup {
 }
 
 const _: () = assert!(core::mem::offset_of!(Lookup, time_ns) == TIME_OFFSET);
-const _: () = assert!(size_of::<Lookup>() == 64);
+const _: () = assert!(core::mem::offset_of!(Lookup, cgroup) == CGROUP_OFFSET);
+const _: () = assert!(size_of::<Lookup>() == 72);
 const _: () = assert!(size_of::<CallKey>() == 16);
 
 /// A call of a function that took longer than asked for.
@@ -95,6 +98,8 @@ pub struct SlowCall {
     pub function: u32,
     /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the thread's control group in the version 2 hierarchy.
+    pub cgroup: u64,
     /// From entry to return, in nanoseconds.
     pub latency_ns: u64,
     /// The register of the result: of no meaning where the function returns nothing.
@@ -113,7 +118,8 @@ unsafe impl Record for SlowCall {
 }
 
 const _: () = assert!(core::mem::offset_of!(SlowCall, time_ns) == TIME_OFFSET);
-const _: () = assert!(size_of::<SlowCall>() == 56);
+const _: () = assert!(core::mem::offset_of!(SlowCall, cgroup) == CGROUP_OFFSET);
+const _: () = assert!(size_of::<SlowCall>() == 64);
 
 /// Arguments of a USDT probe, at most (`STAP_PROBE12`, sys/sdt.h).
 pub const USDT_ARGUMENTS: usize = 12;
@@ -167,6 +173,8 @@ pub struct Usdt {
     pub place: u32,
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the thread's control group in the version 2 hierarchy.
+    pub cgroup: u64,
     /// Process (thread group) in the initial pid namespace.
     pub pid: u32,
     /// Thread in the initial pid namespace.
@@ -185,7 +193,8 @@ unsafe impl Record for Usdt {
 }
 
 const _: () = assert!(core::mem::offset_of!(Usdt, time_ns) == TIME_OFFSET);
-const _: () = assert!(size_of::<Usdt>() == 144);
+const _: () = assert!(core::mem::offset_of!(Usdt, cgroup) == CGROUP_OFFSET);
+const _: () = assert!(size_of::<Usdt>() == 152);
 /// Texts that arguments point to, behind [`Usdt`] where they are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

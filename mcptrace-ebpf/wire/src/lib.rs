@@ -78,6 +78,8 @@ pub struct Open {
     pub result: i32,
     /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the thread's control group in the version 2 hierarchy.
+    pub cgroup: u64,
     /// From entry to return, in nanoseconds.
     pub latency_ns: u64,
     /// Flags of the call, `O_*`.
@@ -119,6 +121,8 @@ pub struct SlowSyscall {
     pub syscall: u32,
     /// `CLOCK_MONOTONIC` when the call returned, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the thread's control group in the version 2 hierarchy.
+    pub cgroup: u64,
     /// From entry to return, in nanoseconds.
     pub latency_ns: u64,
     /// What it returned.
@@ -141,15 +145,29 @@ const TIME_OFFSET: usize = 8;
 
 /// The time of a record of any kind; 0 if it is too short to have one.
 pub fn time_of(record: &[u8]) -> u64 {
-    let bytes = record.get(TIME_OFFSET..TIME_OFFSET + 8).and_then(|bytes| bytes.try_into().ok());
+    word(record, TIME_OFFSET)
+}
+
+/// Where a record that says in which control group its process is has the group's id, in bytes. An [`Actor`] begins with it.
+pub(crate) const CGROUP_OFFSET: usize = 16;
+
+/// The control group of a record that has one; 0 if it is too short.
+pub fn cgroup_of(record: &[u8]) -> u64 {
+    word(record, CGROUP_OFFSET)
+}
+
+fn word(record: &[u8], offset: usize) -> u64 {
+    let bytes = record.get(offset..offset + 8).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, u64::from_ne_bytes)
 }
 
 const _: () = assert!(core::mem::offset_of!(Open, time_ns) == TIME_OFFSET);
+const _: () = assert!(core::mem::offset_of!(Open, cgroup) == CGROUP_OFFSET);
+const _: () = assert!(core::mem::offset_of!(SlowSyscall, cgroup) == CGROUP_OFFSET);
 const _: () = assert!(core::mem::offset_of!(SlowSyscall, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Header>() == 4);
-const _: () = assert!(size_of::<Open>() == 72);
-const _: () = assert!(size_of::<SlowSyscall>() == 56);
+const _: () = assert!(size_of::<Open>() == 80);
+const _: () = assert!(size_of::<SlowSyscall>() == 64);
 
 /// Where a kernel program counts: an index into the per-CPU array `COUNTERS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,8 +301,8 @@ pub struct SyscallCell {
     pub errors: u64,
     /// Returns that a signal interrupted: the kernel restarts them or gives `EINTR`, which is decided later.
     pub interrupted: u64,
-    /// Command name of the process when the first call was seen.
-    pub comm: Comm,
+    /// The process when the first call was seen.
+    pub process: Process,
 }
 
 /// The key of a [`SyscallCell`].
@@ -309,28 +327,64 @@ pub enum GroupBy {
     Pid = 1,
     /// By command name of the thread.
     Comm = 2,
+    /// By control group.
+    Container = 3,
 }
 
-/// A group of threads: those of a process, or those of one command name (`pid` 0).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// What is known of a process: for groups of threads, when the first of them is seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct GroupKey {
-    /// Thread group, 0 when grouped by command.
-    pub pid: u32,
-    /// Always 0: hash keys have no padding.
-    pub zero: u32,
-    /// Command name; zeros when grouped by process.
+pub struct Process {
+    /// Id of its control group in the version 2 hierarchy; 0 in a kernel without them.
+    pub cgroup: u64,
+    /// Its command name: that of its first thread.
     pub comm: Comm,
 }
 
-/// A histogram with the command name that its process had when it was created.
+/// The longest path of a control group that is kept, with its NUL. A path within the hierarchy of a container in a pod of a cluster in a
+/// container is 310 bytes long.
+pub const GROUP_PATH_MAX: usize = 384;
+
+/// The path of a control group.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GroupPath {
+    /// Ended by a NUL.
+    pub path: [u8; GROUP_PATH_MAX],
+}
+
+/// A control group in the place of a command name, where groups are by control group.
+#[inline(always)]
+pub const fn comm_of_cgroup(cgroup: u64) -> Comm {
+    // SAFETY: both are 16 bytes of integers.
+    unsafe { core::mem::transmute::<[u64; 2], Comm>([cgroup, 0]) }
+}
+
+/// The inverse of [`comm_of_cgroup`].
+pub fn cgroup_of_comm(comm: &Comm) -> u64 {
+    word(comm, 0)
+}
+
+/// A group of threads: those of a process, those of one command name, or those of a control group (`pid` 0).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct GroupKey {
+    /// Thread group, 0 unless grouped by process.
+    pub pid: u32,
+    /// Always 0: hash keys have no padding.
+    pub zero: u32,
+    /// Command name, or [`comm_of_cgroup`]; zeros when grouped by process.
+    pub comm: Comm,
+}
+
+/// A histogram with the process as it was when the histogram was created.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct NamedHistogram {
     /// The values.
     pub histogram: Histogram,
-    /// Command name of the process at the first value.
-    pub comm: Comm,
+    /// The process at the first value.
+    pub process: Process,
 }
 
 /// A device and an operation.
@@ -383,7 +437,9 @@ pub const START_TIME_MASK: u64 = (1 << START_TIME_BITS) - 1;
 /// User space reads these out of maps byte by byte: the orphan rule wants the promise to stand here.
 #[cfg(feature = "user")]
 mod user {
-    use super::{BlockKey, BlockStats, GroupKey, Histogram, NamedHistogram, SyscallCell, SyscallKey};
+    use super::{
+        BlockKey, BlockStats, GroupKey, GroupPath, Histogram, NamedHistogram, Process, SyscallCell, SyscallKey,
+    };
 
     // SAFETY: all of these are repr(C) without padding and valid for every bit pattern.
     unsafe impl aya::Pod for Histogram {}
@@ -395,6 +451,10 @@ mod user {
     unsafe impl aya::Pod for GroupKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NamedHistogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Process {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for GroupPath {}
     // SAFETY: as above.
     unsafe impl aya::Pod for BlockKey {}
     // SAFETY: as above.
@@ -436,6 +496,14 @@ mod tests {
             assert_ne!(tag, other_tag);
         }
         assert_ne!(tag, 0, "an empty slot is nobody's");
+    }
+
+    #[test]
+    fn a_control_group_is_the_same_behind_a_key_and_in_a_record() {
+        assert_eq!(cgroup_of_comm(&comm_of_cgroup(0x1122_3344_5566_7788)), 0x1122_3344_5566_7788);
+        let mut record = [0; 24];
+        record[16] = 7;
+        assert_eq!((cgroup_of(&record), cgroup_of(&record[..23])), (7_u64.to_le(), 0));
     }
 
     #[test]

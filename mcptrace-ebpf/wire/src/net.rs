@@ -1,6 +1,6 @@
 //! Sockets: what the network probes say.
 
-use crate::{COMM_LEN, Comm, Header, Record};
+use crate::{CGROUP_OFFSET, COMM_LEN, Comm, Header, Process, Record};
 
 /// `TCP_ESTABLISHED` and its kin (include/net/tcp_states.h).
 pub mod tcp_state {
@@ -72,6 +72,8 @@ pub struct TcpEvent {
     pub step: u32,
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     pub time_ns: u64,
+    /// Id of the process's control group in the version 2 hierarchy; 0 is not known.
+    pub cgroup: u64,
     /// How long the step took, in nanoseconds, or [`NO_DURATION`].
     pub duration_ns: u64,
     /// Payload received, in bytes.
@@ -218,14 +220,15 @@ pub struct TrafficCell {
     pub sends: u64,
     /// Calls that received.
     pub receives: u64,
-    /// Command name of the process at the first of it.
-    pub comm: Comm,
+    /// The process at the first of it.
+    pub process: Process,
 }
 
 const _: () = assert!(core::mem::offset_of!(TcpEvent, time_ns) == crate::TIME_OFFSET);
 const _: () = assert!(core::mem::offset_of!(TroubleEvent, time_ns) == crate::TIME_OFFSET);
 const _: () = assert!(size_of::<Endpoints>() == 40);
-const _: () = assert!(size_of::<TcpEvent>() == 4 + 4 + 4 * 8 + 2 * 4 + COMM_LEN + 40 + 4 * 4);
+const _: () = assert!(core::mem::offset_of!(TcpEvent, cgroup) == CGROUP_OFFSET);
+const _: () = assert!(size_of::<TcpEvent>() == 4 + 4 + 5 * 8 + 2 * 4 + COMM_LEN + 40 + 4 * 4);
 const _: () = assert!(size_of::<TroubleEvent>() == 64);
 const _: () = assert!(size_of::<TroubleKey>() == 32);
 const _: () = assert!(size_of::<DropKey>() == 16);

@@ -1,6 +1,6 @@
 //! What is said about failed calls and about privilege.
 
-use crate::{Actor, Comm, Header, Record, TIME_OFFSET};
+use crate::{Actor, CGROUP_OFFSET, Comm, Header, Record, TIME_OFFSET};
 
 /// What failed calls are counted by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +16,16 @@ pub struct ErrorKey {
     pub zero: u32,
     /// Command name of the thread.
     pub comm: Comm,
+}
+
+/// Errors of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ErrorCount {
+    /// How many.
+    pub count: u64,
+    /// Id of the control group of the process at the first, in the version 2 hierarchy.
+    pub cgroup: u64,
 }
 
 /// A call that failed.
@@ -63,6 +73,8 @@ pub struct CapabilityCount {
     pub granted: u64,
     /// Checks that did not.
     pub refused: u64,
+    /// As of [`ErrorCount`].
+    pub cgroup: u64,
 }
 
 /// A check of a capability.
@@ -105,8 +117,8 @@ pub struct PrivilegedCall {
     pub result: i64,
     /// The first four arguments.
     pub arguments: [u64; 4],
-    /// Flags of a clone, wherever they stand.
-    pub clone_flags: u64,
+    /// Flags of a clone, or modes of a clock that is steered, wherever they stand.
+    pub flags: u64,
     /// Which of the arguments are in `strings`, a bit each.
     pub strings_read: u64,
     /// Arguments that are strings, by position.
@@ -118,6 +130,9 @@ unsafe impl Record for PrivilegedCall {
     const KIND: u8 = 26;
 }
 
+const _: () = assert!(core::mem::offset_of!(FailedCall, actor) == CGROUP_OFFSET);
+const _: () = assert!(core::mem::offset_of!(CapabilityCheck, actor) == CGROUP_OFFSET);
+const _: () = assert!(core::mem::offset_of!(PrivilegedCall, actor) == CGROUP_OFFSET);
 const _: () = assert!(size_of::<FailedCall>() == 88 && core::mem::offset_of!(FailedCall, time_ns) == TIME_OFFSET);
 const _: () =
     assert!(size_of::<CapabilityCheck>() == 64 && core::mem::offset_of!(CapabilityCheck, time_ns) == TIME_OFFSET);
@@ -126,10 +141,12 @@ const _: () =
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CapabilityCount, CapabilityKey, ErrorKey};
+    use super::{CapabilityCount, CapabilityKey, ErrorCount, ErrorKey};
 
     // SAFETY: all of these are repr(C) without padding and valid for every bit pattern.
     unsafe impl aya::Pod for ErrorKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ErrorCount {}
     // SAFETY: as above.
     unsafe impl aya::Pod for CapabilityKey {}
     // SAFETY: as above.

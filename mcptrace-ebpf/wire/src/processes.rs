@@ -1,6 +1,6 @@
 //! Records about processes: who acts, starts, ends, signals and out-of-memory kills.
 
-use crate::{Comm, Header, Record, TIME_OFFSET};
+use crate::{CGROUP_OFFSET, Comm, Header, Record, TIME_OFFSET};
 
 /// A thread that does something or has it done to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,7 +161,11 @@ unsafe impl Record for OomKill {
     const KIND: u8 = 23;
 }
 
-const _: () = assert!(size_of::<Actor>() == 40);
+const _: () = assert!(size_of::<Actor>() == 40 && core::mem::offset_of!(Actor, cgroup) == 0);
+const _: () = assert!(core::mem::offset_of!(Exec, actor) == CGROUP_OFFSET);
+const _: () = assert!(core::mem::offset_of!(Exit, actor) == CGROUP_OFFSET);
+const _: () = assert!(core::mem::offset_of!(Signal, sender) == CGROUP_OFFSET);
+const _: () = assert!(core::mem::offset_of!(OomKill, trigger) == CGROUP_OFFSET);
 const _: () =
     assert!(size_of::<Exec>() == 88 + EXEC_ANCESTORS * 20 && core::mem::offset_of!(Exec, time_ns) == TIME_OFFSET);
 const _: () = assert!(size_of::<Exit>() == 112 && core::mem::offset_of!(Exit, time_ns) == TIME_OFFSET);

@@ -1,6 +1,6 @@
 //! Call stacks: a record for each new one, and how its weights are kept.
 
-use crate::{Comm, Header, Record};
+use crate::{Comm, Header, Process, Record};
 
 /// Frames of a kernel stack that are kept.
 pub const KERNEL_FRAMES: usize = 64;
@@ -184,8 +184,8 @@ pub struct FutexCell {
     pub timed_out: u64,
     /// Of these, not begun because the value had changed (`EAGAIN`).
     pub not_needed: u64,
-    /// Command name of the process at the first.
-    pub comm: Comm,
+    /// The process at the first.
+    pub process: Process,
 }
 
 /// An allocation in progress, by thread.

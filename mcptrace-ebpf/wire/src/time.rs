@@ -1,6 +1,6 @@
 //! What is said about time on CPUs, interrupts and memory.
 
-use crate::{Actor, Comm, Header, Histogram, Record, TIME_OFFSET};
+use crate::{Actor, CGROUP_OFFSET, Header, Histogram, Process, Record, TIME_OFFSET};
 
 /// How a CPU, process or command runs.
 #[derive(Clone, Copy, Debug)]
@@ -14,8 +14,8 @@ pub struct Slices {
     pub involuntary: u64,
     /// It was moved to another CPU.
     pub migrations: u64,
-    /// Command name of the process at the first of all.
-    pub comm: Comm,
+    /// The process at the first of all.
+    pub process: Process,
 }
 
 /// Bytes of the name of an interrupt handler.
@@ -110,10 +110,11 @@ pub struct FaultCell {
     pub last_pages: u64,
     /// The most pages in memory at any of its faults.
     pub most_pages: u64,
-    /// Command name of the process at the first fault.
-    pub comm: Comm,
+    /// The process at the first fault.
+    pub process: Process,
 }
 
+const _: () = assert!(core::mem::offset_of!(LongStall, actor) == CGROUP_OFFSET);
 const _: () = assert!(size_of::<LongStall>() == 72 && core::mem::offset_of!(LongStall, time_ns) == TIME_OFFSET);
 
 #[cfg(feature = "user")]

@@ -2,7 +2,10 @@
 
 use std::{
     any::Any,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,11 +17,12 @@ use crate::{
     clock::Clock,
     kernel::{
         attached::{Attached, Counters},
+        cgroups,
         cost::{Cost, Sample},
         loader::chain,
         processes::{process_has_ended, thread_has_ended},
     },
-    probes::{Found, Prepared, Reader},
+    probes::{Found, Prepared, Reader, places},
     report::{Events, Loss, Overhead, Report},
     store::Store,
 };
@@ -45,6 +49,8 @@ pub struct ProbeSource {
     /// Whether it sends records at all, and whether they are events of the report.
     sends: bool,
     sends_events: bool,
+    /// The control group of the last record, where rows say to which container or unit a process belongs.
+    last_cgroup: Option<AtomicU64>,
     filtered: bool,
     counts: &'static str,
     cost_ns: f64,
@@ -110,6 +116,7 @@ impl ProbeSource {
             clock: Clock::now(),
             sends: prepared.plan.event_bytes > 0,
             sends_events,
+            last_cgroup: prepared.plan.places.then(AtomicU64::default),
             filtered,
             counts: prepared.plan.counts,
             cost_ns,
@@ -133,6 +140,7 @@ impl ProbeSource {
         let mut store = lock(&self.store);
         for record in records {
             if self.sends_events && self.reader.accepts(&record) {
+                self.learn_place(&record);
                 store.push(record);
             } else if !self.reader.take(&record) {
                 malformed += 1;
@@ -143,6 +151,15 @@ impl ProbeSource {
             lock(&self.state).malformed += malformed;
         }
         bytes
+    }
+
+    /// Has the name of its control group found now: the group may be gone when the record is shown.
+    fn learn_place(&self, record: &[u8]) {
+        let Some(last) = &self.last_cgroup else { return };
+        let cgroup = mcptrace_wire::cgroup_of(record);
+        if last.swap(cgroup, Ordering::Relaxed) != cgroup && cgroup != 0 {
+            cgroups::path(cgroup);
+        }
     }
 
     fn collect(&self, control: &Control) {
@@ -201,6 +218,10 @@ impl ProbeSource {
     }
 
     fn read_from(&self, attached: &Attached, counters: Counters, seconds: f64) -> Last {
+        // A kernel without control groups has none that go.
+        if self.last_cgroup.is_some() {
+            let _ = places::learn(&attached.maps());
+        }
         let found = self.reader.report(&attached.maps(), seconds).map_err(|error| chain(&error));
         let found = found.map(Arc::new);
         Last { found, counters, missed: attached.missed() }

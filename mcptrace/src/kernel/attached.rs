@@ -60,6 +60,8 @@ pub struct Plan {
     pub transport: Transport,
     /// Processes to follow from the start.
     pub follow: Option<u32>,
+    /// Whether rows say to which container or unit a process belongs.
+    pub places: bool,
 }
 
 /// A loaded probe. Dropping it detaches everything.

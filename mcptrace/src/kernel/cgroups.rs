@@ -26,8 +26,17 @@ const FILEID_KERNFS: i32 = 0xfe;
 /// The path of a control group below the mount of the version 2 hierarchy, which begins with a slash; `None` if there is none of that
 /// id any more and it was not looked up before. Its id is the inode number of its directory.
 pub fn path(id: u64) -> Option<String> {
+    with_known(|known| known.path(id))
+}
+
+/// Takes in the path of a control group that is gone, as the kernel told it.
+pub fn remember(id: u64, path: String) {
+    with_known(|known| known.remember(id, path));
+}
+
+fn with_known<T>(act: impl FnOnce(&mut Known) -> T) -> T {
     static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Known::new).path(id)
+    act(KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Known::new))
 }
 
 /// The container of a control group: the first 12 digits of the id in its path, as runtimes print it.
@@ -62,9 +71,7 @@ impl Known {
         if let Some(path) = self.paths.get(&id) {
             return Some(path.clone());
         }
-        if self.paths.len() > MOST {
-            self.paths.clear();
-        }
+        self.make_room();
         let (mount, root) = self.mount.as_ref()?;
         match open(root, id) {
             Ok(directory) => {
@@ -79,6 +86,17 @@ impl Known {
             Err(_) => {}
         }
         self.paths.get(&id).cloned()
+    }
+
+    fn remember(&mut self, id: u64, path: String) {
+        self.make_room();
+        self.paths.entry(id).or_insert(path);
+    }
+
+    fn make_room(&mut self) {
+        if self.paths.len() > MOST {
+            self.paths.clear();
+        }
     }
 
     fn may_walk(&self) -> bool {

@@ -35,6 +35,8 @@ const OFFSETS: &[Offset] = &[
     offset("CGROUP_LEVEL", &[("cgroup", "level")]),
     offset("CGROUP_KN", &[("cgroup", "kn")]),
     offset("KN_ID", &[("kernfs_node", "id")]),
+    offset("CGROUP_ROOT", &[("cgroup", "root")]),
+    offset("ROOT_HIERARCHY", &[("cgroup_root", "hierarchy_id")]),
     // `state` became `__state` in 5.14 (commit 2f064a59a11f).
     offset("TASK_STATE", &[("task_struct", "__state"), ("task_struct", "state")]),
     offset("TASK_COMPAT_WORD", &[("task_struct", ARCH.compat_word)]),

@@ -27,6 +27,8 @@ const MOST_PROCESSES: usize = 4096;
 const MOST_MAPPINGS: usize = 1024;
 const MOST_MAPS_BYTES: u64 = 4 << 20;
 
+/// Where the files are that a process has mapped, by their addresses.
+const MAP_FILES: &str = "map_files";
 /// The name of a frame of which only the place is known.
 const UNKNOWN: &str = "[unknown]";
 
@@ -107,6 +109,8 @@ struct Mapping {
     end: u64,
     offset: u64,
     path: PathBuf,
+    /// Whether the file has no name any more: under its old one there may be another.
+    deleted: bool,
 }
 
 impl Stacks {
@@ -369,7 +373,9 @@ impl State {
             process
                 .iter()
                 .flat_map(|process| &process.mappings)
-                .filter_map(|mapping| reachable(pid, &mapping.path))
+                // What has the name now may be the same file put back.
+                .flat_map(|mapping| [mapping.file(pid), reachable(pid, &mapping.path)])
+                .flatten()
                 .collect()
         };
         let own = of(self, pid);
@@ -380,7 +386,9 @@ impl State {
     }
 
     fn build_id_of(&mut self, path: &Path) -> Option<[u8; 20]> {
-        if let Some(known) = self.files.get(path) {
+        // Another file can be mapped in the same place later.
+        let lasts = !path.iter().any(|part| part == MAP_FILES);
+        if let Some(known) = self.files.get(path).filter(|_| lasts) {
             return *known;
         }
         let id = read_elf_build_id(&path).ok().flatten().map(|id| {
@@ -397,7 +405,7 @@ impl State {
     fn file_at(&self, pid: u32, address: u64) -> Option<(PathBuf, u64)> {
         let mappings = &self.processes.get(&pid)?.mappings;
         let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address))?;
-        Some((reachable(pid, &mapping.path)?, address - mapping.start + mapping.offset))
+        Some((mapping.file(pid)?, address - mapping.start + mapping.offset))
     }
 }
 
@@ -410,6 +418,8 @@ fn called_from(depth: usize, address: u64) -> u64 {
 
 /// A file without a symbol for the place.
 fn nameless(path: &Path) -> String {
+    // One that was deleted is a link in /proc to what it was called.
+    let path = fs::read_link(path).unwrap_or_else(|_| path.to_owned());
     let name = path.file_name().map_or_else(String::new, |name| text::untrusted(name.as_encoded_bytes(), 64));
     format!("[{name}]")
 }
@@ -450,6 +460,18 @@ impl Process {
     }
 }
 
+impl Mapping {
+    /// Its file as this process reaches it. One that is deleted, as a program is that was replaced while it runs, can be opened through its
+    /// process for as long as that lives.
+    fn file(&self, pid: u32) -> Option<PathBuf> {
+        if !self.deleted {
+            return reachable(pid, &self.path);
+        }
+        let mapped = PathBuf::from(format!("/proc/{pid}/{MAP_FILES}/{:x}-{:x}", self.start, self.end));
+        fs::metadata(&mapped).is_ok_and(|file| file.is_file()).then_some(mapped)
+    }
+}
+
 /// A line of `/proc/PID/maps`: `start-end perms offset device inode path`; only what can be executed and is in a file.
 fn mapping(line: &str) -> Option<Mapping> {
     let mut fields = line.split_ascii_whitespace();
@@ -458,8 +480,9 @@ fn mapping(line: &str) -> Option<Mapping> {
     let offset = fields.next()?;
     let path = &line[line.find('/').filter(|_| may.contains('x'))?..];
     let [start, end, offset] = [start, end, offset].map(|number| u64::from_str_radix(number, 16).ok());
-    let path = PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path));
-    Some(Mapping { start: start?, end: end?, offset: offset?, path })
+    let named = path.strip_suffix(" (deleted)");
+    let (path, deleted) = (PathBuf::from(named.unwrap_or(path)), named.is_some());
+    Some(Mapping { start: start?, end: end?, offset: offset?, path, deleted })
 }
 
 #[cfg(test)]
@@ -468,14 +491,15 @@ mod tests {
 
     #[test]
     fn a_mapping_that_is_executed_and_has_a_file_is_remembered() {
-        let line =
-            "55d0c0100000-55d0c0200000 r-xp 00042000 fe:00 1234                       /usr/bin/with space (deleted)";
+        let line = "55d0c0100000-55d0c0200000 r-xp 00042000 fe:00 1234                       /usr/bin/with space";
         let expected = Mapping {
             start: 0x55d0_c010_0000,
             end: 0x55d0_c020_0000,
             offset: 0x42000,
             path: "/usr/bin/with space".into(),
+            deleted: false,
         };
+        assert_eq!(mapping(&format!("{line} (deleted)")), Some(Mapping { deleted: true, ..expected.clone() }));
         assert_eq!(mapping(line), Some(expected));
         assert_eq!(mapping("1000-2000 rw-p 0 fe:00 1 /usr/lib/libc.so.6"), None);
         assert_eq!(mapping("7ffd1000-7ffd2000 r-xp 0 00:00 0 [vdso]"), None);

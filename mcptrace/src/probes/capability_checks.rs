@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Found, OptionError, Probe, actor,
     options::{By, Transport},
-    parse, plain, plan_of, put,
+    parse, places, plain, plan_of, put,
 };
 use crate::{
     capabilities::name,
@@ -89,6 +89,7 @@ impl Probe for CapabilityChecks {
         plan.globals.push(("FAILED_ONLY", u32::from(options.failed_only).to_ne_bytes().to_vec()));
         plan.globals.push(("BY_PROCESS", u32::from(options.by == By::Pid).to_ne_bytes().to_vec()));
         plan.map_entries.push(("CHECKS", MOST_KEYS));
+        plan.places = options.by == By::Pid;
         if options.events {
             plan.globals.push(("SEND", 1_u32.to_ne_bytes().to_vec()));
             plan.event_bytes = EVENT_BYTES;
@@ -137,6 +138,7 @@ fn table(checks: &BTreeMap<CapabilityKey, CapabilityCount>, by: By) -> Table {
     let mut key = vec!["capability".to_owned(), "comm".to_owned()];
     if by == By::Pid {
         key.push("pid".to_owned());
+        key.extend(places::FIELDS.map(str::to_owned));
     }
     Table { key, columns: CapabilityChecks::fields(), rows_total: rows.len() as u64, rows, others: None }
 }
@@ -147,6 +149,7 @@ fn row(key: &CapabilityKey, count: CapabilityCount, by: By) -> Row {
     put(&mut row, "comm", comm(&key.comm));
     if by == By::Pid {
         put(&mut row, "pid", key.pid);
+        places::insert(&mut row, count.cgroup);
     }
     put(&mut row, "checks", count.granted + count.refused);
     put(&mut row, "granted", count.granted);
@@ -162,8 +165,8 @@ mod tests {
     fn the_most_checked_comes_first() {
         let key = |capability| CapabilityKey { capability, pid: 0, comm: [0; 16] };
         let checks = BTreeMap::from([
-            (key(1), CapabilityCount { granted: 1, refused: 0 }),
-            (key(21), CapabilityCount { granted: 2, refused: 3 }),
+            (key(1), CapabilityCount { granted: 1, refused: 0, cgroup: 0 }),
+            (key(21), CapabilityCount { granted: 2, refused: 3, cgroup: 0 }),
         ]);
         let table = table(&checks, By::Total);
         assert_eq!((&table.rows[0]["capability"], &table.rows[0]["checks"]), (&"CAP_SYS_ADMIN".into(), &5.into()));

@@ -35,6 +35,11 @@ no room to follow.
 
 `comm` is a command name. With `by = comm` each event counts for the name that its thread had then; rows of a process have the name that
 it had last, which is that of its first thread.
+
+Events and rows of a process have its `container` (the first 12 digits of its id) or, outside of containers, its systemd `unit`, by its
+control group (version 2): of an event where the thread was then, of a row where its process was when it last executed a program or took a
+name, else when it was first seen. Groups that have been removed meanwhile are known all the same. With `by = container` a row is of a
+container or unit; what is in neither is one row without a name. Text shows units only there: beside a process they are in the JSON.
 ";
 
 fn section(entry: &Entry) -> String {

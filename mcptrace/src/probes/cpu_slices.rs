@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
-    names::{self, Names},
+    names::{self, Names, Who},
     options::By,
     plan_of, put,
 };
@@ -20,7 +20,6 @@ use crate::{
         hook::Attach,
     },
     report::{Field, Histogram, Report, Row, Series},
-    text::comm,
 };
 
 /// Groups that are told apart: 2.5 KB each.
@@ -61,7 +60,7 @@ impl Probe for CpuSlices {
     const NEXT: &'static [&'static str] = &[
         "involuntary switches: runq_latency shows the waits that follow",
         "short voluntary slices: syscall_latency, or offcpu_stacks for what they wait for",
-        "whose: options.by = comm or pid",
+        "whose: options.by = comm, pid or container",
     ];
     const EXAMPLE: &'static str = r#"{"probe":"cpu_slices","options":{"by":"comm"},"seconds":5}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/cpu_slices.o");
@@ -70,13 +69,13 @@ impl Probe for CpuSlices {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_LEADER", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 150.0;
-    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu];
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu, By::Container];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
         names::group(&mut plan, options.by);
-        if matches!(options.by, By::Pid | By::Comm) {
+        if names::is_grouped(options.by) {
             plan.map_entries.push(("GROUPS", MOST_GROUPS));
         }
         Ok((Self { by: options.by }, plan))
@@ -84,10 +83,7 @@ impl Probe for CpuSlices {
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
         let cpus: Vec<Slices> = maps.per_cpu("BY_CPU")?.into_iter().next().unwrap_or_default();
-        let groups = match self.by {
-            By::Pid | By::Comm => maps.hash("GROUPS")?,
-            _ => BTreeMap::new(),
-        };
+        let groups = if names::is_grouped(self.by) { maps.hash("GROUPS")? } else { BTreeMap::new() };
         Ok(found(self.by, &cpus, &groups, &Names::read(maps)?))
     }
 
@@ -105,11 +101,11 @@ fn found(by: By, cpus: &[Slices], groups: &BTreeMap<GroupKey, Slices>, names: &N
     let mut notes = Vec::new();
     let mut series = match by {
         By::Cpu => by_cpu(cpus),
-        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group, names)).collect(),
+        By::Pid | By::Comm | By::Container => by_group(by, groups, names),
         By::Total => vec![rest.series(Row::new())],
     };
     let mut delivered: u64 = series.iter().map(|one: &Series| one.count).sum();
-    let ungrouped = matches!(by, By::Pid | By::Comm).then_some(&rest).filter(|rest| rest.on_cpu.count() > 0);
+    let ungrouped = names::is_grouped(by).then_some(&rest).filter(|rest| rest.on_cpu.count() > 0);
     if let Some(rest) = ungrouped {
         let count = rest.on_cpu.count();
         delivered += count;
@@ -120,7 +116,7 @@ fn found(by: By, cpus: &[Slices], groups: &BTreeMap<GroupKey, Slices>, names: &N
     series.sort_by_key(|one| std::cmp::Reverse(one.count));
     let histogram = Histogram {
         unit: "ns".into(),
-        key: key_fields(by),
+        key: names::key_fields(by),
         relative_error: RELATIVE_ERROR,
         series_total: series.len() as u64,
         series,
@@ -129,28 +125,22 @@ fn found(by: By, cpus: &[Slices], groups: &BTreeMap<GroupKey, Slices>, names: &N
     Found { report: Some(Report::Histogram(histogram)), delivered, notes }
 }
 
-fn key_fields(by: By) -> Vec<String> {
-    let fields: &[&str] = match by {
-        By::Pid => &["pid", "comm"],
-        By::Comm => &["comm"],
-        By::Cpu => &["cpu"],
-        By::Total => &[],
-    };
-    fields.iter().map(|field| (*field).to_owned()).collect()
-}
-
 fn sum(all: &[Slices]) -> Sum {
     let mut sum = Sum::default();
     for one in all {
-        sum.on_cpu.add(&one.on_cpu);
-        sum.voluntary += one.voluntary;
-        sum.involuntary += one.involuntary;
-        sum.migrations += one.migrations;
+        sum.add(one);
     }
     sum
 }
 
 impl Sum {
+    fn add(&mut self, one: &Slices) {
+        self.on_cpu.add(&one.on_cpu);
+        self.voluntary += one.voluntary;
+        self.involuntary += one.involuntary;
+        self.migrations += one.migrations;
+    }
+
     fn series(&self, key: Row) -> Series {
         let mut series = self.on_cpu.series(key);
         put(&mut series.also, "voluntary", self.voluntary);
@@ -169,27 +159,25 @@ fn by_cpu(cpus: &[Slices]) -> Vec<Series> {
     cpus.iter().enumerate().filter_map(of_cpu).collect()
 }
 
-fn of_group(by: By, key: &GroupKey, group: &Slices, names: &Names) -> Series {
-    let mut row = Row::new();
-    if by == By::Pid {
-        put(&mut row, "pid", key.pid);
-        put(&mut row, "comm", names.last(key.pid, &group.comm));
-    } else {
-        put(&mut row, "comm", comm(&key.comm));
+fn by_group(by: By, groups: &BTreeMap<GroupKey, Slices>, names: &Names) -> Vec<Series> {
+    let mut sums: BTreeMap<Who, Sum> = BTreeMap::new();
+    for (key, group) in groups {
+        sums.entry(names.group(by, key.pid, &key.comm, &group.process)).or_default().add(group);
     }
-    sum(std::slice::from_ref(group)).series(row)
+    sums.into_iter().map(|(who, sum)| sum.series(who.row())).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use mcptrace_wire::Histogram as Kept;
+    use mcptrace_wire::{Histogram as Kept, Process};
 
     use super::*;
 
     fn slices(bucket: usize, count: u64) -> Slices {
         let mut on_cpu = Kept::EMPTY;
         on_cpu.buckets[bucket] = count;
-        Slices { on_cpu, voluntary: count - 1, involuntary: 1, migrations: 2, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" }
+        let process = Process { cgroup: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
+        Slices { on_cpu, voluntary: count - 1, involuntary: 1, migrations: 2, process }
     }
 
     #[test]

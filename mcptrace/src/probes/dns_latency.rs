@@ -5,7 +5,7 @@ use mcptrace_wire::{Histogram as Kept, LOOKUPS, Lookup, PATH_UNREADABLE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put};
+use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, places, plain, plan_of, put};
 use crate::{
     clock::Clock,
     distribution::{Distribution, RELATIVE_ERROR},
@@ -102,6 +102,7 @@ impl Probe for DnsLatency {
         let mut fields = plain(&["time", "name"]);
         fields.push(Field::new("latency_ns", "ns"));
         fields.extend(plain(&["function", "error", "pid", "tid", "comm"]));
+        fields.extend(plain(&places::FIELDS));
         fields
     }
 
@@ -125,6 +126,7 @@ impl Probe for DnsLatency {
         put(&mut row, "pid", lookup.pid);
         put(&mut row, "tid", lookup.tid);
         put(&mut row, "comm", comm(&lookup.comm));
+        places::insert(&mut row, lookup.cgroup);
         Some(row)
     }
 }

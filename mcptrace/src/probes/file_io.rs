@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
-    names::{self, Names},
+    names::{self, Names, Who},
     options::By,
     paths::{self, FILES},
     plan_of,
@@ -23,7 +23,6 @@ use crate::{
         hook::Attach,
     },
     report::{Field, Histogram, Report, Row, Table},
-    text::comm,
 };
 
 /// Calls that read from a descriptor.
@@ -56,8 +55,8 @@ struct Group {
     errors: u64,
 }
 
-/// File, operation, and the process or command it is grouped by.
-type Key = (FileId, u32, u32, Option<String>);
+/// File, operation, and group.
+type Key = (FileId, u32, Who);
 
 impl Probe for FileIo {
     const NAME: &'static str = "file_io";
@@ -82,7 +81,7 @@ impl Probe for FileIo {
     const NEEDS: &'static [&'static str] = FILES;
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 520.0;
-    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Container];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
@@ -130,12 +129,8 @@ impl FileIo {
     fn grouped(self, files: &BTreeMap<FileIoKey, Kept>, names: &Names) -> BTreeMap<Key, Group> {
         let mut groups: BTreeMap<Key, Group> = BTreeMap::new();
         for (key, kept) in files {
-            let name = match self.by {
-                By::Pid => Some(names.last(key.pid, &kept.comm)),
-                By::Comm => Some(comm(&key.comm)),
-                By::Total | By::Cpu => None,
-            };
-            let group = groups.entry((key.file, key.operation, key.pid, name)).or_default();
+            let who = names.group(self.by, key.pid, &key.comm, &kept.process);
+            let group = groups.entry((key.file, key.operation, who)).or_default();
             group.latency.add(&kept.latency);
             group.bytes += kept.bytes;
             group.errors += kept.errors;
@@ -144,12 +139,8 @@ impl FileIo {
     }
 
     fn key_fields(self) -> Vec<String> {
-        let more: &[&str] = match self.by {
-            By::Pid => &["pid", "comm"],
-            By::Comm => &["comm"],
-            _ => &[],
-        };
-        ["path", "path_from", "operation"].iter().chain(more).map(|name| (*name).to_owned()).collect()
+        let file = ["path", "path_from", "operation"].map(str::to_owned);
+        file.into_iter().chain(names::key_fields(self.by)).collect()
     }
 
     fn table(self, groups: &[(Key, Group)], paths: &BTreeMap<FileId, Walk>) -> Report {
@@ -177,16 +168,11 @@ impl FileIo {
     }
 }
 
-fn key_row((file, operation, pid, name): &Key, paths: &BTreeMap<FileId, Walk>) -> Row {
+fn key_row((file, operation, who): &Key, paths: &BTreeMap<FileId, Walk>) -> Row {
     let mut row = Row::new();
     paths::insert(&mut row, *file, paths.get(file));
     row.insert("operation".into(), if *operation == u32::from(FILE_READ) { "read" } else { "write" }.into());
-    if *pid != 0 {
-        row.insert("pid".into(), (*pid).into());
-    }
-    if let Some(name) = name {
-        row.insert("comm".into(), name.clone().into());
-    }
+    who.insert(&mut row);
     row
 }
 
@@ -205,14 +191,19 @@ fn row(key: &Key, group: &Group, paths: &BTreeMap<FileId, Walk>) -> Row {
 
 #[cfg(test)]
 mod tests {
-    use mcptrace_wire::{Histogram as Buckets, WALK_COMPLETE};
+    use mcptrace_wire::{Histogram as Buckets, Process, WALK_COMPLETE};
 
     use super::*;
 
     fn files() -> (BTreeMap<FileIoKey, Kept>, BTreeMap<FileId, Walk>) {
         let mut latency = Buckets::EMPTY;
         (latency.buckets[50], latency.sum, latency.max) = (7, 700, 100);
-        let kept = Kept { latency, bytes: 4096, errors: 1, comm: *b"cp\0\0\0\0\0\0\0\0\0\0\0\0\0\0" };
+        let kept = Kept {
+            latency,
+            bytes: 4096,
+            errors: 1,
+            process: Process { cgroup: 0, comm: *b"cp\0\0\0\0\0\0\0\0\0\0\0\0\0\0" },
+        };
         let file = FileId { inode: 12, device: 1, zero: 0 };
         let mut walk = Walk::EMPTY;
         walk.names[..4].copy_from_slice(b"f\0d\0");
@@ -231,7 +222,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let all = rows(By::Total);
-        assert_eq!((&all[0]["bytes"], &all[0]["calls"]), (&4096.into(), &7.into()));
+        assert_eq!((all.len(), &all[0]["bytes"], &all[0]["calls"]), (1, &8192.into(), &14.into()));
         assert_eq!((&all[0]["path"], &all[0]["operation"]), (&"/d/f".into(), &"read".into()));
         let named = |by, comm: &str| rows(by).iter().filter(|row| row["comm"] == comm).count();
         assert_eq!((named(By::Pid, "mv"), named(By::Comm, "worker")), (1, 1));

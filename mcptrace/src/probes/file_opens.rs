@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Found, OptionError, Probe,
     options::Transport,
-    parse, plan_of,
+    parse, places, plain, plan_of,
     syscall_counts::{syscall_globals, words},
 };
 use crate::{
@@ -93,9 +93,10 @@ impl Probe for FileOpens {
     }
 
     fn event_fields() -> Vec<Field> {
-        let plain = ["pid", "tid", "comm", "uid", "syscall", "path", "dirfd", "flags", "fd", "errno", "path_error"];
         let mut fields = vec![Field::new("time", ""), Field::new("latency_ns", "ns")];
-        fields.extend(plain.map(|name| Field::new(name, "")));
+        fields.extend(plain(&["pid", "tid", "comm", "uid"]));
+        fields.extend(plain(&places::FIELDS));
+        fields.extend(plain(&["syscall", "path", "dirfd", "flags", "fd", "errno", "path_error"]));
         fields
     }
 
@@ -113,6 +114,7 @@ impl Probe for FileOpens {
         row.insert("tid".into(), open.tid.into());
         row.insert("comm".into(), comm(&open.comm).into());
         row.insert("uid".into(), open.uid.into());
+        places::insert(&mut row, open.cgroup);
         row.insert("syscall".into(), syscall_name(open.syscall).into());
         if unreadable {
             row.insert("path_error".into(), "EFAULT".into());

@@ -11,7 +11,7 @@ use super::{
     options::Transport,
     parse,
     paths::{self, FILES},
-    plan_of,
+    places, plain, plan_of,
     syscall_counts::syscall_globals,
 };
 use crate::{
@@ -99,7 +99,9 @@ impl Probe for FsSync {
 
     fn event_fields() -> Vec<Field> {
         let mut fields = vec![Field::new("time", ""), Field::new("call", ""), Field::new("latency_ns", "ns")];
-        fields.extend(["path", "path_from", "pid", "tid", "comm", "errno"].map(|name| Field::new(name, "")));
+        fields.extend(plain(&["path", "path_from", "pid", "tid", "comm"]));
+        fields.extend(plain(&places::FIELDS));
+        fields.extend(plain(&["errno"]));
         fields
     }
 
@@ -122,6 +124,7 @@ impl Probe for FsSync {
         row.insert("pid".into(), event.pid.into());
         row.insert("tid".into(), event.tid.into());
         row.insert("comm".into(), comm(&event.comm).into());
+        places::insert(&mut row, event.cgroup);
         if event.result < 0 {
             row.insert("errno".into(), errno::name(event.result.wrapping_neg()).into());
         }

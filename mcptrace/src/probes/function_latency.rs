@@ -7,7 +7,7 @@ use mcptrace_wire::{Histogram as Kept, SlowCall};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put};
+use super::{Context, Found, OptionError, Probe, functions, options::Transport, parse, places, plain, plan_of, put};
 use crate::{
     clock::Clock,
     distribution::{Distribution, RELATIVE_ERROR},
@@ -134,6 +134,7 @@ impl Probe for FunctionLatency {
         let mut fields = plain(&["time", "function"]);
         fields.push(Field::new("latency_ns", "ns"));
         fields.extend(plain(&["result", "pid", "tid", "comm"]));
+        fields.extend(plain(&places::FIELDS));
         fields
     }
 
@@ -151,6 +152,7 @@ impl Probe for FunctionLatency {
         put(&mut row, "pid", slow.pid);
         put(&mut row, "tid", slow.tid);
         put(&mut row, "comm", comm(&slow.comm));
+        places::insert(&mut row, slow.cgroup);
         Some(row)
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Found, OptionError, Probe,
     names::{self, Names},
-    options::Side,
+    options::{By, Side},
     plan_of,
     stacks::{self, MOST_STACKS, Unit},
     syscall_counts::{syscall_globals, words},
@@ -109,7 +109,7 @@ fn found(cells: &BTreeMap<u32, FutexCell>, names: &Names) -> Found {
     let mut cells: Vec<_> = cells.iter().collect();
     cells.sort_by_key(|(pid, cell)| (std::cmp::Reverse(cell.waits.total_ns), **pid));
     let table = Table {
-        key: vec!["pid".into(), "comm".into()],
+        key: names::key_fields(By::Pid),
         columns: FutexWaits::fields(),
         rows_total: cells.len() as u64,
         rows: cells.iter().map(|(pid, cell)| row(**pid, cell, names)).collect(),
@@ -128,13 +128,14 @@ fn row(pid: u32, cell: &FutexCell, names: &Names) -> Row {
         ("timed_out", timed_out),
         ("not_needed", not_needed),
     ];
-    let key = [("pid".to_owned(), pid.into()), ("comm".to_owned(), names.last(pid, &cell.comm).into())];
-    key.into_iter().chain(numbers.map(|(name, number)| (name.to_owned(), number.into()))).collect()
+    let mut row = names.process(pid, &cell.process).row();
+    row.extend(numbers.map(|(name, number)| (name.to_owned(), number.into())));
+    row
 }
 
 #[cfg(test)]
 mod tests {
-    use mcptrace_wire::Waits;
+    use mcptrace_wire::{Process, Waits};
 
     use super::*;
 
@@ -144,7 +145,7 @@ mod tests {
             waits: Waits { count, total_ns, max_ns: 5 },
             timed_out: 1,
             not_needed: 2,
-            comm: *b"app\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            process: Process { cgroup: 0, comm: *b"app\0\0\0\0\0\0\0\0\0\0\0\0\0" },
         };
         let found = found(&BTreeMap::from([(1, cell(3, 30)), (2, cell(4, 40))]), &Names::default());
         assert_eq!(found.delivered, 7);

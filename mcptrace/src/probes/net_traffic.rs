@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
-    names::{self, Names},
+    names::{self, Names, Who},
     options::By,
     plan_of,
     sockets::{address, protocol_name},
@@ -20,7 +20,6 @@ use crate::{
         hook::Attach,
     },
     report::{Field, Report, Row, Table},
-    text::comm,
 };
 
 /// The probe.
@@ -41,15 +40,15 @@ pub struct Options {
     pub port: Option<u16>,
 }
 
-/// What a row is of: the process or command it is grouped by, and the rest of the key.
-type Key = (String, TrafficKey);
+/// What a row is of: the group, and with whom it talks.
+type Key = (Who, TrafficKey);
 
 impl Probe for NetTraffic {
     const NAME: &'static str = "net_traffic";
     const SUMMARY: &'static str = "Who sends and receives how much over the network, and with whom?";
     const CATEGORY: &'static str = "network";
     const DETAILS: &'static str = "Payload that programs give to and take from TCP, UDP and other IP sockets, by process (of one command together with \
-        options.by = comm), protocol, peer and port. sends and receives are calls that moved it: of UDP one is a datagram, of TCP it may be many packets or a \
+        options.by = comm, of one container or unit with container), protocol, peer and port. sends and receives are calls that moved it: of UDP one is a datagram, of TCP it may be many packets or a \
         part of one; segments sent again and headers are not in it. port is the lower of both ports, as a rule that of the service; port_of says \
         whose it is. A UDP socket that is not connected shows no peer (0.0.0.0 or ::). What a program peeks at counts when it is taken. Not seen: \
         unix sockets, kernel-internal users, splice and zero-copy out of a TCP socket, calls that fail. Needs 6.4.";
@@ -80,15 +79,16 @@ impl Probe for NetTraffic {
     const COUNTS: &'static str = "sent";
     const COST_NS: f64 = 150.0;
     const HAS_DURATION: bool = false;
-    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Container];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
         plan.globals.push(("PORT", u32::from(options.port.unwrap_or(0)).to_ne_bytes().to_vec()));
-        // Processes are told apart unless commands are.
-        names::group(&mut plan, if options.by == By::Comm { By::Comm } else { By::Pid });
-        Ok((Self { by: options.by }, plan))
+        // Processes are told apart unless something else is.
+        let by = if options.by == By::Total { By::Pid } else { options.by };
+        names::group(&mut plan, by);
+        Ok((Self { by }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
@@ -106,10 +106,8 @@ fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, names: &Names, by: By) -> Fo
     let mut groups: Vec<_> = grouped(cells, names, by).into_iter().collect();
     groups.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.sent_bytes + cell.received_bytes));
     let rows: Vec<Row> = groups.iter().map(|(key, cell)| row(key, cell)).collect();
-    let mut key = ["comm", "protocol", "peer", "port", "port_of"].map(str::to_owned).to_vec();
-    if by != By::Comm {
-        key.insert(0, "pid".to_owned());
-    }
+    let mut key = names::key_fields(by);
+    key.extend(["protocol", "peer", "port", "port_of"].map(str::to_owned));
     let table = Table { key, columns: NetTraffic::fields(), rows_total: rows.len() as u64, rows, others: None };
     let is_nameless = |key: &TrafficKey| key.remote == [0; 4];
     let note = "a UDP socket that is not connected shows no peer (0.0.0.0 or ::): the script datagram_peers tells to whom it sends";
@@ -120,8 +118,10 @@ fn found(cells: &BTreeMap<TrafficKey, TrafficCell>, names: &Names, by: By) -> Fo
 fn grouped(cells: &BTreeMap<TrafficKey, TrafficCell>, names: &Names, by: By) -> BTreeMap<Key, TrafficCell> {
     let mut groups: BTreeMap<Key, TrafficCell> = BTreeMap::new();
     for (key, cell) in cells {
-        let name = if by == By::Comm { comm(&key.comm) } else { names.last(key.pid, &cell.comm) };
-        let group = groups.entry((name, *key)).or_default();
+        let who = names.group(by, key.pid, &key.comm, &cell.process);
+        // The group is in it by its name: several control groups may be one container.
+        let peer = TrafficKey { pid: 0, comm: [0; 16], ..*key };
+        let group = groups.entry((who, peer)).or_default();
         group.sent_bytes += cell.sent_bytes;
         group.received_bytes += cell.received_bytes;
         group.sends += cell.sends;
@@ -130,12 +130,9 @@ fn grouped(cells: &BTreeMap<TrafficKey, TrafficCell>, names: &Names, by: By) -> 
     groups
 }
 
-fn row((name, key): &Key, cell: &TrafficCell) -> Row {
+fn row((who, key): &Key, cell: &TrafficCell) -> Row {
     let mut row = Row::new();
-    if key.pid != 0 {
-        row.insert("pid".into(), key.pid.into());
-    }
-    row.insert("comm".into(), name.clone().into());
+    who.insert(&mut row);
     row.insert("protocol".into(), protocol_name(key.protocol).into());
     row.insert("peer".into(), address(key.remote, key.family).into());
     row.insert("port".into(), key.port.into());
@@ -149,6 +146,8 @@ fn row((name, key): &Key, cell: &TrafficCell) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use mcptrace_wire::Process;
+
     use super::*;
 
     const CURL: [u8; 16] = *b"curl\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -159,7 +158,13 @@ mod tests {
     }
 
     fn found_of(keys: &[TrafficKey], by: By) -> Found {
-        let cell = TrafficCell { sent_bytes: 10, received_bytes: 20, sends: 1, receives: 2, comm: CURL };
+        let cell = TrafficCell {
+            sent_bytes: 10,
+            received_bytes: 20,
+            sends: 1,
+            receives: 2,
+            process: Process { cgroup: 0, comm: CURL },
+        };
         found(&keys.iter().map(|key| (*key, cell)).collect(), &Names::of(&[(8, *b"wget\0\0\0\0\0\0\0\0\0\0\0\0")]), by)
     }
 
@@ -174,10 +179,8 @@ mod tests {
         assert_eq!((&by_comm.rows[0]["peer"], &by_comm.rows[0]["port_of"]), (&"10.0.0.1".into(), &"peer".into()));
         assert_eq!((by_comm.rows[0].get("pid"), &by_comm.key[0]), (None, &"comm".to_owned()));
         let processes = [key(7, [0; 16]), key(8, [0; 16])];
-        for by in [By::Pid, By::Total] {
-            let rows = table(&processes, by).rows;
-            assert_eq!((rows.len(), &rows[0]["comm"], &rows[1]["comm"]), (2, &"curl".into(), &"wget".into()));
-        }
+        let rows = table(&processes, By::Pid).rows;
+        assert_eq!((rows.len(), &rows[0]["comm"], &rows[1]["comm"]), (2, &"curl".into(), &"wget".into()));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use aya::maps::MapError;
 use mcptrace_wire::OomKill;
 
 use super::{
-    Context, Found, OptionError, Probe, actor, options::EventOptions, options::Transport, parse, plain, plan_of, put,
+    Context, Found, OptionError, Probe, actor, options::EventOptions, options::Transport, parse, places, plain,
+    plan_of, put,
 };
 use crate::{
     clock::Clock,
@@ -144,7 +145,7 @@ fn insert_trigger(row: &mut Row, kill: &OomKill) {
     put(row, "trigger_pid", kill.trigger.pid);
     put(row, "trigger_comm", comm(&kill.trigger.comm));
     let mut place = Row::new();
-    actor::insert_place(&mut place, &kill.trigger);
+    places::insert(&mut place, kill.trigger.cgroup);
     for (name, value) in place {
         put(row, &format!("trigger_{name}"), value);
     }

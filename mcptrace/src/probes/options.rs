@@ -26,6 +26,8 @@ pub enum By {
     Comm,
     /// CPU.
     Cpu,
+    /// Container, else systemd unit.
+    Container,
 }
 
 impl By {
@@ -36,6 +38,7 @@ impl By {
             Self::Pid => "pid",
             Self::Comm => "comm",
             Self::Cpu => "cpu",
+            Self::Container => "container",
         }
     }
 }

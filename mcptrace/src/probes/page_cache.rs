@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
-    names::{self, Names},
+    names::{self, Names, Who},
     options::By,
     plan_of,
 };
@@ -19,7 +19,6 @@ use crate::{
         hook::Attach,
     },
     report::{Field, Report, Row, Table},
-    text::comm,
 };
 
 /// The probe.
@@ -39,9 +38,6 @@ pub struct Options {
     /// What results are grouped by, beyond what the probe always tells apart
     pub by: By,
 }
-
-/// What a row is of.
-type Key = (u32, Option<String>);
 
 impl Probe for PageCache {
     const NAME: &'static str = "page_cache";
@@ -83,7 +79,7 @@ impl Probe for PageCache {
     const COUNTS: &'static str = "added";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 120.0;
-    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Container];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
@@ -125,13 +121,8 @@ impl PageCache {
         let mut notes = self.notes();
         notes.extend(groups.iter().filter(|_| self.looks_up).max_by_key(|(_, cell)| ahead(cell)).and_then(note_ahead));
         let rows: Vec<Row> = groups.iter().map(|(key, cell)| self.row(key, cell)).collect();
-        let key: &[&str] = match self.by {
-            By::Pid => &["pid", "comm"],
-            By::Comm => &["comm"],
-            _ => &[],
-        };
         let table = Table {
-            key: key.iter().map(|name| (*name).to_owned()).collect(),
+            key: names::key_fields(self.by),
             columns: columns(self.looks_up, self.faults),
             rows_total: rows.len() as u64,
             rows,
@@ -150,15 +141,10 @@ impl PageCache {
         notes.into_iter().flatten().collect()
     }
 
-    fn grouped(self, cells: &BTreeMap<GroupKey, CacheCell>, names: &Names) -> BTreeMap<Key, CacheCell> {
-        let mut groups: BTreeMap<Key, CacheCell> = BTreeMap::new();
+    fn grouped(self, cells: &BTreeMap<GroupKey, CacheCell>, names: &Names) -> BTreeMap<Who, CacheCell> {
+        let mut groups: BTreeMap<Who, CacheCell> = BTreeMap::new();
         for (key, cell) in cells {
-            let key = match self.by {
-                By::Pid => (key.pid, Some(names.last(key.pid, &cell.comm))),
-                By::Comm => (0, Some(comm(&key.comm))),
-                _ => (0, None),
-            };
-            let group = groups.entry(key).or_default();
+            let group = groups.entry(names.group(self.by, key.pid, &key.comm, &cell.process)).or_default();
             group.events += cell.events;
             group.read += cell.read;
             group.read_missed += cell.read_missed;
@@ -170,14 +156,8 @@ impl PageCache {
         groups
     }
 
-    fn row(self, (pid, name): &Key, cell: &CacheCell) -> Row {
-        let mut row = Row::new();
-        if self.by == By::Pid {
-            row.insert("pid".into(), (*pid).into());
-        }
-        if let Some(name) = name {
-            row.insert("comm".into(), name.clone().into());
-        }
+    fn row(self, who: &Who, cell: &CacheCell) -> Row {
+        let mut row = who.row();
         if self.looks_up {
             row.insert("read_pages".into(), cell.read.into());
             row.insert("read_missed_pages".into(), cell.read_missed.into());
@@ -202,14 +182,12 @@ fn ahead(cell: &CacheCell) -> u64 {
 }
 
 /// Says that hits are no proof of data in memory, where read-ahead made more than a tenth of them.
-fn note_ahead(((pid, name), cell): &(Key, CacheCell)) -> Option<String> {
+fn note_ahead((who, cell): &(Who, CacheCell)) -> Option<String> {
     let pages = ahead(cell);
     if pages * 10 < cell.read || pages == 0 {
         return None;
     }
-    let who = name
-        .as_ref()
-        .map_or_else(|| "all processes".to_owned(), |name| format!("{name} {pid}").trim_end_matches(" 0").to_owned());
+    let who = who.to_string();
     Some(format!(
         "hit_percent says how seldom reads waited, not that the data was in memory: of {who}, read-ahead brought in some {pages} of the {} pages \
          read just before they were asked for",
@@ -219,7 +197,11 @@ fn note_ahead(((pid, name), cell): &(Key, CacheCell)) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use mcptrace_wire::Process;
+
     use super::*;
+
+    const CAT: [u8; 16] = *b"cat\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
     const CELL: CacheCell = CacheCell {
         events: 5,
@@ -229,12 +211,12 @@ mod tests {
         fault_missed: 1,
         added: 60,
         dirtied: 7,
-        comm: *b"cat\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        process: Process { cgroup: 0, comm: CAT },
     };
 
     fn rows(by: By, looks_up: bool) -> (Vec<Row>, Vec<String>) {
         let key = |pid, comm| GroupKey { pid, zero: 0, comm };
-        let cells = BTreeMap::from([(key(3, [0; 16]), CELL), (key(0, CELL.comm), CELL)]);
+        let cells = BTreeMap::from([(key(3, [0; 16]), CELL), (key(0, CAT), CELL)]);
         match (PageCache { by, looks_up, faults: true }).found(&cells, &Names::default()) {
             Found { report: Some(Report::Table(table)), delivered: 10, notes } => (table.rows, notes),
             other => panic!("{other:?}"),
@@ -252,7 +234,7 @@ mod tests {
 
     #[test]
     fn hits_that_read_ahead_made_are_said_to_be_so() {
-        let note = |cell: CacheCell| note_ahead(&((3, Some("cat".into())), cell));
+        let note = |cell: CacheCell| note_ahead(&(Names::default().process(3, &CELL.process), cell));
         let cold = CacheCell { read: 1000, read_missed: 32, added: 1007, dirtied: 0, fault_missed: 0, ..CELL };
         let text = note(cold).unwrap();
         assert!(text.contains("of cat 3, read-ahead brought in some 975 of the 1000 pages"), "{text}");

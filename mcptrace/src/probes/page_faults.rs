@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use aya::maps::MapError;
 use mcptrace_wire::{FaultCell, FaultKey};
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
     names::{self, Names},
+    options::By,
     plan_of, put,
     stacks::{self, Unit},
 };
@@ -110,16 +110,19 @@ fn table(cells: &BTreeMap<FaultKey, FaultCell>, names: &Names) -> Table {
     let mut cells: Vec<_> = cells.iter().filter(|(_, cell)| cell.minor + cell.major > 0).collect();
     cells.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.minor + cell.major));
     let rows: Vec<Row> = cells.into_iter().map(|(key, cell)| row(*key, cell, names)).collect();
-    let key = vec!["pid".to_owned(), "comm".to_owned()];
-    Table { key, columns: PageFaults::fields(), rows_total: rows.len() as u64, rows, others: None }
+    Table {
+        key: names::key_fields(By::Pid),
+        columns: PageFaults::fields(),
+        rows_total: rows.len() as u64,
+        rows,
+        others: None,
+    }
 }
 
 fn row(key: FaultKey, cell: &FaultCell, names: &Names) -> Row {
     let page = rustix::param::page_size() as i64;
     let growth = cell.last_pages.wrapping_sub(cell.first_pages) as i64;
-    let mut row = Row::new();
-    put(&mut row, "pid", key.pid);
-    put(&mut row, "comm", names.last(key.pid, &cell.comm));
+    let mut row = names.process(key.pid, &cell.process).row();
     put(&mut row, "faults", cell.minor + cell.major);
     put(&mut row, "minor", cell.minor);
     put(&mut row, "major", cell.major);
@@ -131,11 +134,14 @@ fn row(key: FaultKey, cell: &FaultCell, names: &Names) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use mcptrace_wire::Process;
+
     use super::*;
 
     #[test]
     fn memory_may_shrink() {
-        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, most_pages: 12, comm: [0; 16] };
+        let process = Process::default();
+        let cell = FaultCell { minor: 5, major: 2, first_pages: 10, last_pages: 7, most_pages: 12, process };
         let row = row(FaultKey { pid: 3, zero: 0 }, &cell, &Names::default());
         let page = rustix::param::page_size() as i64;
         assert_eq!((&row["faults"], &row["growth_bytes"]), (&7.into(), &(-3 * page).into()));

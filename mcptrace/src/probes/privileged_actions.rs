@@ -139,11 +139,28 @@ const ACTIONS: &[Action] = &[
     action("reboot", Kind::Machine, &[("", Number), ("", Number), ("command", Number)]),
     action("settimeofday", Kind::Machine, &[]),
     action("clock_settime", Kind::Machine, &[("clock", Signed)]),
+    action("adjtimex", Kind::Machine, &[]),
+    action("clock_adjtime", Kind::Machine, &[("clock", Signed)]),
     action("sethostname", Kind::Machine, &[]),
     action("acct", Kind::Machine, &[("path", Text)]),
     action("pidfd_send_signal", Kind::Ptrace, &[("pidfd", Signed), ("signal", Signal)]),
 ];
 
+/// `ADJ_*` (include/uapi/linux/timex.h).
+const CLOCK_MODES: &[(u64, &str)] = &[
+    (1, "ADJ_OFFSET"),
+    (2, "ADJ_FREQUENCY"),
+    (4, "ADJ_MAXERROR"),
+    (8, "ADJ_ESTERROR"),
+    (0x10, "ADJ_STATUS"),
+    (0x20, "ADJ_TIMECONST"),
+    (0x80, "ADJ_TAI"),
+    (0x100, "ADJ_SETOFFSET"),
+    (0x1000, "ADJ_MICRO"),
+    (0x2000, "ADJ_NANO"),
+    (0x4000, "ADJ_TICK"),
+    (0x8000, "ADJ_ADJTIME"),
+];
 /// `MS_*` (include/uapi/linux/mount.h).
 const MOUNT: &[(u64, &str)] = &[
     (1, "MS_RDONLY"),
@@ -284,12 +301,12 @@ impl Probe for PrivilegedActions {
     const CATEGORY: &'static str = "security";
     const DETAILS: &'static str = "One event for each such system call when it returns, whether it succeeded or not. kind: identity (setuid and \
         kin, capset), mount (also chroot, pivot_root, swap), ptrace (also reading another process's memory and descriptors), module, bpf, \
-        namespace (unshare, setns, a clone that makes one), machine (clock, ports, reboot). Of ptrace only the requests that attach, and of bpf \
+        namespace (unshare, setns, a clone that makes one), machine (clock, ports, reboot; adjtimex and \
+        clock_adjtime only where they steer, not where they read). Of ptrace only the requests that attach, and of bpf \
         no reading of maps and lists, which debuggers and tracers do by the thousand: options.kind = ptrace or bpf shows every call, this \
         server's own included. uid is that after the call. Strings are what the caller passed, at most 127 bytes, read at \
         return; of fsconfig only the source is shown, because other values can be passwords. A 32-bit call has its prefix. Not seen: privilege \
-        gained by executing a set-uid program (process_exec shows it run), what io_uring does, and a clock that is steered (adjtimex and \
-        clock_adjtime, which also only read: script clock_changes).";
+        gained by executing a set-uid program (process_exec shows it run) and what io_uring does.";
     const NEXT: &'static [&'static str] = &[
         "refused with EPERM: capability_checks with options.failed_only",
         "who that process is and where it comes from: process_exec",
@@ -312,6 +329,9 @@ impl Probe for PrivilegedActions {
         plan.globals.push(("FAILED_ONLY", u32::from(options.failed_only).to_ne_bytes().to_vec()));
         plan.globals.push(("CLONE", words(&syscall_pair("clone"))));
         plan.globals.push(("CLONE3", words(&syscall_pair("clone3"))));
+        let [adjtime, compat_adjtime] = syscall_pair("clock_adjtime");
+        plan.globals.push(("ADJTIMEX", words(&syscall_pair("adjtimex"))));
+        plan.globals.push(("CLOCK_ADJTIME", words(&[adjtime, compat_adjtime, syscall_pair("clock_adjtime64")[1]])));
         let wanted = |action: &Action| options.kind.is_none_or(|kind| action.kind == kind);
         plan.globals.push(("WANTED", bits(wanted)));
         plan.globals.push(("STEPS", u32::from(options.kind.is_some()).to_ne_bytes().to_vec()));
@@ -363,18 +383,22 @@ impl Probe for PrivilegedActions {
     }
 }
 
-/// What a call is. 32-bit tables have a second one for ids of 32 bits (setuid32).
+/// 32-bit tables have second calls for ids of 32 bits (setuid32) and times of 64 (clock_settime64).
+const WIDE: [&str; 2] = ["32", "64"];
+
+/// What a call is.
 fn action_of(syscall: &str) -> Option<&'static Action> {
     let compat = syscall.strip_prefix(ARCH.compat_prefix);
-    let plain = compat.map_or(syscall, |name| name.strip_suffix("32").unwrap_or(name));
+    let narrow = |name| WIDE.iter().find_map(|wide| str::strip_suffix(name, wide)).unwrap_or(name);
+    let plain = compat.map_or(syscall, narrow);
     ACTIONS.iter().find(|action| action.syscall == plain)
 }
 
 /// The indexes of an action's calls.
 fn indexes(action: &Action) -> impl Iterator<Item = u32> {
     let [native, compat] = syscall_pair(action.syscall);
-    let wide = syscall_pair(&format!("{}32", action.syscall))[1];
-    [native, compat, wide].into_iter().filter(|index| *index != u32::MAX)
+    let wide = WIDE.map(|wide| syscall_pair(&format!("{}{wide}", action.syscall))[1]);
+    [native, compat].into_iter().chain(wide).filter(|index| *index != u32::MAX)
 }
 
 fn has_text(action: &Action, place: usize) -> bool {
@@ -402,7 +426,10 @@ fn arguments(action: &Action, call: &PrivilegedCall) -> Row {
         row.remove("value");
     }
     if action.syscall.starts_with("clone") {
-        put(&mut row, "flags", flags(CLONE, call.clone_flags));
+        put(&mut row, "flags", flags(CLONE, call.flags));
+    }
+    if action.syscall.contains("adjtime") {
+        put(&mut row, "modes", flags(CLOCK_MODES, call.flags));
     }
     row
 }

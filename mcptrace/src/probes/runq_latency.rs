@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
-    names::{self, Names},
+    names::{self, Names, Who},
     options::By,
     plan_of,
 };
@@ -20,7 +20,6 @@ use crate::{
         hook::Attach,
     },
     report::{Field, Histogram, Report, Row, Series},
-    text::comm,
 };
 
 /// Groups that are told apart: 2.5 KB each.
@@ -62,13 +61,13 @@ impl Probe for RunqLatency {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_LEADER", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 250.0;
-    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu];
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Cpu, By::Container];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
         names::group(&mut plan, options.by);
-        if matches!(options.by, By::Pid | By::Comm) {
+        if names::is_grouped(options.by) {
             plan.map_entries.push(("GROUPS", MOST_GROUPS));
         }
         Ok((Self { by: options.by }, plan))
@@ -76,10 +75,7 @@ impl Probe for RunqLatency {
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
         let cpus: Vec<Kept> = maps.per_cpu("BY_CPU")?.into_iter().next().unwrap_or_default();
-        let groups = match self.by {
-            By::Pid | By::Comm => maps.hash("GROUPS")?,
-            By::Total | By::Cpu => BTreeMap::new(),
-        };
+        let groups = if names::is_grouped(self.by) { maps.hash("GROUPS")? } else { BTreeMap::new() };
         Ok(found(self.by, &cpus, &groups, &Names::read(maps)?))
     }
 
@@ -94,10 +90,10 @@ fn found(by: By, cpus: &[Kept], groups: &BTreeMap<GroupKey, NamedHistogram>, nam
     let mut series = match by {
         By::Total => (all.count() > 0).then(|| all.series(Row::new())).into_iter().collect(),
         By::Cpu => by_cpu(cpus),
-        By::Pid | By::Comm => groups.iter().map(|(key, group)| of_group(by, key, group, names)).collect(),
+        By::Pid | By::Comm | By::Container => by_group(by, groups, names),
     };
     let grouped: u64 = series.iter().map(|one| one.count).sum();
-    let ungrouped = matches!(by, By::Pid | By::Comm).then_some(&all).filter(|all| all.count() > 0);
+    let ungrouped = names::is_grouped(by).then_some(&all).filter(|all| all.count() > 0);
     if let Some(all) = ungrouped {
         notes.push(format!(
             "{} waits are of groups beyond the first {MOST_GROUPS}; they stand in `others` together.",
@@ -107,7 +103,7 @@ fn found(by: By, cpus: &[Kept], groups: &BTreeMap<GroupKey, NamedHistogram>, nam
     series.sort_by_key(|one| std::cmp::Reverse(one.count));
     let histogram = Histogram {
         unit: "ns".into(),
-        key: key_fields(by),
+        key: names::key_fields(by),
         relative_error: RELATIVE_ERROR,
         series_total: series.len() as u64,
         series,
@@ -115,16 +111,6 @@ fn found(by: By, cpus: &[Kept], groups: &BTreeMap<GroupKey, NamedHistogram>, nam
     };
     let delivered = grouped + ungrouped.map_or(0, Distribution::count);
     Found { report: Some(Report::Histogram(histogram)), delivered, notes }
-}
-
-fn key_fields(by: By) -> Vec<String> {
-    let fields: &[&str] = match by {
-        By::Total => &[],
-        By::Pid => &["pid", "comm"],
-        By::Comm => &["comm"],
-        By::Cpu => &["cpu"],
-    };
-    fields.iter().map(|field| (*field).to_owned()).collect()
 }
 
 fn sum(cpus: &[Kept]) -> Distribution {
@@ -143,19 +129,18 @@ fn by_cpu(cpus: &[Kept]) -> Vec<Series> {
     cpus.iter().enumerate().filter_map(of_cpu).collect()
 }
 
-fn of_group(by: By, key: &GroupKey, group: &NamedHistogram, names: &Names) -> Series {
-    let mut row = Row::new();
-    if by == By::Pid {
-        row.insert("pid".into(), key.pid.into());
-        row.insert("comm".into(), names.last(key.pid, &group.comm).into());
-    } else {
-        row.insert("comm".into(), comm(&key.comm).into());
+fn by_group(by: By, groups: &BTreeMap<GroupKey, NamedHistogram>, names: &Names) -> Vec<Series> {
+    let mut sums: BTreeMap<Who, Distribution> = BTreeMap::new();
+    for (key, group) in groups {
+        sums.entry(names.group(by, key.pid, &key.comm, &group.process)).or_default().add(&group.histogram);
     }
-    sum(std::slice::from_ref(&group.histogram)).series(row)
+    sums.into_iter().map(|(who, sum)| sum.series(who.row())).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use mcptrace_wire::Process;
+
     use super::*;
 
     fn kept(bucket: usize, count: u64) -> Kept {
@@ -179,7 +164,7 @@ mod tests {
     #[test]
     fn groups_that_found_no_room_are_counted_in_others() {
         let key = GroupKey { pid: 0, zero: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
-        let groups = BTreeMap::from([(key, NamedHistogram { histogram: kept(5, 3), comm: key.comm })]);
+        let groups = BTreeMap::from([(key, NamedHistogram { histogram: kept(5, 3), process: Process::default() })]);
         let found = found(By::Comm, &[kept(3, 4)], &groups, &Names::default());
         let Some(Report::Histogram(histogram)) = found.report else { panic!() };
         assert_eq!(found.delivered, 7);

@@ -5,7 +5,7 @@ use mcptrace_wire::{Actor, Signal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, actor, options::Transport, parse, plain, plan_of, put};
+use super::{Context, Found, OptionError, Probe, options::Transport, parse, places, plain, plan_of, put};
 use crate::{
     clock::Clock,
     kernel::{
@@ -129,7 +129,7 @@ fn insert(row: &mut Row, role: &str, thread: &Actor) {
     put(row, &format!("{role}_comm"), comm(&thread.comm));
     put(row, &format!("{role}_uid"), thread.uid);
     let mut place = Row::new();
-    actor::insert_place(&mut place, thread);
+    places::insert(&mut place, thread.cgroup);
     if let Some(container) = place.remove("container") {
         put(row, &format!("{role}_container"), container);
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe,
-    names::{self, Names},
+    names::{self, Names, Who},
     options::By,
     plan_of,
 };
@@ -20,7 +20,6 @@ use crate::{
         hook::Attach,
     },
     report::{Field, Report, Row, Table},
-    text::comm,
 };
 
 /// Processes and calls that are told apart when grouped: 80 bytes each.
@@ -48,8 +47,8 @@ struct Count {
     interrupted: u64,
 }
 
-/// What a row is of: call, process, command.
-type Key = (u32, Option<u32>, Option<String>);
+/// What a row is of: call and group.
+type Key = (u32, Who);
 
 impl Probe for SyscallCounts {
     const NAME: &'static str = "syscall_counts";
@@ -63,7 +62,7 @@ impl Probe for SyscallCounts {
     const NEXT: &'static [&'static str] = &[
         "one call stands out: syscall_latency with options.syscall",
         "many errors of open, openat: file_opens with options.failed_only",
-        "whose calls: options.by = comm or pid",
+        "whose calls: options.by = comm, pid or container",
     ];
     const EXAMPLE: &'static str = r#"{"probe":"syscall_counts","options":{"by":"comm"},"seconds":5}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/syscall_counts.o");
@@ -73,7 +72,7 @@ impl Probe for SyscallCounts {
     const COUNTS: &'static str = "enter";
     const COST_NS: f64 = 130.0;
     const HAS_DURATION: bool = false;
-    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm];
+    const GROUPS: &'static [By] = &[By::Total, By::Pid, By::Comm, By::Container];
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
@@ -128,18 +127,15 @@ fn totals(calls: &[Vec<u64>], errors: &[Vec<u64>], interrupted: &[Vec<u64>]) -> 
     let sum = |values: &[Vec<u64>], index: usize| values.get(index).map_or(0, |cpus| cpus.iter().sum());
     let count =
         |index| Count { calls: sum(calls, index), errors: sum(errors, index), interrupted: sum(interrupted, index) };
-    let all = (0..calls.len()).map(|index| ((index as u32, None, None), count(index)));
+    let all = (0..calls.len()).map(|index| ((index as u32, Who::default()), count(index)));
     all.filter(|(_, count)| *count != Count::default()).collect()
 }
 
 fn grouped(cells: BTreeMap<SyscallKey, SyscallCell>, names: &Names, by: By) -> BTreeMap<Key, Count> {
     let mut counts: BTreeMap<Key, Count> = BTreeMap::new();
     for (key, cell) in cells {
-        let (pid, name) = match by {
-            By::Pid => (Some(key.pid), names.last(key.pid, &cell.comm)),
-            _ => (None, comm(&key.comm)),
-        };
-        let count = counts.entry((key.syscall, pid, Some(name))).or_default();
+        let who = names.group(by, key.pid, &key.comm, &cell.process);
+        let count = counts.entry((key.syscall, who)).or_default();
         count.calls += cell.calls;
         count.errors += cell.errors;
         count.interrupted += cell.interrupted;
@@ -151,23 +147,15 @@ fn table(counts: BTreeMap<Key, Count>, by: By, seconds: f64) -> Table {
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(count.calls));
     let rows: Vec<Row> = counts.into_iter().map(|(key, count)| row(key, &count, seconds)).collect();
-    let key = match by {
-        By::Pid => vec!["syscall".into(), "pid".into(), "comm".into()],
-        By::Comm => vec!["syscall".into(), "comm".into()],
-        _ => vec!["syscall".into()],
-    };
+    let mut key = names::key_fields(by);
+    key.insert(0, "syscall".to_owned());
     Table { key, columns: SyscallCounts::fields(), rows_total: rows.len() as u64, rows, others: None }
 }
 
-fn row((syscall, pid, comm): Key, count: &Count, seconds: f64) -> Row {
+fn row((syscall, who): Key, count: &Count, seconds: f64) -> Row {
     let mut row = Row::new();
     row.insert("syscall".into(), syscall_name(syscall).into());
-    if let Some(pid) = pid {
-        row.insert("pid".into(), pid.into());
-    }
-    if let Some(comm) = comm {
-        row.insert("comm".into(), comm.into());
-    }
+    who.insert(&mut row);
     row.insert("calls".into(), count.calls.into());
     row.insert("errors".into(), count.errors.into());
     row.insert("interrupted".into(), count.interrupted.into());
@@ -178,6 +166,8 @@ fn row((syscall, pid, comm): Key, count: &Count, seconds: f64) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use mcptrace_wire::Process;
+
     use super::*;
 
     #[test]
@@ -196,7 +186,7 @@ mod tests {
     #[test]
     fn rows_of_processes_have_their_last_name_and_rows_of_commands_that_of_the_key() {
         let (worker, shell) = (*b"worker\0\0\0\0\0\0\0\0\0\0", *b"bash\0\0\0\0\0\0\0\0\0\0\0\0");
-        let cell = SyscallCell { calls: 2, errors: 1, interrupted: 0, comm: shell };
+        let cell = SyscallCell { calls: 2, errors: 1, interrupted: 0, process: Process { cgroup: 0, comm: shell } };
         let of = |pid, comm| BTreeMap::from([(SyscallKey { pid, syscall: 0, comm }, cell)]);
         let names = Names::of(&[(7, worker)]);
         let by_pid = table(grouped(of(7, [0; 16]), &names, By::Pid), By::Pid, 1.0);

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_wire::{ErrorKey, FailedCall};
+use mcptrace_wire::{ErrorCount, ErrorKey, FailedCall};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Context, Found, OptionError, Probe, actor,
     options::{self, By, Transport},
-    parse, plain, plan_of, put,
+    parse, places, plain, plan_of, put,
     syscall_counts::syscall_globals,
 };
 use crate::{
@@ -83,6 +83,7 @@ impl Probe for SyscallErrors {
         plan.globals.extend(syscall_globals());
         plan.globals.push(("BY_PROCESS", u32::from(options.by == By::Pid).to_ne_bytes().to_vec()));
         plan.map_entries.push(("ERRORS", MOST_KEYS));
+        plan.places = options.by == By::Pid;
         if let Some(name) = &options.syscall {
             plan.globals.push(("ONLY", options::syscall(name)?.to_ne_bytes().to_vec()));
         }
@@ -95,8 +96,8 @@ impl Probe for SyscallErrors {
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        let errors: BTreeMap<ErrorKey, u64> = maps.hash("ERRORS")?;
-        let delivered = errors.values().sum();
+        let errors: BTreeMap<ErrorKey, ErrorCount> = maps.hash("ERRORS")?;
+        let delivered = errors.values().map(|one| one.count).sum();
         Ok(Found { report: Some(Report::Table(table(&errors, self.by))), delivered, notes: Vec::new() })
     }
 
@@ -132,31 +133,37 @@ fn errno_name(errno: u32) -> String {
     if matches!(errno, 512 | 513 | 514 | 516) { "interrupted".to_owned() } else { errno::name(errno as i32) }
 }
 
-fn table(errors: &BTreeMap<ErrorKey, u64>, by: By) -> Table {
+fn table(errors: &BTreeMap<ErrorKey, ErrorCount>, by: By) -> Table {
     // The several codes that ask for a restart are one row.
-    let mut merged: BTreeMap<(u32, String, u32, String), u64> = BTreeMap::new();
-    for (key, count) in errors {
-        *merged.entry((key.syscall, errno_name(key.errno), key.pid, comm(&key.comm))).or_default() += count;
+    let mut merged: BTreeMap<Key, ErrorCount> = BTreeMap::new();
+    for (key, one) in errors {
+        let all = merged.entry((key.syscall, errno_name(key.errno), key.pid, comm(&key.comm))).or_default();
+        *all = ErrorCount { count: all.count + one.count, cgroup: one.cgroup };
     }
-    let mut merged: Vec<_> = merged.into_iter().filter(|(_, count)| *count > 0).collect();
-    merged.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let rows: Vec<Row> = merged.into_iter().map(|(key, count)| row(key, count, by)).collect();
+    let mut merged: Vec<_> = merged.into_iter().filter(|(_, all)| all.count > 0).collect();
+    merged.sort_by_key(|(_, all)| std::cmp::Reverse(all.count));
+    let rows: Vec<Row> = merged.into_iter().map(|(key, all)| row(key, all, by)).collect();
     let mut key = vec!["syscall".to_owned(), "errno".to_owned(), "comm".to_owned()];
     if by == By::Pid {
         key.push("pid".to_owned());
+        key.extend(places::FIELDS.map(str::to_owned));
     }
     Table { key, columns: SyscallErrors::fields(), rows_total: rows.len() as u64, rows, others: None }
 }
 
-fn row((syscall, errno, pid, comm): (u32, String, u32, String), count: u64, by: By) -> Row {
+/// What a row is of: call, errno, process, command.
+type Key = (u32, String, u32, String);
+
+fn row((syscall, errno, pid, comm): Key, all: ErrorCount, by: By) -> Row {
     let mut row = Row::new();
     put(&mut row, "syscall", syscall_name(syscall));
     put(&mut row, "errno", errno);
     put(&mut row, "comm", comm);
     if by == By::Pid {
         put(&mut row, "pid", pid);
+        places::insert(&mut row, all.cgroup);
     }
-    put(&mut row, "errors", count);
+    put(&mut row, "errors", all.count);
     row
 }
 
@@ -167,7 +174,8 @@ mod tests {
     #[test]
     fn codes_that_ask_for_a_restart_are_one_row() {
         let key = |errno, pid| ErrorKey { syscall: 0, errno, pid, zero: 0, comm: *b"worker\0\0\0\0\0\0\0\0\0\0" };
-        let errors = BTreeMap::from([(key(2, 0), 5), (key(512, 0), 3), (key(514, 0), 4)]);
+        let count = |count| ErrorCount { count, cgroup: 0 };
+        let errors = BTreeMap::from([(key(2, 0), count(5)), (key(512, 0), count(3)), (key(514, 0), count(4))]);
         let table = table(&errors, By::Total);
         assert_eq!(table.rows.len(), 2);
         assert_eq!((&table.rows[0]["errno"], &table.rows[0]["errors"]), (&"interrupted".into(), &7.into()));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Found, OptionError, Probe,
     options::{self, Transport},
-    parse, plan_of,
+    parse, places, plain, plan_of,
     syscall_counts::{syscall_globals, words},
 };
 use crate::{
@@ -104,16 +104,11 @@ impl Probe for SyscallLatency {
     }
 
     fn event_fields() -> Vec<Field> {
-        vec![
-            Field::new("time", ""),
-            Field::new("syscall", ""),
-            Field::new("latency_ns", "ns"),
-            Field::new("result", ""),
-            Field::new("errno", ""),
-            Field::new("pid", ""),
-            Field::new("tid", ""),
-            Field::new("comm", ""),
-        ]
+        let mut fields = plain(&["time", "syscall"]);
+        fields.push(Field::new("latency_ns", "ns"));
+        fields.extend(plain(&["result", "errno", "pid", "tid", "comm"]));
+        fields.extend(plain(&places::FIELDS));
+        fields
     }
 
     fn accepts(record: &[u8]) -> bool {
@@ -134,6 +129,7 @@ impl Probe for SyscallLatency {
         row.insert("pid".into(), slow.pid.into());
         row.insert("tid".into(), slow.tid.into());
         row.insert("comm".into(), comm(&slow.comm).into());
+        places::insert(&mut row, slow.cgroup);
         Some(row)
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Found, OptionError, Probe,
     options::Transport,
-    parse, plan_of,
+    parse, places, plain, plan_of,
     sockets::{end_fields, insert_ends},
     syscall_counts::{syscall_globals, words},
 };
@@ -130,7 +130,9 @@ impl Probe for TcpConnections {
 
     fn event_fields() -> Vec<Field> {
         let mut fields = vec![Field::new("time", ""), Field::new("event", ""), Field::new("duration_ns", "ns")];
-        fields.extend(["pid", "comm", "uid", "side"].map(|name| Field::new(name, "")));
+        fields.extend(plain(&["pid", "comm", "uid"]));
+        fields.extend(plain(&places::FIELDS));
+        fields.extend(plain(&["side"]));
         fields.extend(end_fields());
         fields.extend(
             [("sent_bytes", "bytes"), ("received_bytes", "bytes"), ("rtt_us", "us"), ("retransmits", "segments")]
@@ -156,6 +158,7 @@ impl Probe for TcpConnections {
             row.insert("pid".into(), event.pid.into());
             row.insert("comm".into(), comm(&event.comm).into());
             row.insert("uid".into(), event.uid.into());
+            places::insert(&mut row, event.cgroup);
         }
         match event.side {
             SIDE_CLIENT => _ = row.insert("side".into(), "client".into()),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Context, Found, OptionError, Probe, functions, options::Transport, parse, plain, plan_of, put,
+    Context, Found, OptionError, Probe, functions, options::Transport, parse, places, plain, plan_of, put,
     syscall_counts::words,
 };
 use crate::{
@@ -134,7 +134,9 @@ impl Probe for UsdtEvents {
     }
 
     fn event_fields() -> Vec<Field> {
-        plain(&["time", "usdt", "arguments", "pid", "tid", "comm"])
+        let mut fields = plain(&["time", "usdt", "arguments", "pid", "tid", "comm"]);
+        fields.extend(plain(&places::FIELDS));
+        fields
     }
 
     fn accepts(record: &[u8]) -> bool {
@@ -155,6 +157,7 @@ impl Probe for UsdtEvents {
         put(&mut row, "pid", event.pid);
         put(&mut row, "tid", event.tid);
         put(&mut row, "comm", comm(&event.comm));
+        places::insert(&mut row, event.cgroup);
         Some(row)
     }
 }
@@ -298,9 +301,10 @@ mod tests {
         let mut arguments = [0; USDT_ARGUMENTS];
         arguments[..4].copy_from_slice(&[0xffff_fffe, 0x1ff, 0, 7]);
         let event = Usdt {
-            header: Header { size: 144, version: WIRE_VERSION, kind: Usdt::KIND },
+            header: Header { size: size_of::<Usdt>() as u16, version: WIRE_VERSION, kind: Usdt::KIND },
             place: 0,
             time_ns: 1,
+            cgroup: 0,
             pid: 2,
             tid: 3,
             comm: [0; 16],

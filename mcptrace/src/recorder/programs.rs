@@ -143,6 +143,7 @@ pub(super) fn plan() -> Plan {
         event_bytes: EVENT_BYTES,
         transport: Transport::Ring,
         follow: None,
+        places: false,
         values: Vec::new(),
     }
 }

@@ -51,6 +51,7 @@ pub(super) fn plan() -> Plan {
         event_bytes: 0,
         transport: Transport::Ring,
         follow: None,
+        places: false,
         values: Vec::new(),
     }
 }

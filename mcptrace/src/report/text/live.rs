@@ -17,13 +17,14 @@ pub struct Live {
 impl Live {
     /// More events as lines; the first time there are any, after a head.
     pub fn lines(&mut self, events: &Events) -> Vec<String> {
+        let fields = shapes::event_fields(events);
         let mut lines = Vec::new();
         if self.columns.is_empty() && !events.rows.is_empty() {
-            self.columns = events.fields.iter().map(|field| shapes::event_column(field, events)).collect();
+            self.columns = fields.iter().map(|field| shapes::event_column(field, events)).collect();
             self.widths = vec![0; self.columns.len()];
             lines.push(self.columns.iter().map(|column| column.head.clone()).collect());
         }
-        lines.extend(events.rows.iter().map(|row| cells(&events.fields, row)));
+        lines.extend(events.rows.iter().map(|row| cells(&fields, row)));
         for cells in &lines {
             self.grow(cells);
         }
@@ -37,7 +38,7 @@ impl Live {
     }
 }
 
-fn cells(fields: &[Field], row: &crate::report::Row) -> Vec<String> {
+fn cells(fields: &[&Field], row: &crate::report::Row) -> Vec<String> {
     fields.iter().map(|field| plain(&shapes::event_cell(row, field), WIDEST)).collect()
 }
 

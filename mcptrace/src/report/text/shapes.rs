@@ -55,17 +55,32 @@ fn rows(lines: Vec<String>, rows: usize) -> Vec<Line> {
     lines.into_iter().enumerate().map(|(at, text)| Line { text, is_row: is_row(at) }).collect()
 }
 
+/// The names of rows that are columns: a container only where some row has one.
+fn shown_keys<'a>(key: &'a [String], rows: &[Row]) -> Vec<&'a String> {
+    let has_container = rows.iter().any(|row| row.contains_key("container"));
+    let unit = has_unit_column(key.iter().map(String::as_str));
+    let is_shown = |name: &&String| (*name != "container" || has_container) && (*name != "unit" || unit);
+    key.iter().filter(is_shown).collect()
+}
+
+/// Whether units are a column: only where rows are of nothing narrower. On a host every process is in some unit; who wants to know it of
+/// one finds it in the JSON.
+fn has_unit_column<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+    !names.any(|name| name == "pid")
+}
+
 fn table_lines(table: &Table) -> Vec<String> {
-    let keys = table.key.iter().map(|key| key_column(key, &table.rows));
+    let key = shown_keys(&table.key, &table.rows);
+    let keys = key.iter().map(|name| key_column(name, &table.rows));
     let values = table.columns.iter().map(|field| Column::right(head(field, &table.columns)));
     let columns: Vec<_> = keys.chain(values).collect();
     let cells = |row: &Row| {
-        let keys = table.key.iter().map(|key| cell(row.get(key)));
+        let keys = key.iter().map(|name| cell(row.get(*name)));
         let values = table.columns.iter().map(|field| quantity_of(row, field));
         keys.chain(values).collect::<Vec<_>>()
     };
     let mut rows: Vec<_> = table.rows.iter().map(cells).collect();
-    rows.extend(table.others.as_ref().map(|others| with_name(cells(others), "(others)", table.key.len())));
+    rows.extend(table.others.as_ref().map(|others| with_name(cells(others), "(others)", key.len())));
     aligned(&columns, &rows)
 }
 
@@ -118,11 +133,12 @@ fn histogram_lines(histogram: &Histogram) -> Vec<Line> {
 fn series_lines(histogram: &Histogram) -> Vec<String> {
     let also = also(&histogram.series);
     let keys: Vec<Row> = histogram.series.iter().map(|series| series.key.clone()).collect();
-    let mut columns: Vec<_> = histogram.key.iter().map(|key| key_column(key, &keys)).collect();
+    let names = shown_keys(&histogram.key, &keys);
+    let mut columns: Vec<_> = names.iter().map(|name| key_column(name, &keys)).collect();
     columns.extend(["count", "mean", "p50", "p90", "p99", "p99.9", "max"].map(Column::right));
     columns.extend(also.iter().map(|name| Column::right(name.as_str())));
     let cells = |key: &Row, numbers: Vec<String>, further: &Row| {
-        let mut cells: Vec<_> = histogram.key.iter().map(|name| cell(key.get(name))).collect();
+        let mut cells: Vec<_> = names.iter().map(|name| cell(key.get(*name))).collect();
         cells.extend(numbers);
         cells.extend(also.iter().map(|name| quantity_of(further, &Field::new(name, name))));
         cells
@@ -134,7 +150,7 @@ fn series_lines(histogram: &Histogram) -> Vec<String> {
     let mut rows: Vec<_> = histogram.series.iter().map(of_series).collect();
     let others = histogram.others.as_deref();
     let others = others.map(|others| cells(&Row::new(), numbers(others, [None; 4], &histogram.unit), &others.also));
-    rows.extend(others.map(|cells| with_name(cells, "(others)", histogram.key.len())));
+    rows.extend(others.map(|cells| with_name(cells, "(others)", names.len())));
     aligned(&columns, &rows)
 }
 
@@ -198,11 +214,17 @@ fn bar(value: u64, most: u64) -> String {
 }
 
 fn event_lines(events: &Events) -> Vec<String> {
-    let used = |field: &&Field| events.rows.iter().any(|row| row.contains_key(&field.name));
-    let fields: Vec<_> = events.fields.iter().filter(used).collect();
+    let is_used = |field: &&Field| events.rows.iter().any(|row| row.contains_key(&field.name));
+    let fields: Vec<_> = event_fields(events).into_iter().filter(is_used).collect();
     let columns: Vec<_> = fields.iter().map(|field| event_column(field, events)).collect();
     let cells = |row: &Row| fields.iter().map(|field| event_cell(row, field)).collect::<Vec<_>>();
     aligned(&columns, &events.rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// The fields of events that can be columns.
+pub(super) fn event_fields(events: &Events) -> Vec<&Field> {
+    let unit = has_unit_column(events.fields.iter().map(|field| field.name.as_str()));
+    events.fields.iter().filter(|field| field.name != "unit" || unit).collect()
 }
 
 pub(super) fn event_column(field: &Field, events: &Events) -> Column {

@@ -124,6 +124,33 @@ time (UTC)       latency    pid  path         errno
 }
 
 #[test]
+fn a_container_is_a_column_where_there_is_one_and_a_unit_where_rows_are_of_nothing_narrower() {
+    let lines = |key: Value, rows: Value| {
+        let text = shown(json!({"report": {
+            "shape": "table", "key": key, "columns": [{"name": "calls", "unit": "calls"}], "rows_total": 2, "rows": rows,
+        }}));
+        text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let host = json!({"pid": 1, "comm": "sshd", "unit": "ssh.service", "calls": 7});
+    let inside = json!({"pid": 23, "comm": "nginx", "container": "4f2a994f2a99", "calls": 5});
+    let processes = json!(["pid", "comm", "container", "unit"]);
+    assert_eq!(lines(processes.clone(), json!([host])), ["pid  comm  calls", "  1  sshd      7"]);
+    assert_eq!(
+        lines(processes, json!([host, inside])),
+        ["pid  comm   container     calls", "  1  sshd   -                 7", " 23  nginx  4f2a994f2a99      5"]
+    );
+    assert_eq!(
+        lines(json!(["container", "unit"]), json!([host, inside])),
+        ["container     unit         calls", "-             ssh.service      7", "4f2a994f2a99  -                5"]
+    );
+    let fields = json!([{"name": "pid"}, {"name": "container"}, {"name": "unit"}]);
+    let events =
+        |row: &Value| shown(json!({"report": {"shape": "events", "rows_total": 1, "fields": fields, "rows": [row]}}));
+    assert_eq!(events(&host).lines().nth(2), Some("pid"));
+    assert_eq!(events(&inside).lines().nth(2), Some("pid  container"));
+}
+
+#[test]
 fn nothing_recorded_says_what_was_watched() {
     let nothing = |fields: Value| shown(fields).lines().nth(2).unwrap().to_owned();
     assert_eq!(
