@@ -87,6 +87,7 @@ impl Sparse {
 
     /// One of so many even parts: each takes its turn in the values from the least to the greatest, so that all have some of each kind.
     /// All parts together are the whole.
+    #[must_use]
     pub fn part(&self, part: u32, parts: u32) -> Self {
         let (part, parts) = (u128::from(part), u128::from(parts));
         let until = |amount: u64, part: u128| (u128::from(amount) * part / parts) as u64;
