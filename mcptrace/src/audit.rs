@@ -4,23 +4,36 @@
 
 mod file;
 mod journal;
+mod refusals;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use self::{file::File, journal::Journal};
-use crate::{clock, principal::Principal, report::Overhead, text::clipped, text::untrusted};
+use self::{
+    file::File,
+    journal::Journal,
+    refusals::{LeftOut, Refusals},
+};
+use crate::{
+    clock,
+    principal::{Principal, Via},
+    report::Overhead,
+    text::{clipped, untrusted},
+};
 
 /// How much of a script is kept, in bytes; its hash is of all of it.
 const SCRIPT_BYTES: usize = 512;
+/// How often servers should call [`Audit::settle`].
+pub const SETTLE: Duration = Duration::from_secs(10);
 /// The longest reason, in bytes.
 const REASON_BYTES: usize = 300;
 /// The longest options or filters of a probe, in bytes of JSON; longer ones are told by their size.
@@ -71,6 +84,9 @@ pub struct AuditError(String);
 pub struct Audit {
     sink: Mutex<Sink>,
     required: bool,
+    /// Of those whom nobody vouches for, and of those with a name: the former cannot use up what the latter may cause.
+    strangers: Mutex<Refusals>,
+    named: Mutex<Refusals>,
 }
 
 #[derive(Debug, Default)]
@@ -91,7 +107,7 @@ impl Audit {
             Destination::Journal => Sink::Journal(Journal::default()),
             Destination::File(path) => Sink::File(File::new(path, settings)),
         };
-        Arc::new(Self { sink: Mutex::new(sink), required: settings.required })
+        Arc::new(Self { sink: Mutex::new(sink), required: settings.required, ..Self::default() })
     }
 
     /// Records what the operator has set for this process.
@@ -99,9 +115,78 @@ impl Audit {
         self.required(&Record { what: settings, ..Record::new("configured", &Principal::cli(), "") })
     }
 
-    /// Records that somebody was not let in. That nothing happens does not depend on the record.
-    pub fn turned_away(&self, by: &Principal, reason: &str) {
-        self.anyway(&Record { reason: reason_of(reason), ..Record::new("turned_away", by, "") });
+    /// Records that a user of this host was not let in, and which kind of reason there was. That nothing happens does not depend on the record.
+    pub fn turned_away(&self, by: &Principal, kind: &'static str, reason: &str) {
+        let record = Record { outcome: kind, reason: reason_of(reason), ..Record::new("turned_away", by, "") };
+        self.refusal(&self.named, (by.who.to_string(), kind), record);
+    }
+
+    /// Records that a request of the network was refused before anybody was known to have sent it.
+    pub fn kept_out(&self, peer: IpAddr, kind: &'static str, reason: &str) {
+        let peer = peer.to_canonical().to_string();
+        let nobody = Principal { via: Via::Http, ..Principal::default() };
+        let record = Record {
+            principal: NOBODY.to_owned(),
+            peer: Some(peer.clone()),
+            outcome: kind,
+            reason: reason_of(reason),
+            ..Record::new("turned_away", &nobody, "")
+        };
+        self.refusal(&self.strangers, (peer, kind), record);
+    }
+
+    /// Records that somebody asked for an execution that belongs to another, and by which tool; the answer is that there is none.
+    pub fn withheld(&self, by: &Principal, tool: &str, id: &str, owner: &Principal) {
+        let record = Record {
+            what: json!({ "tool": tool }),
+            outcome: OF_ANOTHER,
+            reason: reason_of(&format!("it belongs to {}", owner.who)),
+            ..Record::new("refused", by, id)
+        };
+        self.refusal(&self.named, (by.who.to_string(), OF_ANOTHER), record);
+    }
+
+    /// Records that a file by which callers are known was read anew: what is in force from here on, or why nobody is let in by it any more.
+    pub fn reloaded(&self, file: &Path, what: Value, error: Option<&str>) {
+        let file = untrusted(file.display().to_string().as_bytes(), REASON_BYTES);
+        self.anyway(&Record {
+            what: json!({ "file": file, "now": what }),
+            outcome: if error.is_some() { "failed" } else { "completed" },
+            reason: error.and_then(reason_of),
+            ..Record::new("reloaded", &Principal::cli(), "")
+        });
+    }
+
+    /// Tells which refusals were left out, if it is time to. To be called again and again, since no more may come.
+    pub fn settle(&self) {
+        self.tell(false);
+    }
+
+    /// The same when nothing more is to come.
+    pub fn finish(&self) {
+        self.tell(true);
+    }
+
+    fn refusal(&self, lately: &Mutex<Refusals>, (caller, kind): (String, &'static str), record: Record<'_>) {
+        if self.is_off() {
+            return;
+        }
+        let noted = locked(lately).note((caller, kind), Instant::now());
+        if let Some(left_out) = noted {
+            self.anyway(&Record { left_out: (left_out > 0).then_some(left_out), ..record });
+        }
+    }
+
+    fn tell(&self, at_the_end: bool) {
+        for lately in [&self.strangers, &self.named] {
+            let Some(LeftOut { total, most }) = locked(lately).left_out(Instant::now(), at_the_end) else { continue };
+            let most: Vec<Value> = most
+                .into_iter()
+                .map(|((caller, kind), count)| json!({ "caller": untrusted(caller.as_bytes(), REASON_BYTES), "outcome": kind, "count": count }))
+                .collect();
+            let what = json!({ "most": most });
+            self.anyway(&Record { what, left_out: Some(total), ..Record::new("left_out", &Principal::cli(), "") });
+        }
     }
 
     /// The records of one execution. Nothing is written yet.
@@ -110,7 +195,7 @@ impl Audit {
     }
 
     fn is_off(&self) -> bool {
-        matches!(*self.sink.lock().unwrap_or_else(PoisonError::into_inner), Sink::Nowhere)
+        matches!(*locked(&self.sink), Sink::Nowhere)
     }
 
     /// Before something is done that must not go unrecorded.
@@ -133,7 +218,7 @@ impl Audit {
     }
 
     fn write(&self, record: &Record<'_>) -> io::Result<()> {
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = locked(&self.sink);
         if matches!(*sink, Sink::Nowhere) {
             return Ok(());
         }
@@ -169,10 +254,9 @@ impl Trail {
         &self.id
     }
 
-    /// Before anything is loaded, attached or spawned.
-    pub fn starts(&self, seconds: f64) -> Result<(), AuditError> {
-        let limits = Some(json!({ "seconds": seconds }));
-        self.audit.required(&Record { what: self.what.clone(), limits, ..self.record("start") })
+    /// Before anything is loaded, attached or spawned: with what bounds it.
+    pub fn starts(&self, limits: Value) -> Result<(), AuditError> {
+        self.audit.required(&Record { what: self.what.clone(), limits: Some(limits), ..self.record("start") })
     }
 
     /// It was not started, or could not be.
@@ -202,12 +286,24 @@ impl Trail {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The outcome for whoever asks for what belongs to another.
+const OF_ANOTHER: &str = "of_another";
+/// The principal of a request that nobody is known to have sent.
+const NOBODY: &str = "none";
+
 /// A line. The order of its fields is that of reading.
 #[derive(Serialize)]
 struct Record<'a> {
     time: String,
     event: &'static str,
     principal: String,
+    /// The address that a request came from, where that is all that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
     #[serde(skip_serializing_if = "str::is_empty")]
     name: &'a str,
     transport: &'static str,
@@ -224,6 +320,9 @@ struct Record<'a> {
     outcome: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Refusals of the same caller and kind before this one, or of all, that have no record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,6 +335,7 @@ impl<'a> Record<'a> {
             time: clock::utc(SystemTime::now()),
             event,
             principal: untrusted(by.who.to_string().as_bytes(), REASON_BYTES),
+            peer: None,
             name: &by.name,
             transport: by.via.as_str(),
             pid: std::process::id(),
@@ -245,6 +345,7 @@ impl<'a> Record<'a> {
             limits: None,
             outcome: "",
             reason: None,
+            left_out: None,
             seconds: None,
             cost: None,
         }
@@ -278,12 +379,12 @@ fn reason_of(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn audit(folder: &std::path::Path, settings: Settings) -> (PathBuf, Arc<Audit>) {
+    fn audit(folder: &Path, settings: Settings) -> (PathBuf, Arc<Audit>) {
         let path = folder.join("audit.jsonl");
         (path.clone(), Audit::new(&Settings { to: Destination::File(path), ..settings }))
     }
 
-    fn lines(path: &std::path::Path) -> Vec<Value> {
+    fn lines(path: &Path) -> Vec<Value> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -294,7 +395,7 @@ mod tests {
         let (path, audit) = audit(folder.path(), Settings::default());
         let trail = audit.trail(&Principal::user(0), "exec_1", probe("file_opens", &Map::new(), &Map::new()));
         assert!(!path.exists(), "nothing is opened before the first record");
-        trail.starts(5.0).unwrap();
+        trail.starts(json!({ "seconds": 5.0, "rows": 20 })).unwrap();
         trail.stopped(&Principal::token("ci"), "asked for");
         trail.ended("stopped", None, 1.5, None);
         let lines = lines(&path);
@@ -317,7 +418,7 @@ mod tests {
         let start = |required| {
             let settings = Settings { required, ..Settings::default() };
             let (_, audit) = audit(&nowhere, settings);
-            audit.trail(&Principal::cli(), "exec_1", Value::Null).starts(1.0)
+            audit.trail(&Principal::cli(), "exec_1", Value::Null).starts(Value::Null)
         };
         let refused = start(true).unwrap_err().to_string();
         assert!(refused.contains("audit.jsonl") && refused.contains("nothing is started"), "{refused}");
@@ -332,12 +433,42 @@ mod tests {
         let (path, audit) = audit(folder.path(), Settings::default());
         for what in [probe(&huge, &options, &options), script(&options, &huge)] {
             let trail = audit.trail(&Principal::token(&huge), "exec_1", what);
-            trail.starts(1.0).unwrap();
+            trail.starts(Value::Null).unwrap();
             trail.refused("policy", &huge);
         }
         let text = std::fs::read_to_string(path).unwrap();
         let longest = text.lines().map(str::len).max().unwrap();
         assert!(longest < 8192 && !text.contains('\u{1b}'), "{longest}");
+    }
+
+    #[test]
+    fn refusals_are_recorded_and_a_flood_of_them_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, audit) = audit(folder.path(), Settings::default());
+        let peer = "::ffff:10.1.2.3".parse().unwrap();
+        for _ in 0..1009 {
+            audit.kept_out(peer, "token", "a token is needed");
+            audit.turned_away(&Principal::user(70_003), "user", "may not connect");
+        }
+        audit.withheld(&Principal::token("ci"), "stop_execution", "exec_1", &Principal::user(0));
+        audit.settle();
+        let found = lines(&path);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!((&found[0]["principal"], &found[0]["peer"]), (&json!("none"), &json!("10.1.2.3")));
+        assert_eq!((&found[0]["outcome"], &found[0]["transport"]), (&json!("token"), &json!("http")));
+        assert_eq!((&found[1]["principal"], &found[1]["outcome"]), (&json!("uid:70003"), &json!("user")));
+        assert_eq!((&found[2]["execution_id"], &found[2]["outcome"]), (&json!("exec_1"), &json!("of_another")));
+        assert_eq!(found[2]["what"]["tool"], "stop_execution");
+        audit.finish();
+        let told: Vec<Value> = lines(&path).split_off(3);
+        assert_eq!(told.len(), 2, "{told:?}");
+        for (line, caller) in told.iter().zip(["10.1.2.3", "uid:70003"]) {
+            assert_eq!((&line["event"], &line["left_out"]), (&json!("left_out"), &json!(1008)));
+            assert_eq!(
+                (&line["what"]["most"][0]["caller"], &line["what"]["most"][0]["count"]),
+                (&json!(caller), &json!(1008))
+            );
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub(crate) use child::MAP_KEYS;
 use child::{Own, ending, variable};
 pub(crate) use collect::PRINTED;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -171,7 +171,7 @@ impl Default for Limits {
         let limits = executions::Limits::default();
         Self {
             running: limits.running,
-            running_each: limits.running_each,
+            running_each: 0,
             kept: limits.kept,
             keep_seconds: limits.keep.as_secs(),
             events_mb: limits.bytes >> 20,
@@ -262,7 +262,7 @@ impl Config {
             self.limits;
         executions::Limits {
             running,
-            running_each,
+            running_each: if running_each == 0 { executions::leaving_room(running) } else { running_each },
             kept,
             keep: Duration::from_secs(keep_seconds),
             bytes: events_mb << 20,
@@ -331,7 +331,7 @@ impl Config {
         let checks = [
             (level.is_ok(), "scripts.allow", level.err().unwrap_or_default()),
             ((1..=256).contains(&limits.running), "limits.running", "use 1 to 256".to_owned()),
-            ((1..=256).contains(&limits.running_each), "limits.running_each", "use 1 to 256".to_owned()),
+            (limits.running_each <= 256, "limits.running_each", "use 0 (three quarters of running) to 256".to_owned()),
             (limits.kept <= 10_000, "limits.kept", "use 0 to 10000".to_owned()),
             (limits.keep_seconds <= 604_800, "limits.keep_seconds", "use 0 to 604800 (a week)".to_owned()),
             ((1..=4096).contains(&limits.events_mb), "limits.events_mb", "use 1 to 4096".to_owned()),
@@ -379,5 +379,80 @@ impl Config {
             ),
         ];
         checks.into_iter().filter(|(good, _, _)| !good).map(|(_, key, right)| (key, right)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_become_bounds_in_their_units() {
+        let limits = Limits {
+            running: 3,
+            running_each: 2,
+            kept: 5,
+            keep_seconds: 7,
+            events_mb: 11,
+            longest_seconds: 13,
+            execution_percent: 17.0,
+        };
+        let scripts = Scripts { allow: "any".into(), programs: true };
+        let mut config = Config { scripts, limits, ..Config::default() };
+        config.bpftrace.command = "sudo  -n bpftrace".into();
+        let limits = config.limits();
+        assert_eq!((limits.running, limits.running_each, limits.kept, limits.bytes), (3, 2, 5, 11 * 1024 * 1024));
+        assert_eq!((limits.keep, limits.longest), (Duration::from_secs(7), Duration::from_secs(13)));
+        assert_eq!((limits.budget, config.served_limits().budget), (None, Some(17.0)));
+        assert_eq!(limits.bpftrace, Some(["sudo", "-n", "bpftrace"].map(str::to_owned).to_vec()));
+        assert!(limits.history.is_some() && limits.scripts.programs && limits.scripts.level == Level::Any);
+        let launcher = config.launcher();
+        assert!(launcher.most > limits.running, "those that are about to start have room");
+        assert_eq!((launcher.longest, launcher.policy), (limits.longest, limits.scripts));
+        assert_eq!(Some(launcher.command), limits.bpftrace);
+
+        config.limits.execution_percent = 0.0;
+        config.bpftrace.command = " ".into();
+        config.recorder.results = false;
+        assert_eq!(config.served_limits().budget, None, "0 is no bound");
+        assert_eq!((config.limits().bpftrace, config.limits().history), (None, None));
+    }
+
+    #[test]
+    fn a_level_that_is_none_lets_nothing_run() {
+        let config = Config { scripts: Scripts { allow: "sometimes".into(), programs: false }, ..Config::default() };
+        assert_eq!(config.policy().level, Level::Never);
+    }
+
+    #[test]
+    fn records_go_where_the_setting_says() {
+        let to = |text: &str, serves_others| {
+            let audit = Audit { to: text.into(), file_mb: 3, files: 4, ..Audit::default() };
+            let config = Config { audit, ..Config::default() };
+            let settings = config.audit(serves_others);
+            assert_eq!((settings.bytes, settings.kept), (3 << 20, 4));
+            settings.to
+        };
+        assert_eq!(to("auto", true), Destination::Stderr);
+        assert_eq!(to("auto", false), Destination::Nowhere);
+        assert_eq!(to("off", true), Destination::Nowhere);
+        assert_eq!(to("stderr", false), Destination::Stderr);
+        assert_eq!(to("journal", false), Destination::Journal);
+        assert_eq!(to("/var/log/audit", true), Destination::File("/var/log/audit".into()));
+    }
+
+    #[test]
+    fn flags_change_what_they_name_and_nothing_else() {
+        let config = || Config::default();
+        assert_eq!(config().with_policy(None, false).with_budget(None).with_recorder(None, None, false), config());
+        let flagged = config().with_policy(Some(Level::Never), true);
+        assert_eq!((flagged.policy().level, flagged.scripts.programs), (Level::Never, true));
+        assert!(flagged.with_policy(None, false).scripts.programs, "a flag that is not given takes nothing away");
+        assert!((config().with_budget(Some(2.5)).limits.execution_percent - 2.5).abs() < f64::EPSILON);
+        let recorder = config().with_recorder(Some(64), Some(0.5), true).recorder;
+        assert_eq!(recorder, Recorder { size_mb: 64, budget_percent: 0.5, syscalls: false, ..Recorder::default() });
+        let mut off = config();
+        off.recorder.syscalls = false;
+        assert!(!off.with_recorder(None, None, false).recorder.syscalls, "nor does it turn on what the file turns off");
     }
 }

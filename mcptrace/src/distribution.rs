@@ -174,6 +174,11 @@ mod tests {
     }
 
     #[test]
+    fn the_stated_error_is_that_of_the_documents() {
+        assert!((RELATIVE_ERROR - 0.0625).abs() < f64::EPSILON);
+    }
+
+    #[test]
     fn one_value_is_every_percentile() {
         let series = of(&[12_345]).series(Row::new());
         assert_eq!(
@@ -194,6 +199,74 @@ mod tests {
         let mut both = of(&[1, 2, 3]);
         both.merge(&of(&[1000, 2000]));
         assert_eq!(both, of(&[1, 2, 3, 1000, 2000]));
+    }
+
+    #[test]
+    fn values_one_by_one_are_what_the_kernel_would_have_kept() {
+        let values = [7, 0, 12_345, 1, 1 << 41, 12_345];
+        let mut one_by_one = Distribution::default();
+        for value in values {
+            one_by_one.record(value);
+        }
+        assert_eq!(one_by_one, of(&values));
+        assert_eq!(one_by_one.count(), 6);
+        assert_eq!(one_by_one.extent(), ((1 << 41) + 24_698, 0, 1 << 41));
+    }
+
+    #[test]
+    fn a_distribution_comes_back_out_of_its_buckets_and_extent() {
+        for whole in [of(&[3, 3, 900, 70_000]), Distribution::default()] {
+            let (sum, min, max) = whole.extent();
+            assert_eq!(Distribution::restored(whole.counts(), sum, min, max), whole);
+        }
+        assert_eq!(of(&[3, 3, 900]).counts().collect::<Vec<_>>(), [(3, 2), (bucket_of(900), 1)]);
+        assert_eq!(Distribution::default().extent(), (0, 0, 0));
+        let twice = Distribution::restored([(3, 1), (3, 1), (BUCKETS, 5)], 6, 3, 3);
+        assert_eq!(twice, of(&[3, 3]), "a bucket may come in parts, and one that there is not is nothing");
+    }
+
+    #[test]
+    fn sums_stop_where_a_number_ends() {
+        let mut huge = kept(&[5]);
+        huge.sum = u64::MAX - 1;
+        let mut distribution = Distribution::default();
+        distribution.add(&huge);
+        distribution.merge(&of(&[5]));
+        distribution.record(5);
+        assert_eq!((distribution.extent().0, distribution.count()), (u64::MAX, 3));
+    }
+
+    #[test]
+    fn percentiles_count_from_the_first_value_to_the_last() {
+        let distribution = of(&[1, 2, 3, 4]);
+        let found = [0.0, 0.25, 0.26, 0.5, 0.75, 0.76, 1.0].map(|share| distribution.percentile(share));
+        assert_eq!(found, [1, 1, 2, 2, 3, 4, 4]);
+        let series = distribution.series(Row::new());
+        assert_eq!((series.count, series.mean), (4, 2.5));
+        assert_eq!(series.buckets, [(1, 2, 1), (2, 3, 1), (3, 4, 1), (4, 5, 1)]);
+        // The middle of 1024..1152, and of it only what the extremes allow.
+        assert_eq!(of(&[1024, 1030, 1151]).percentile(0.5), 1087);
+        assert_eq!(of(&[1030, 1040]).percentile(0.5), 1040);
+    }
+
+    #[test]
+    fn extremes_that_buckets_contradict_are_those_of_the_buckets() {
+        let extent = |min_plus_1, max| {
+            let mut lost = kept(&[1030, 2050]);
+            (lost.min_plus_1, lost.max) = (min_plus_1, max);
+            let mut distribution = Distribution::default();
+            distribution.add(&lost);
+            let (_, min, max) = distribution.extent();
+            (min, max)
+        };
+        assert_eq!(extent(1031, 2050), (1030, 2050));
+        assert_eq!(extent(0, 0), (1151, 2048), "both were lost");
+        assert_eq!(extent(1, u64::MAX), (1024, 2303), "neither lies in an outermost bucket");
+        let mut one = kept(&[1030]);
+        (one.min_plus_1, one.max) = (1041, 1030);
+        let mut distribution = Distribution::default();
+        distribution.add(&one);
+        assert_eq!(distribution.extent(), (1030, 1030, 1030), "the least is never above the greatest");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One running trace, whatever runs it: a probe or a script. It has a deadline, can be stopped, and ends with nothing attached.
 
+pub mod account;
 pub mod governor;
 pub mod kept;
 pub mod probe;

@@ -11,15 +11,15 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{
     audit::{self, Audit, AuditError, Trail},
-    bpftrace::{Bpftrace, Category, ScriptError, policy::Policy},
+    bpftrace::{Bpftrace, Category, MAP_KEYS, ScriptError, policy::Policy, sandbox},
     execution::{
         Execution, Identity,
-        probe::{ProbeSource, Subject},
-        script::ScriptSource,
+        probe::{ProbeSource, STORE_BYTES, Subject},
+        script::{self, ScriptSource},
     },
     kernel::{
         attached::{Attached, Transport, possible_cpus},
@@ -42,7 +42,7 @@ use crate::{
 pub struct Limits {
     /// How many may run at once.
     pub running: usize,
-    /// How many of one principal may run at once.
+    /// How many of one principal may run at once. Whoever started this process is alone and has all places.
     pub running_each: usize,
     /// How many that have ended are kept.
     pub kept: usize,
@@ -66,7 +66,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             running: 8,
-            running_each: 8,
+            running_each: leaving_room(8),
             kept: 64,
             keep: Duration::from_hours(1),
             bytes: 64 << 20,
@@ -77,6 +77,11 @@ impl Default for Limits {
             history: None,
         }
     }
+}
+
+/// The places of one principal where the operator has not set them: three quarters, so that others find one.
+pub fn leaving_room(running: usize) -> usize {
+    (running * 3 / 4).max(1)
 }
 
 /// How long it is counted how often a hook fires at which a script prints.
@@ -330,7 +335,7 @@ impl Executions {
         }
         let filter = request.filter.resolve()?;
         let place = self.take_place(&request.by.principal.who)?;
-        trail.starts(request.seconds)?;
+        trail.starts(self.bounds_of_probe(request.seconds))?;
         let kernel = Kernel::get()?;
         supported(entry, kernel)?;
         let transport = if has_ring_buffers() { Transport::Ring } else { Transport::Perf };
@@ -356,7 +361,7 @@ impl Executions {
         let length = self.length(request.seconds)?;
         self.limits.scripts.admit(&request.program)?;
         let place = self.take_place(&request.by.principal.who)?;
-        trail.starts(request.seconds)?;
+        trail.starts(self.bounds_of_script(request.seconds))?;
         let bpftrace = Bpftrace::served(self.limits.bpftrace.as_deref())?;
         as_root(&bpftrace)?;
         self.limits.scripts.check(&bpftrace, &request.program, RATE_TIME)?;
@@ -387,6 +392,25 @@ impl Executions {
             return Ok(execution);
         }
         Err(if known { Refusal::Expired(quoted(id)) } else { Refusal::UnknownId(quoted(id)) })
+    }
+
+    /// The same for a tool: that it is somebody else's is answered to nobody, but recorded.
+    pub fn get_for(&self, by: &Principal, id: &str, tool: &str) -> Result<Arc<Execution>, Refusal> {
+        self.get(by, id).inspect_err(|_| {
+            if let Some(owner) = self.owner(id).filter(|owner| !by.sees(owner)) {
+                self.audit.withheld(by, tool, id, &owner);
+            }
+        })
+    }
+
+    /// Whose an execution is, or was.
+    fn owner(&self, id: &str) -> Option<Principal> {
+        let all = self.all();
+        let there = all.by_id.get(id).map(|execution| execution.identity.by.principal.clone());
+        let gone = || all.expired.iter().find(|(expired, _)| expired == id).map(|(_, owner)| owner.clone());
+        let found = there.or_else(gone);
+        drop(all);
+        found.or_else(|| kept::owner(self.limits.history.as_ref()?, id))
     }
 
     /// All executions that the principal may see, the latest first.
@@ -424,12 +448,33 @@ impl Executions {
         for execution in &all {
             execution.wait(Duration::from_secs(10));
         }
+        self.audit.finish();
     }
 
     /// What follows the end of an execution.
     fn keeps(&self) -> impl FnOnce(&Execution) + Send + 'static {
         let folder = self.limits.history.clone();
         move |execution| folder.iter().for_each(|folder| kept::keep(folder, execution))
+    }
+
+    /// What bounds a probe's run, for its record; options and filter are recorded as what is run.
+    fn bounds_of_probe(&self, seconds: f64) -> Value {
+        json!({ "seconds": seconds, "events_bytes": STORE_BYTES, "cpu_percent": self.limits.budget })
+    }
+
+    /// The same of a script. Of a command that the operator has set nobody knows here whether it gets a box.
+    fn bounds_of_script(&self, seconds: f64) -> Value {
+        let memory = if self.limits.bpftrace.is_none() { sandbox::memory() } else { None };
+        let bounds = script::LIMITS;
+        json!({
+            "seconds": seconds,
+            "lines": bounds.lines,
+            "output_bytes": bounds.bytes,
+            "map_bytes": bounds.map_bytes,
+            "map_keys": MAP_KEYS,
+            "memory_bytes": memory,
+            "cpu_percent": self.limits.budget,
+        })
     }
 
     fn length(&self, seconds: f64) -> Result<Duration, Refusal> {
@@ -441,7 +486,8 @@ impl Executions {
     fn take_place(&self, who: &Who) -> Result<Place<'_>, Refusal> {
         let mut all = self.all();
         let (running, own) = (all.running(|_| true), all.running(|one| one == who));
-        if own >= self.limits.running_each.min(self.limits.running) {
+        let most = if *who == Who::Process { self.limits.running } else { self.limits.running_each };
+        if own >= most.min(self.limits.running) {
             return Err(Refusal::Busy { running: own });
         }
         if running >= self.limits.running {

@@ -179,6 +179,14 @@ pub trait Probe: Sized + Send + Sync + 'static {
     }
 }
 
+impl Entry {
+    /// The fields of its events where they are others than those of its report.
+    pub fn further_event_fields(&self) -> Vec<Field> {
+        let events = (self.event_fields)();
+        if events == (self.fields)() { Vec::new() } else { events }
+    }
+}
+
 /// What a probe finds.
 #[derive(Debug, Default)]
 pub struct Found {

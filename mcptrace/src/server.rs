@@ -164,8 +164,9 @@ impl Server {
         self.executions().list(&self.shared.caller.principal)
     }
 
-    fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
-        self.executions().get(&self.shared.caller.principal, id)
+    /// The execution of an id, for a tool or method, if whoever calls may see it.
+    fn find(&self, id: &str, tool: &str) -> Result<Arc<Execution>, Refusal> {
+        self.executions().get_for(&self.shared.caller.principal, id, tool)
     }
 
     /// A place among those that may block a thread. Fair: first come, first served.

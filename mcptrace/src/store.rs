@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn the_oldest_go_first_and_are_counted() {
         let store = filled(23, 5);
-        assert_eq!((store.total(), store.evicted()), (23, 18));
+        assert_eq!((store.total(), store.evicted(), store.bytes()), (23, 18, 5 * (8 + PER_RECORD)));
         assert_eq!(store.from(0).map(|(place, _)| place).collect::<Vec<_>>(), [18, 19, 20, 21, 22]);
         assert_eq!(store.from(20).next().map(|(place, record)| (place, record[0])), Some((20, 20)));
         assert_eq!(store.from(99).count(), 0);

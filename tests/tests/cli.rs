@@ -530,9 +530,16 @@ mod configuration {
             assert_eq!(status, 2, "{words:?}: {stderr}");
             assert!(stderr.contains(&said), "{words:?}: {stderr}");
         }
-        let run = ["run", "syscall_counts", "-d", "0.1"];
-        let (status, _, stderr) = mcptrace(&run, &[("MCPTRACE_CONFIG", &path)]);
-        assert!(status == 2 && stderr.contains(&said), "{stderr}");
+        for words in [
+            &["run", "syscall_counts", "-d", "0.1"][..],
+            &["list"],
+            &["script", "list"],
+            &["script", "show", "sleep_requests"],
+            &["describe", "file_opens"],
+        ] {
+            let (status, _, stderr) = mcptrace(words, &[("MCPTRACE_CONFIG", &path)]);
+            assert!(status == 2 && stderr.contains(&said), "{words:?}: {stderr}");
+        }
     }
 
     #[test]

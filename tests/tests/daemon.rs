@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixListener,
+    },
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -13,7 +16,7 @@ use mcptrace::recorder::store::kept::Kept;
 use mcptrace_tests::{
     http::{ALICE as ALICES_TOKEN, Ask, BOB as BOBS_TOKEN, HttpServer, stateless, write_private},
     mcp::{Client, PATIENCE, ServerProcess, left_over, programs_held},
-    program::{bpftrace_of, descendants, is_alive, program},
+    program::{assert_has_shed, bpftrace_of, descendants, is_alive, program},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -237,10 +240,20 @@ async fn a_daemon_says_how_long_it_has_recorded_from_its_first_seconds_on() {
 #[tokio::test]
 async fn a_stranger_is_turned_away_and_recorded() {
     let daemon = Daemon::start().await;
-    let mut stranger = daemon.client_of(STRANGER);
-    let told = stranger.client.next().await;
-    assert!(told["error"]["message"].as_str().unwrap().contains("user 70003 may not connect"), "{told}");
-    assert_eq!(stranger.ended().await, Some(0));
+    // The id is that of what is refused; whoever has asked for nothing gets none.
+    for asks in [true, false] {
+        let mut stranger = daemon.client_of(STRANGER);
+        if asks {
+            stranger
+                .client
+                .send(&json!({ "jsonrpc": "2.0", "id": "first", "method": "initialize", "params": {} }))
+                .await;
+        }
+        let told = stranger.client.next().await;
+        assert!(told["error"]["message"].as_str().unwrap().contains("user 70003 may not connect"), "{told}");
+        assert_eq!(told["id"], if asks { json!("first") } else { Value::Null });
+        assert_eq!(stranger.ended().await, Some(0));
+    }
     let audit = daemon.audit();
     let turned = audit.iter().find(|line| line["event"] == "turned_away").unwrap();
     assert_eq!(turned["principal"], "uid:70003");
@@ -484,6 +497,23 @@ async fn it_serves_over_http_beside_its_socket() {
         let start: Value = serde_json::from_str(start).unwrap();
         assert_eq!((&start["principal"], &start["transport"]), (&json!("token:alice"), &json!("http")), "{start}");
     }
+}
+
+/// It takes CAP_CHOWN to give the socket to a group, and CAP_NET_BIND_SERVICE to bind a low port; once both are done nobody has them.
+#[tokio::test]
+async fn what_only_the_start_needs_is_gone_after_it() {
+    let folder = Daemon::folder("group = \"daemon\"\n[http]\naddress = \"127.7.7.7:81\"");
+    let tokens = folder.path().join("tokens");
+    write_private(&tokens, &format!("alice {ALICES_TOKEN}\n"));
+    let mut command = Command::new(program());
+    command.arg("daemon").arg("--config").arg(folder.path().join("config.toml"));
+    command.arg("--http").arg("127.7.7.7:81").arg("--http-tokens").arg(&tokens);
+    let daemon = HttpServer::of(command, folder).await;
+    let list = Ask::message(ALICES_TOKEN, &stateless("tools/list", json!({})));
+    assert_eq!(daemon.ask(&list).await.status, 200);
+    let group = fs::metadata(daemon.folder().join("socket")).unwrap().gid();
+    assert_eq!(group, 1, "daemon's");
+    assert_has_shed(daemon.pid());
 }
 
 #[tokio::test]

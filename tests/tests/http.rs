@@ -19,7 +19,11 @@ use ring::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::sleep};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tokio_rustls::{
     TlsConnector,
     rustls::{ClientConfig, RootCertStore, crypto::ring as provider, pki_types::ServerName},
@@ -225,6 +229,124 @@ mod browsers {
     }
 }
 
+/// The records of a kind that the server has written so far, on standard error.
+fn recorded(server: &HttpServer, event: &str) -> Vec<Value> {
+    let log = server.log();
+    let records =
+        log.lines().filter_map(|line| line.strip_prefix("audit: ")).map(|line| serde_json::from_str(line).unwrap());
+    records.filter(|record: &Value| record["event"] == event).collect()
+}
+
+mod audit {
+    use super::*;
+
+    /// The first that come, and no more than them: what is written is read by another task.
+    async fn records(server: &HttpServer, event: &str, count: usize) -> Vec<Value> {
+        let begun = Instant::now();
+        loop {
+            let found = recorded(server, event);
+            if found.len() >= count {
+                return found;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "{event}: {found:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_are_recorded_and_floods_of_them_counted() {
+        let mut server = HttpServer::start().await;
+        let none = Ask { headers: vec![], ..Ask::message(ALICE, &list()) };
+        let wrong = Ask::message("guess-0123456789abcdef0123456789abcdef", &list());
+        let elsewhere = Ask::message(ALICE, &list()).with("Origin", "https://evil.example");
+        let rebound = Ask::message(ALICE, &list()).with("Host", "evil.example");
+        for _ in 0..53 {
+            for (ask, status) in [(&none, 401), (&wrong, 401), (&elsewhere, 403), (&rebound, 403)] {
+                assert_eq!(server.ask(ask).await.status, status);
+            }
+        }
+        let found = records(&server, "turned_away", 4).await;
+        let outcomes: Vec<&str> = found.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["no_token", "token", "origin", "host"], "one of each: {found:?}");
+        for line in &found {
+            assert_eq!(
+                (&line["peer"], &line["principal"], &line["transport"]),
+                (&json!("127.0.0.1"), &json!("none"), &json!("http"))
+            );
+        }
+        assert!(!server.log().contains("guess-0123"), "no token is recorded");
+        // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
+        assert_eq!(unsafe { libc::kill(server.pid() as i32, libc::SIGTERM) }, 0);
+        server.child.wait().await.unwrap();
+        let told = records(&server, "left_out", 1).await;
+        assert_eq!(told[0]["left_out"], 4 * 52, "{told:?}");
+        assert_eq!(
+            (&told[0]["what"]["most"][0]["caller"], &told[0]["what"]["most"][0]["count"]),
+            (&json!("127.0.0.1"), &json!(52))
+        );
+    }
+
+    #[tokio::test]
+    async fn reloads_are_recorded_with_what_has_changed() {
+        let server = HttpServer::start().await;
+        write_private(&server.tokens(), &format!("bob {BOB}\n"));
+        assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 200);
+        write_private(&server.tokens(), "bob and more than a line has\n");
+        assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 401);
+        assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 401);
+        let found = records(&server, "reloaded", 2).await;
+        assert_eq!(found.len(), 2, "{found:?}");
+        let now = &found[0]["what"]["now"];
+        assert_eq!(
+            (&found[0]["outcome"], &now["tokens"], &now["withdrawn"]),
+            (&json!("completed"), &json!(1), &json!(2))
+        );
+        assert_eq!((&found[1]["outcome"], &found[1]["what"]["now"]["tokens"]), (&json!("failed"), &json!(0)));
+        assert!(found[1]["reason"].as_str().unwrap().contains("line 1"), "{found:?}");
+        assert_eq!(found[0]["what"]["file"], text(&server.tokens()));
+    }
+
+    #[tokio::test]
+    async fn asking_for_what_belongs_to_another_is_recorded_and_what_bounds_a_run() {
+        let server = HttpServer::start().await;
+        let start = json!({ "probe": "file_opens", "seconds": 30, "background": true, "filter": { "pid": 1 } });
+        let id = server.tool(ALICE, "run_probe", start).await.success()["execution_id"].clone();
+        for tool in ["stop_execution", "get_result", "get_result"] {
+            assert!(server.tool(BOB, tool, json!({ "execution_id": id })).await.is_error);
+        }
+        assert!(server.tool(BOB, "get_result", json!({ "execution_id": "exec_0000000000000000" })).await.is_error);
+        let found = records(&server, "refused", 1).await;
+        assert_eq!(found.len(), 1, "the others within the minute are counted: {found:?}");
+        assert_eq!((&found[0]["principal"], &found[0]["execution_id"]), (&json!("token:bob"), &id));
+        assert_eq!(
+            (&found[0]["outcome"], &found[0]["reason"]),
+            (&json!("of_another"), &json!("it belongs to token:alice"))
+        );
+        assert_eq!(found[0]["what"]["tool"], "stop_execution");
+        let starts = records(&server, "start", 1).await;
+        let limits = &starts[0]["limits"];
+        assert_eq!(
+            (&limits["seconds"], &limits["events_bytes"], &limits["cpu_percent"]),
+            (&json!(30.0), &json!(8 << 20), &json!(5.0))
+        );
+        assert_eq!(starts[0]["what"]["filter"], json!({ "pid": 1 }), "{starts:?}");
+    }
+
+    #[tokio::test]
+    async fn what_bounds_a_script_is_recorded() {
+        let server = HttpServer::start().await;
+        let script = json!({ "program": "BEGIN { printf(\"x\"); exit(); }", "timeout": 7 });
+        server.tool(ALICE, "exec_program", script).await.success();
+        let starts = records(&server, "start", 1).await;
+        let limits = &starts[0]["limits"];
+        assert_eq!(
+            (&limits["seconds"], &limits["lines"], &limits["output_bytes"]),
+            (&json!(7.0), &json!(10_000), &json!(2 << 20))
+        );
+        assert_eq!((&limits["memory_bytes"], &limits["map_keys"]), (&json!(768 << 20), &json!(4096)), "{limits}");
+    }
+}
+
 mod hostile {
     use super::*;
 
@@ -273,6 +395,44 @@ mod hostile {
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         assert_eq!(read_all(slow).await.status, 408);
         assert_eq!(server.ask(&Ask::message(ALICE, &list())).await.status, 200);
+    }
+
+    /// More connections than are let in at once, all of them silent or dribbling: whoever shows a token gets in at once and stays in.
+    #[tokio::test]
+    async fn connections_without_a_token_keep_nobody_waiting() {
+        allow_files(4096);
+        let server = HttpServer::start().await;
+        let mut admitted = server.connect().await;
+        let keeps = String::from_utf8(Ask::message(ALICE, &list()).bytes("localhost")).unwrap();
+        let keeps = keeps.replace("Connection: close", "Connection: keep-alive");
+        admitted.write_all(keeps.as_bytes()).await.unwrap();
+        admitted.readable().await.unwrap();
+        let mut idle = Vec::new();
+        for number in 0..1400 {
+            let mut stream = server.connect().await;
+            if number % 2 == 0 {
+                stream.write_all(b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nX-A: ").await.unwrap();
+            }
+            idle.push(stream);
+        }
+        for _ in 0..20 {
+            let begun = Instant::now();
+            assert_eq!(server.ask(&Ask::message(BOB, &list())).await.status, 200);
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        }
+        admitted.write_all(&Ask::message(ALICE, &list()).bytes("localhost")).await.unwrap();
+        let mut answers = Vec::new();
+        timeout(Duration::from_secs(20), admitted.read_to_end(&mut answers)).await.unwrap().unwrap();
+        let answers = String::from_utf8_lossy(&answers).matches("HTTP/1.1 200").count();
+        assert_eq!(answers, 2, "a connection that has shown a token is not shed");
+        let shed = recorded(&server, "turned_away");
+        assert!(shed.iter().any(|line| line["outcome"] == "connections" && line["peer"] == "127.0.0.1"), "{shed:?}");
+    }
+
+    fn allow_files(count: u64) {
+        let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
+        // SAFETY: the limit outlives the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
     }
 
     #[tokio::test]
@@ -368,7 +528,7 @@ mod gone {
         let programs = attached_by(server.pid()).await;
         // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
         assert_eq!(unsafe { libc::kill(server.pid() as i32, libc::SIGTERM) }, 0);
-        let ended = tokio::time::timeout(Duration::from_secs(20), server.child.wait()).await.expect("it does not end");
+        let ended = timeout(Duration::from_secs(20), server.child.wait()).await.expect("it does not end");
         assert!(ended.unwrap().success());
         assert_eq!(left_over(&programs).await, [0; 0]);
     }

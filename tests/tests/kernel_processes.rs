@@ -15,6 +15,7 @@ use mcptrace_tests::{
     workload::{Workload, hex},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// A process and all that it starts.
 fn family(workload: &Workload) -> Filter {
@@ -56,6 +57,61 @@ fn every_program_is_seen_once_with_its_parent_and_masked_arguments() {
         }
         assert!(envelope.notes.iter().any(|note| note.contains("masked")), "{:?}", envelope.notes);
     }
+}
+
+/// A hierarchy of version 1 as container runtimes use it, of which the kernel's programs see nothing; unmounted when dropped.
+struct Version1(TempDir);
+
+impl Version1 {
+    fn new(group: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = ["-t", "cgroup", "-o", "none,name=mcptrace_tests", "none"];
+        let mounted = Command::new("mount").args(mount).arg(folder.path()).status().unwrap();
+        assert!(
+            mounted.success(),
+            "a hierarchy without controllers can be mounted by every kernel with control groups"
+        );
+        fs::create_dir_all(folder.path().join(group)).unwrap();
+        Self(folder)
+    }
+
+    fn put(&self, group: &str, workload: &Workload) {
+        fs::write(self.0.path().join(group).join("cgroup.procs"), workload.pid().to_string()).unwrap();
+    }
+}
+
+impl Drop for Version1 {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn containers_of_version_1_are_named_and_filters_say_why_they_cannot() {
+    let id = "0123456789abcdef".repeat(4);
+    let group = format!("docker/{id}");
+    let hierarchy = Version1::new(&group);
+    let mut workload = workload!();
+    hierarchy.put(&group, &workload);
+    let envelope = around("process_exec", &json!({}), &family(&workload), || {
+        workload.run(&format!("spawn 7 {}", words(&["/bin/true"])));
+    });
+    assert_eq!(events(&envelope).len(), 7);
+    assert!(
+        events(&envelope).iter().all(|row| row.get("container") == Some(&json!(&id[..12]))),
+        "{:?}",
+        events(&envelope)[0]
+    );
+    let refused = |filter: Filter| filter.resolve().unwrap_err().to_string();
+    for filter in [
+        Filter { container: Some(id[..12].to_owned()), ..Filter::default() },
+        Filter { cgroup: Some(format!("/{group}")), ..Filter::default() },
+    ] {
+        let said = refused(filter);
+        assert!(said.contains("version 1") && said.contains("filter.descendants") && said.contains(&id), "{said}");
+    }
+    let none = refused(Filter { container: Some("fedcba987654".into()), ..Filter::default() });
+    assert!(none.contains("is the container running?"), "{none}");
 }
 
 /// Those who start and end are shown with their container or unit, those who signal with their container.

@@ -318,6 +318,33 @@ mod results {
         assert_eq!(numbered, 20, "every line comes once: {lines:?}");
     }
 
+    /// More than is kept: the number is of what came, and `has_more` tells where what is kept ends.
+    #[tokio::test]
+    async fn lines_that_are_not_kept_are_counted() {
+        let mut client = client().await;
+        let many = "$i = 0; while ($i < 5500) { printf(\"x\\n\"); $i++; }";
+        let program = format!("BEGIN {{ {many} }} interval:s:1 {{ {many} @n++; if (@n == 3) {{ exit(); }} }}");
+        let begun = client.tool("exec_program", json!({ "program": program })).await.success();
+        let arguments =
+            json!({ "execution_id": begun["execution_id"], "wait_seconds": 30, "offset": 9990, "limit": 100 });
+        let found = client.tool("get_result", arguments).await.success();
+        assert_eq!((&found["status"], &found["lines_returned"]), (&json!("completed"), &json!(10)), "{found}");
+        assert_eq!(found["has_more"], false);
+        assert!(found["lines_total"].as_u64().unwrap() > 10_000, "{}", found["lines_total"]);
+    }
+
+    #[tokio::test]
+    async fn options_that_nothing_matches_are_a_result_that_says_so() {
+        let arguments = json!({ "probe": "syscall_latency", "options": { "syscall": "acct" }, "seconds": 0.2 });
+        let found = client().await.tool("run_probe", arguments).await.success();
+        assert_eq!((&found["report"]["series"], &found["loss"]["seen"]), (&json!([]), &json!(0)));
+        assert!(
+            found["notes"].to_string().contains("nothing matched the options while this ran"),
+            "{}",
+            found["notes"]
+        );
+    }
+
     #[tokio::test]
     async fn a_filter_that_nothing_matches_is_a_result_that_says_so() {
         let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
@@ -1164,6 +1191,30 @@ mod principals {
         assert_eq!(refused.structured["category"], "busy", "{}", refused.text);
         let mut modest = connected(&executions, Principal::user(70_002)).await;
         modest.tool("run_probe", wanted).await.success();
+    }
+
+    /// As the settings are: of eight places six, root too; whoever has the server for itself has all.
+    #[tokio::test]
+    async fn two_of_eight_places_are_left_to_others_unless_there_are_none() {
+        for (principal, places) in [
+            (Principal::user(70_001), 6),
+            (Principal::user(0), 6),
+            (Principal::token("ci"), 6),
+            (Principal::stdio(), 8),
+        ] {
+            let executions = Arc::new(Executions::new(Limits::default()));
+            let mut greedy = connected(&executions, principal.clone()).await;
+            for _ in 0..places {
+                background(&mut greedy).await;
+            }
+            let wanted = json!({ "probe": "syscall_counts", "seconds": 0.1 });
+            let refused = greedy.tool("run_probe", wanted.clone()).await;
+            assert_eq!(refused.structured["category"], "busy", "{principal}: {}", refused.text);
+            if places < 8 {
+                let mut modest = connected(&executions, Principal::user(70_002)).await;
+                modest.tool("run_probe", wanted).await.success();
+            }
+        }
     }
 
     #[tokio::test]

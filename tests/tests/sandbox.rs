@@ -96,9 +96,28 @@ fn nothing_outside_is_reached() {
         "reboot",
         "io_uring",
         "time",
+        "limits of parent",
+        "own file sizes",
+        "scheduler",
+        "scheduling",
+        "priority parameter",
+        "processors",
+        "priority",
+        "disk priority",
+        "compare",
+        "pages",
+        "shared memory",
+        "death signal",
+        "tree",
+        "mounts",
+        "mount status",
+        "release",
+        "quota",
     ];
     let mut outcomes: Vec<(&str, &[&str])> = attempts.iter().map(|attempt| (*attempt, refused)).collect();
     outcomes.push(("exec", &["EACCES"]));
+    outcomes.push(("handle", &["ENOSYS"]));
+    outcomes.extend([("own limits", &["done"] as &[&str]), ("own files", &["done"])]);
     // What is run in its place does nothing and fails.
     outcomes.push(("shell", &["Some(1), 0 bytes"]));
     expect(&attack(&["out"]), &outcomes);

@@ -9,6 +9,7 @@ use xtask::workspace_root;
 
 use crate::packages::{self, TO_BUILD, TO_FUZZ};
 use crate::process;
+use crate::toolchain::Host;
 
 /// Counters at each edge, and comparisons told to the fuzzer: what `cargo fuzz` sets too. No sanitizer, which would need a nightly compiler.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -40,7 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(!wanted.is_empty(), "there is no such target; there are {}", targets.join(", "));
     let needs: Vec<_> = TO_BUILD.iter().chain(TO_FUZZ).collect();
     packages::ensure_installed(&needs, &options.packages)?;
-    let triple = triple()?;
+    let triple = Host::find()?.triple;
     build(&root, &triple, options.target.as_deref())?;
     for target in wanted {
         println!("\n=== fuzz {target}");
@@ -85,11 +86,4 @@ fn fuzz(root: &Path, program: &Path, target: &str, options: &Options) -> Result<
         .arg(format!("-max_total_time={}", options.seconds))
         .arg(format!("-artifact_prefix={}/", artifacts.display()));
     process::run(&mut fuzzer).with_context(|| format!("{target}: the input is in {}", artifacts.display()))
-}
-
-/// The target triple of the compiler.
-fn triple() -> Result<String> {
-    let text = process::output(Command::new("rustc").arg("-vV"))?;
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV names no host")
 }

@@ -206,13 +206,44 @@ fn no_linker(llvm_major: u32) -> String {
 }
 
 fn llvm_config(llvm_major: u32) -> Option<PathBuf> {
-    let debian = PathBuf::from(format!("/usr/lib/llvm-{llvm_major}/bin/llvm-config"));
-    let versioned = process::all_in_path(&format!("llvm-config-{llvm_major}"));
-    let candidates = [debian].into_iter().chain(versioned).chain(process::all_in_path("llvm-config"));
+    llvm_program("llvm-config", llvm_major)
+}
+
+/// A program of an LLVM of this major version.
+pub(crate) fn llvm_program(name: &str, llvm_major: u32) -> Option<PathBuf> {
+    let debian = PathBuf::from(format!("/usr/lib/llvm-{llvm_major}/bin/{name}"));
+    let versioned = process::all_in_path(&format!("{name}-{llvm_major}"));
+    let candidates = [debian].into_iter().chain(versioned).chain(process::all_in_path(name));
     let has_major = |path: &PathBuf| {
-        process::output(Command::new(path).arg("--version")).is_ok_and(|version| major(&version) == Some(llvm_major))
+        let version = process::output(Command::new(path).arg("--version")).unwrap_or_default();
+        // llvm-config says the bare number, others whose LLVM it is before.
+        major(version.split_once("LLVM version ").map_or(version.as_str(), |(_, number)| number)) == Some(llvm_major)
     };
     candidates.into_iter().find(has_major)
+}
+
+/// The compiler that cargo uses.
+pub(crate) struct Host {
+    /// What it is for.
+    pub(crate) triple: String,
+    pub(crate) llvm_major: u32,
+    pub(crate) sysroot: PathBuf,
+    /// Its first line about itself.
+    pub(crate) version: String,
+}
+
+impl Host {
+    pub(crate) fn find() -> Result<Self> {
+        let version = process::output(Command::new("rustc").arg("-vV"))?;
+        let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+        let llvm = field(&version, "LLVM version: ").and_then(major).context("rustc -vV names no LLVM version")?;
+        Ok(Self {
+            triple: field(&version, "host: ").context("rustc -vV names no host")?.to_owned(),
+            llvm_major: llvm,
+            sysroot: sysroot.trim().into(),
+            version: version.lines().next().unwrap_or_default().to_owned(),
+        })
+    }
 }
 
 /// The major version of the LLVM that a program is linked with: `libLLVM.so.22.1`, `libLLVM-22.so`, or, linked statically,

@@ -474,6 +474,7 @@ mod tests {
         }
         assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
         assert_eq!(bucket_low(BUCKETS - 1), 1 << MAX_VALUE_BITS);
+        assert_eq!(bucket_high(BUCKETS - 1), u64::MAX);
     }
 
     #[test]
@@ -504,6 +505,26 @@ mod tests {
         let mut record = [0; 24];
         record[16] = 7;
         assert_eq!((cgroup_of(&record), cgroup_of(&record[..23])), (7_u64.to_le(), 0));
+    }
+
+    #[test]
+    fn a_start_slot_gives_back_the_time_and_whose_it_is() {
+        let (slot, tag) = start_slot(3 + 5 * START_SLOTS);
+        assert_eq!((slot, tag >> START_TIME_BITS), (3, 0x85));
+        for time in [0, 1, 1 << (START_TIME_BITS - 1), (1 << START_TIME_BITS) - 1] {
+            let word = tag | time;
+            assert_eq!((word & START_TIME_MASK, word & !START_TIME_MASK), (time, tag));
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_record_is_read_and_a_short_one_has_none() {
+        let mut record = [0xff; 24];
+        record[8..16].copy_from_slice(&77_u64.to_ne_bytes());
+        assert_eq!(time_of(&record), 77);
+        assert_eq!(time_of(&record[..16]), 77);
+        assert_eq!(time_of(&record[..15]), 0);
+        assert_eq!(time_of(&[]), 0);
     }
 
     #[test]

@@ -85,8 +85,9 @@ impl Own {
         let begin = move || {
             lead(steps.is_some())?;
             steps.as_ref().map_or(Ok(()), Steps::enter)?;
-            // Last: whoever becomes another user loses the signal.
-            leash(parent)
+            // After that: whoever becomes another user loses the signal.
+            leash(parent)?;
+            steps.as_ref().map_or(Ok(()), Steps::seal)
         };
         // SAFETY: all of it only makes system calls that are async-signal-safe, and allocates nothing.
         unsafe { command.pre_exec(begin) };

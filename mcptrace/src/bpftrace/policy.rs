@@ -96,6 +96,8 @@ pub struct Output {
     pub at: usize,
     /// Not at each event: there is a predicate, an `if` or a `?`.
     pub conditional: bool,
+    /// How often at each event: the loops around it are unrolled.
+    pub times: u64,
 }
 
 impl Policy {

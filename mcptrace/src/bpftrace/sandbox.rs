@@ -114,6 +114,11 @@ pub fn in_force() -> Vec<Part> {
     }
 }
 
+/// The memory that a script's bpftrace may take in its box, in bytes; `None` where this machine bounds it not.
+pub fn memory() -> Option<u64> {
+    in_force().iter().any(|part| part.name == CGROUP && part.works).then_some(MEMORY)
+}
+
 /// All parts, each with why it does not work.
 pub(super) fn parts(reason: impl Fn(&str) -> Option<String>) -> Vec<Part> {
     let part = |(name, purpose)| {
@@ -159,6 +164,7 @@ fn attempt(name: &str) -> io::Result<()> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let enter = move || {
         steps.enter()?;
+        steps.seal()?;
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(0) }
     };

@@ -7,7 +7,6 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use rustix::thread::CapabilitySet;
 use tokio::{
     runtime, select,
     sync::oneshot,
@@ -33,7 +32,7 @@ use crate::{
     server::{
         Hub,
         http::{Service, StartError},
-        unix::{self, Access},
+        unix::{self, Access, Listening},
     },
 };
 
@@ -112,9 +111,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     if serves {
         launcher::start(&config.launcher());
     }
+    // What it takes to give the socket to a group and to bind a low port is not needed any more after that.
+    let open = if serves { Open::new(&config, must_serve)? } else { Open::default() };
     // Before there is a second thread: each has capabilities of its own.
-    let for_http = if config.http.listen { shed::needed_over_http() } else { CapabilitySet::empty() };
-    shed::shed(shed::needed_by_daemon() | for_http)?;
+    shed::shed(shed::needed_by_daemon())?;
     let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
     let folder = place::folder(None);
@@ -122,7 +122,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let folder = (!prints).then_some(folder);
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let served = if serves { serving(&config, must_serve).await? } else { None };
+        let served = if open.is_nothing() { None } else { Some(serving(&config, open).await?) };
         let recorded = record(options, sink, folder.as_deref(), seconds).await;
         if let Some(served) = served {
             served.end().await;
@@ -161,48 +161,67 @@ async fn wait_for<T>(task: Option<JoinHandle<T>>) -> Option<Result<T, JoinError>
     }
 }
 
-/// Serves on the socket, and over HTTP if that is asked for: the same executions. Recording goes on without the socket unless somebody has
-/// asked for it by name.
-async fn serving(config: &Config, must: bool) -> Result<Option<Served>, Failure> {
-    let access = Access::of(&config.socket);
-    let listening = match unix::listen(config.socket.path.clone(), &access) {
-        Ok(listening) => Some(listening),
-        Err(error) if must => return Err(Failure::failed(chain(&error))),
-        Err(error) => {
-            let rest = if config.http.listen {
-                "nobody can connect to the socket"
-            } else {
-                "recording only, nobody can connect"
-            };
-            say(&format!("{rest}: {}", chain(&error)));
-            None
-        }
-    };
-    if listening.is_none() && !config.http.listen {
-        return Ok(None);
+/// Where clients may connect from now on: nobody is answered yet.
+#[derive(Default)]
+struct Open {
+    socket: Option<Listening>,
+    http: Option<http::Bound>,
+}
+
+impl Open {
+    /// Opens the socket, and takes the port of HTTP if that is asked for. Recording goes on without the socket unless somebody has asked
+    /// for it by name.
+    fn new(config: &Config, must: bool) -> Result<Self, Failure> {
+        let socket = match unix::listen(config.socket.path.clone(), &Access::of(&config.socket)) {
+            Ok(listening) => Some(listening),
+            Err(error) if must => return Err(Failure::failed(chain(&error))),
+            Err(error) => {
+                let rest = if config.http.listen {
+                    "nobody can connect to the socket"
+                } else {
+                    "recording only, nobody can connect"
+                };
+                say(&format!("{rest}: {}", chain(&error)));
+                None
+            }
+        };
+        let http = config.http.listen.then(|| http::Bound::new(config.http.clone())).transpose()?;
+        Ok(Self { socket, http })
     }
+
+    fn is_nothing(&self) -> bool {
+        self.socket.is_none() && self.http.is_none()
+    }
+}
+
+/// Serves on the socket and over HTTP, as far as they are open: the same executions.
+async fn serving(config: &Config, open: Open) -> Result<Served, Failure> {
     let audit = Audit::new(&config.audit(true));
     audit.configured(config::in_force(config)).map_err(|error| Failure::failed(error.to_string()))?;
     let executions = Arc::new(Executions::audited(config.served_limits(), audit));
     let (hub, end) = (Hub::new(Arc::clone(&executions)), CancellationToken::new());
-    let http = if config.http.listen { Some(over_http(config, &hub, &end).await?) } else { None };
-    let socket = listening.map(|listening| {
+    let http = match open.http {
+        Some(bound) => Some(over_http(bound, &hub, &end).await?),
+        None => None,
+    };
+    let access = Access::of(&config.socket);
+    let socket = open.socket.map(|listening| {
         let place = listening.path().map_or_else(|| "systemd's socket".to_owned(), |path| path.display().to_string());
         let task = tokio::spawn(unix::run(listening, hub, access, end.clone()));
         say(&format!("serving MCP on {place}"));
         task
     });
-    Ok(Some(Served { end, socket, http, executions }))
+    Ok(Served { end, socket, http, executions })
 }
 
 /// Serves over HTTP; returns when it listens.
 async fn over_http(
-    config: &Config,
+    bound: http::Bound,
     hub: &Arc<Hub>,
     end: &CancellationToken,
 ) -> Result<JoinHandle<Result<(), StartError>>, Failure> {
-    let options = http::options(config.http.clone())?;
-    let service = Service::new(&options, Arc::clone(hub), end.clone()).map_err(http::failure)?;
+    let http::Bound { options, listener } = bound;
+    let service = Service::new(&options, listener, Arc::clone(hub), end.clone()).map_err(http::failure)?;
     let (listens, listening) = oneshot::channel();
     let say_so = http::ready("mcptrace daemon", &options);
     let task = tokio::spawn(service.serve(move |address| {

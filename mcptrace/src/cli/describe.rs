@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Failure, output, probe_help};
+use super::{Failure, config, output, probe_help};
 use crate::{
     executions,
     kernel::discovery::{self, Access, Argument, KernelProbe, Place},
@@ -32,6 +32,8 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    // It needs no setting; one that is wrong is an error as everywhere.
+    config::load(matches)?;
     let name = matches.get_one::<String>("probe").map_or("", String::as_str);
     let json = matches.get_flag("json");
     if name.contains(':') {

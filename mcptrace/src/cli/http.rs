@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
@@ -77,10 +77,27 @@ fn take<T: Clone + Send + Sync + 'static>(setting: &mut T, matches: &ArgMatches,
     }
 }
 
+/// A port that is taken, and how it is to be served there.
+pub(super) struct Bound {
+    /// How the operator wants it.
+    pub(super) options: Options,
+    /// Where clients may wait from now on.
+    pub(super) listener: TcpListener,
+}
+
+impl Bound {
+    /// Takes the port, as long as this process may take any.
+    pub(super) fn new(settings: Http) -> Result<Self, Failure> {
+        let options = options(settings)?;
+        let listener = http::bind(&options).map_err(failure)?;
+        Ok(Self { options, listener })
+    }
+}
+
 /// Serves until a signal asks for the end.
-pub(super) fn run(executions: Executions, settings: Http) -> Result<(), Failure> {
-    let options = options(settings)?;
-    http::run(executions, &options, ready("mcptrace", &options)).map_err(failure)
+pub(super) fn run(executions: Executions, bound: Bound) -> Result<(), Failure> {
+    let Bound { options, listener } = bound;
+    http::run(executions, &options, listener, ready("mcptrace", &options)).map_err(failure)
 }
 
 /// Says where it listens, once it does.
@@ -101,7 +118,7 @@ pub(super) fn failure(error: StartError) -> Failure {
 }
 
 /// As the server takes them, with the token of the environment.
-pub(super) fn options(settings: Http) -> Result<Options, Failure> {
+fn options(settings: Http) -> Result<Options, Failure> {
     let Http { address, tokens, certificate, key, url, origins, issuer, jwks, listen: _ } = settings;
     let given = |path: &Path| !path.as_os_str().is_empty();
     let token = match std::env::var(TOKEN_VARIABLE) {

@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
-use super::{Failure, failure, output};
+use super::{Failure, config, failure, output};
 use crate::{
     executions::obstacle,
     kernel::discovery::{self, Access, DEFAULT_LIMIT, MAX_LIMIT, Page, Query},
@@ -41,6 +41,8 @@ pub(super) fn define() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    // It needs no setting; one that is wrong is an error as everywhere.
+    config::load(matches)?;
     let filter = matches.get_one::<String>("filter").map(String::as_str);
     let limit = matches.get_one::<u64>("limit").map_or(DEFAULT_LIMIT, |limit| *limit as usize);
     let native: Vec<_> = PROBES.iter().filter(|entry| filter.is_none_or(|filter| entry.is_about(filter))).collect();

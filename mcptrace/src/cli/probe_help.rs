@@ -35,7 +35,7 @@ pub(super) fn json(entry: &Entry) -> Value {
         "details": entry.details,
         "options": (entry.schema)(),
         "fields": (entry.fields)(),
-        "event_fields": (entry.event_fields)(),
+        "event_fields": entry.further_event_fields(),
         "hooks": entry.hook_names(),
         "cost_ns": entry.cost_ns,
         "next": entry.next,
@@ -88,9 +88,7 @@ fn fields(entry: &Entry) -> String {
         let named: Vec<_> = fields.iter().map(field).collect();
         if named.is_empty() { String::new() } else { format!("{title}:\n{}", indented(&named.join(", "))) }
     };
-    let (report, events) = ((entry.fields)(), (entry.event_fields)());
-    let beside = if report == events { Vec::new() } else { events };
-    line("Fields", report) + &line("Fields of events", beside)
+    line("Fields", (entry.fields)()) + &line("Fields of events", entry.further_event_fields())
 }
 
 fn field(field: &Field) -> String {
@@ -143,6 +141,16 @@ mod tests {
         }
         let line = command_line(find("file_opens").unwrap());
         assert_eq!(line, "mcptrace run file_opens --failed-only --path-prefix /etc/ -d 5");
+    }
+
+    #[test]
+    fn fields_are_told_once() {
+        for entry in PROBES {
+            let told = json(entry);
+            assert_ne!(told["fields"], told["event_fields"], "{}", entry.name);
+        }
+        let both = PROBES.iter().filter(|entry| !entry.further_event_fields().is_empty()).count();
+        assert!(both > 0, "where they differ both are");
     }
 
     #[test]

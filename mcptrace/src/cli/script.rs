@@ -54,8 +54,8 @@ pub(super) fn define() -> Command {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     match matches.subcommand() {
-        Some(("list", matches)) => list(matches.get_flag("json")),
-        Some(("show", matches)) => output::text(&named(matches)?.text),
+        Some(("list", matches)) => config::load(matches).and_then(|_| list(matches.get_flag("json"))),
+        Some(("show", matches)) => config::load(matches).and_then(|_| output::text(&named(matches)?.text)),
         Some(("run", matches)) => trace(matches),
         _ => Err(Failure::usage("list, show or run?")),
     }

@@ -30,9 +30,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
         launcher::start(&settings.launcher());
+        // What a low port takes is not needed once it is bound.
+        let bound = http::Bound::new(settings.http)?;
         // Before there is a second thread: each has capabilities of its own.
-        shed::shed(shed::needed_over_http())?;
-        return http::run(executions, settings.http);
+        shed::shed(shed::needed())?;
+        return http::run(executions, bound);
     }
     if loader::lack_of_privilege().is_some() {
         match pump::connect(&settings.socket.path) {

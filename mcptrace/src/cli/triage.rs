@@ -69,7 +69,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 fn live(config: &Config, seconds: f64, focus: Option<Focus>) -> Result<Triage, Failure> {
     let records = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let trail = records.trail(&Principal::cli(), json!({ "tool": "triage", "focus": focus }));
-    trail.starts(seconds).map_err(Refusal::from)?;
+    trail.starts(json!({ "seconds": seconds })).map_err(Refusal::from)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let gathering = Gathering::start(focus, seconds);
     runtime.block_on(wait(&gathering, seconds))?;

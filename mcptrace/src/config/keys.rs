@@ -47,8 +47,9 @@ pub const KEYS: &[Key] = &[
     key(
         "limits.running_each",
         "",
-        "Executions of one principal that run at once.",
-        "As many as of all: with several principals set it lower than `running`, so that none takes all places.",
+        "Executions of one principal that run at once: of a user on the socket, root too, or of a token; 0: three quarters of `running`. Whoever \
+         starts a server on stdio is alone there and has all of `running`.",
+        "None takes all places: an assistant that starts one after the other leaves some to others. Root can stop what others run.",
     ),
     key(
         "limits.kept",

@@ -263,6 +263,13 @@ mod tests {
     }
 
     #[test]
+    fn who_sets_nothing_leaves_places_to_others() {
+        let each = |text: &str| loaded(text, &[]).unwrap().config.limits().running_each;
+        assert_eq!([each(""), each("[limits]\nrunning = 20\n"), each("[limits]\nrunning = 1\n")], [6, 15, 1]);
+        assert_eq!(each("[limits]\nrunning_each = 8\n"), 8, "what the operator sets holds");
+    }
+
+    #[test]
     fn what_is_not_known_is_an_error_with_its_place_and_the_nearest_key() {
         for (text, said) in [
             ("[scripts]\nalow = \"any\"\n", ":2:1: there is no key `scripts.alow`; did you mean `scripts.allow`?"),

@@ -12,7 +12,11 @@ use std::{
 use bytes::Bytes;
 use mcptrace_wire::Counter;
 
-use super::{Control, Page, Snapshot, Source, governor::Governor};
+use super::{
+    Control, Page, Snapshot, Source,
+    account::{self, Account},
+    governor::Governor,
+};
 use crate::{
     clock::Clock,
     kernel::{
@@ -23,7 +27,7 @@ use crate::{
         processes::{process_has_ended, thread_has_ended},
     },
     probes::{Found, Prepared, Reader, places},
-    report::{Events, Loss, Overhead, Report},
+    report::{Events, Loss, Report},
     store::Store,
 };
 
@@ -49,14 +53,33 @@ pub struct ProbeSource {
     /// Whether it sends records at all, and whether they are events of the report.
     sends: bool,
     sends_events: bool,
+    narrowed: Narrowed,
     /// The control group of the last record, where rows say to which container or unit a process belongs.
     last_cgroup: Option<AtomicU64>,
-    filtered: bool,
     counts: &'static str,
     cost_ns: f64,
     /// The only process and the only thread that are looked at.
     subject: Subject,
     state: Mutex<State>,
+}
+
+/// By what a reader may have narrowed a probe, so that nothing is seen.
+#[derive(Clone, Copy, Debug)]
+struct Narrowed {
+    by_filters: bool,
+    by_options: bool,
+}
+
+impl Narrowed {
+    /// What a reader of the JSON alone must know of a report without rows.
+    fn nothing_seen(self) -> &'static str {
+        match (self.by_filters, self.by_options) {
+            (true, false) => "nothing matched the filters while this ran",
+            (true, true) => "nothing matched the filters and options while this ran",
+            (false, true) => "nothing matched the options while this ran",
+            (false, false) => "no event that it looks for was seen while this ran",
+        }
+    }
 }
 
 /// What a probe is narrowed to.
@@ -111,13 +134,13 @@ impl ProbeSource {
         let sends_events = prepared.plan.event_bytes > 0 && !prepared.reader.event_fields().is_empty();
         Self {
             live: Mutex::new(Some(attached)),
+            narrowed: Narrowed { by_filters: filtered, by_options: !prepared.options.is_empty() },
             reader: prepared.reader,
             store: Mutex::new(Store::new(STORE_BYTES)),
             clock: Clock::now(),
             sends: prepared.plan.event_bytes > 0,
             sends_events,
             last_cgroup: prepared.plan.places.then(AtomicU64::default),
-            filtered,
             counts: prepared.plan.counts,
             cost_ns,
             subject,
@@ -227,29 +250,14 @@ impl ProbeSource {
         Last { found, counters, missed: attached.missed() }
     }
 
-    fn loss_of(&self, counters: &Counters, missed: Option<(u64, u64)>, delivered: u64) -> Loss {
-        if self.counts.is_empty() {
-            return Loss::default();
-        }
-        // Each of what was not followed is at least one event that was never seen.
-        let unfollowed = Some(counters.get(Counter::FollowFull)).filter(|count| *count > 0);
-        let skipped = missed.map(|(counting, _)| counting);
-        let mut loss = Loss {
-            seen: Some(counters.get(Counter::Seen)),
-            delivered: Some(delivered),
-            missed: if skipped.is_none() { unfollowed } else { skipped.map(|count| count + unfollowed.unwrap_or(0)) },
-            ..Loss::default()
-        };
+    fn account<'a>(&self, counters: &'a Counters, missed: Option<(u64, u64)>) -> Account<'a> {
         let malformed = lock(&self.state).malformed;
-        let causes = [
-            ("buffer_full", counters.get(Counter::BufferFull)),
-            ("start_missing", counters.get(Counter::StartMissing)),
-            ("map_full", counters.get(Counter::MapFull)),
-            ("stack_busy", counters.get(Counter::StackBusy)),
-            ("malformed", malformed),
-        ];
-        loss.dropped = causes.into_iter().filter(|(_, n)| *n > 0).map(|(cause, n)| (cause.to_owned(), n)).collect();
-        loss
+        Account { counters, missed, malformed, filtered: self.narrowed.by_filters }
+    }
+
+    fn loss_of(&self, counters: &Counters, missed: Option<(u64, u64)>, delivered: u64) -> Loss {
+        // A probe without programs has nobody who counts what is seen.
+        if self.counts.is_empty() { Loss::default() } else { self.account(counters, missed).loss(delivered) }
     }
 
     fn events_page(&self, page: &Page) -> (Events, u64, u64) {
@@ -267,36 +275,11 @@ impl ProbeSource {
     fn notes(&self, last: &Last, page: &Page) -> Vec<String> {
         let mut notes: Vec<_> = lock(&self.state).governor.note().into_iter().collect();
         let Last { counters, missed, .. } = last;
-        match missed {
-            None if !self.counts.is_empty() => notes.push(
-                "this kernel does not tell how many events its recursion guard kept from the programs (missed): before 5.12".into(),
-            ),
-            Some((counting, _)) if self.filtered && *counting > 0 => {
-                notes.push("missed is an upper bound: it includes events that the filters would have left out".into());
-            }
-            _ => {}
+        if !self.counts.is_empty() {
+            notes.extend(self.account(counters, *missed).notes());
         }
-        if let Some((_, others @ 1..)) = missed {
-            notes.push(format!(
-                "{others} runs of helper programs were missed: some starts, errors or wakeups are not in the numbers"
-            ));
-        }
-        let side_lost = counters.get(Counter::SideBufferFull);
-        if side_lost > 0 {
-            notes.push(format!(
-                "{side_lost} of {} are not among the events: the buffer was full",
-                counters.get(Counter::SideSeen)
-            ));
-        }
-        let unfollowed = counters.get(Counter::FollowFull);
-        if unfollowed > 0 {
-            notes.push(format!(
-                "{unfollowed} processes or requests were not followed: the table was full; their events are missing, and each of them counts once as \
-                 missed"
-            ));
-        }
-        if counters.get(Counter::Seen) == 0 && self.filtered {
-            notes.push("nothing matched the filters while this ran".into());
+        if counters.get(Counter::Seen) == 0 && !self.counts.is_empty() {
+            notes.push(self.narrowed.nothing_seen().into());
         }
         if let Some(ended) = lock(&self.state).ended {
             notes.push(format!("the {ended} had ended before the time was up: rates and shares are of the whole time"));
@@ -305,26 +288,6 @@ impl ProbeSource {
             notes.extend(evicted_note(lock(&self.store).evicted(), page));
         }
         notes
-    }
-
-    fn overhead(&self, seen: u64, seconds: f64) -> Overhead {
-        let round = |value: f64| (value * 1000.0).round() / 1000.0;
-        let measured = lock(&self.state).cost;
-        // A window in which nothing happened says nothing of a run in which something did.
-        let told = measured.filter(|(_, seen_in_window)| *seen_in_window > 0 || seen == 0);
-        let Some((cost, seen_in_window)) = told else {
-            let percent = self.cost_ns * seen as f64 / (seconds.max(0.001) * 1e9) * 100.0;
-            return Overhead {
-                ns_per_event: Some(self.cost_ns),
-                cpu_percent: round(percent),
-                method: "estimated".into(),
-            };
-        };
-        // Where most runs of a program are not about events that pass, their cost is not the events'.
-        let mostly_events = seen_in_window > 0 && cost.events <= seen_in_window.saturating_mul(4);
-        let per_event = mostly_events.then(|| round(cost.ns / seen_in_window as f64));
-        let percent = cost.ns / cost.window.as_nanos() as f64 * 100.0;
-        Overhead { ns_per_event: per_event, cpu_percent: round(percent), method: "measured".into() }
     }
 }
 
@@ -403,7 +366,8 @@ impl ProbeSource {
         }
         snapshot.loss = self.loss_of(&last.counters, last.missed, delivered);
         let seen = if self.counts.is_empty() { delivered } else { last.counters.get(Counter::Seen) };
-        snapshot.overhead = Some(self.overhead(seen, seconds));
+        let cost = lock(&self.state).cost;
+        snapshot.overhead = Some(account::overhead(cost, self.cost_ns, seen, seconds));
         snapshot.notes = notes;
         snapshot
     }

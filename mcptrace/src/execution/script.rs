@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const SAMPLE: Duration = Duration::from_millis(50);
 const FIRST_SAMPLE: Duration = Duration::from_millis(500);
 /// Lines of output and bytes of maps that an execution keeps.
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     seconds: 60,
     lines: 10_000,
     line_bytes: 4096,
@@ -46,6 +46,25 @@ struct Cost {
     governor: Governor,
     /// In percent of one CPU, when it was last measured.
     percent: Option<f64>,
+    /// Why what its programs cost was not measured, if it was not.
+    unmeasured: Option<String>,
+}
+
+impl Cost {
+    /// Takes what its programs cost, or why nobody knows, and what bpftrace itself does, in percent of one CPU. True if it must end.
+    fn take(&mut self, programs: Result<f64, String>, own: f64) -> bool {
+        let programs = programs.map_err(|reason| self.unmeasured = Some(reason)).unwrap_or(0.0);
+        self.percent = Some(programs + own);
+        self.governor.judge(programs + own)
+    }
+
+    /// What a reader of the result must know of it.
+    fn notes(&self) -> impl Iterator<Item = String> {
+        let unmeasured = self.unmeasured.as_ref().map(|reason| {
+            format!("what the script's programs cost in the kernel could not be measured ({reason}): `overhead` and the budget count no more than bpftrace's own CPU time")
+        });
+        self.governor.note().into_iter().chain(unmeasured)
+    }
 }
 
 impl ScriptSource {
@@ -94,14 +113,13 @@ impl ScriptSource {
             if session.wait((Instant::now() + SAMPLE).min(end), &stop) != End::Deadline {
                 return;
             }
-            let programs = sample.map_or(0.0, OthersSample::end);
+            let programs = sample.map(OthersSample::end);
             let now = (Instant::now(), cpu_time(session.process_id()));
             let own = now.1.zip(last.1).map_or(0.0, |(now, last)| now.saturating_sub(last).as_secs_f64());
-            let percent = programs + own / (now.0 - last.0).as_secs_f64().max(1e-3) * 100.0;
+            let own = own / (now.0 - last.0).as_secs_f64().max(1e-3) * 100.0;
             last = now;
             let mut cost = lock(&self.cost);
-            cost.percent = Some(percent);
-            if cost.governor.judge(percent) {
+            if cost.take(programs, own) {
                 control.stop();
                 return;
             }
@@ -133,7 +151,7 @@ impl Source for ScriptSource {
         let Some(found) = self.found() else { return Snapshot::default() };
         let loss = loss(&found);
         let Found { reports, cut, warnings, mut notes, .. } = found;
-        notes.extend(lock(&self.cost).governor.note());
+        notes.extend(lock(&self.cost).notes());
         notes.extend(warnings.into_iter().map(|warning| format!("bpftrace: {warning}")));
         notes.extend(cut_note(cut));
         Snapshot { reports, loss, notes, overhead: self.overhead(), ..Snapshot::default() }
@@ -182,4 +200,22 @@ fn cut_note(cut: Cut) -> Option<String> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_that_cannot_be_kept_is_said() {
+        let mut cost = Cost { governor: Governor::new(Some(5.0)), ..Cost::default() };
+        assert!(!cost.take(Ok(3.0), 1.0));
+        assert_eq!((cost.percent, cost.notes().count()), (Some(4.0), 0));
+        assert!(!cost.take(Err("not permitted".into()), 1.0));
+        let notes: Vec<String> = cost.notes().collect();
+        assert!(notes.len() == 1 && notes[0].contains("not permitted") && notes[0].contains("budget"), "{notes:?}");
+        // bpftrace's own time is bounded all the same.
+        assert!(!cost.take(Err("not permitted".into()), 9.0) && !cost.take(Err(String::new()), 9.0));
+        assert!(cost.take(Err(String::new()), 9.0));
+    }
 }

@@ -31,6 +31,11 @@ pub(super) fn find(folder: &Path, by: &Principal, id: &str) -> Option<Arc<Execut
     by.sees(&owner).then(|| Execution::kept(Caller::from(owner), envelope))
 }
 
+/// Whose the result of an id is, if it was kept.
+pub(super) fn owner(folder: &Path, id: &str) -> Option<Principal> {
+    owner_of(&Kept::read(folder)?.owner(id).ok()??)
+}
+
 /// What was kept of all that the principal may see, the latest first.
 pub(super) fn list(folder: &Path, by: &Principal) -> Vec<Summary> {
     let Some(kept) = Kept::read(folder) else { return Vec::new() };

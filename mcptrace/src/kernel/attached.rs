@@ -171,6 +171,12 @@ impl Counters {
     pub fn get(&self, counter: Counter) -> u64 {
         self.0.get(counter as usize).copied().unwrap_or(0)
     }
+
+    /// What tests say was counted.
+    #[cfg(test)]
+    pub(crate) fn of(values: Vec<u64>) -> Self {
+        Self(values)
+    }
 }
 
 /// Reads maps.

@@ -87,9 +87,13 @@ pub fn open(id: u32) -> Option<OwnedFd> {
 }
 
 /// The programs that a process has descriptors of, or of links to them.
-pub fn held_by(process: u32) -> BTreeSet<u32> {
-    let descriptors = numbers(&format!("/proc/{process}/fd")).unwrap_or_default();
-    descriptors.into_iter().filter_map(|descriptor| held(process, descriptor)).map(|(id, _)| id).collect()
+///
+/// # Errors
+///
+/// If its descriptors may not be looked at.
+pub fn held_by(process: u32) -> io::Result<BTreeSet<u32>> {
+    let descriptors = numbers(&format!("/proc/{process}/fd"))?;
+    Ok(descriptors.into_iter().filter_map(|descriptor| held(process, descriptor)).map(|(id, _)| id).collect())
 }
 
 fn program(id: u32) -> Option<Program> {

@@ -1,5 +1,7 @@
 //! Names of control groups: from the id that kernel programs see to the path, and from the path to a container or unit.
 
+pub mod version_1;
+
 use std::{
     collections::HashMap,
     fs,

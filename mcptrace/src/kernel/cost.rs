@@ -9,7 +9,7 @@ use std::{
 use super::{
     bpf,
     hook::Hook,
-    loader::{AttachedProgram, Kernel},
+    loader::{self, AttachedProgram, Kernel},
 };
 
 /// Nanoseconds that a hook costs before its program's first instruction.
@@ -75,12 +75,25 @@ pub struct OthersSample {
 }
 
 impl OthersSample {
-    /// Begins a window for the programs of a process; `None` where the kernel does not allow it.
-    pub fn begin(process: u32) -> Option<Self> {
-        let programs = bpf::held_by(process).into_iter().filter_map(bpf::open);
-        let programs: Vec<_> = programs.filter_map(|fd| info(fd.as_raw_fd()).map(|info| (fd, info))).collect();
-        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok()?;
-        Some(Self { started: Instant::now(), before: programs, _statistics: statistics })
+    /// Begins a window for the programs of a process.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot be measured: the kernel does not allow it, or they cannot be seen.
+    pub fn begin(process: u32) -> Result<Self, String> {
+        let held = bpf::held_by(process).map_err(|error| format!("its programs cannot be listed: {error}"))?;
+        let opened = held.iter().filter_map(|id| bpf::open(*id));
+        let programs: Vec<_> = opened.filter_map(|fd| info(fd.as_raw_fd()).map(|info| (fd, info))).collect();
+        if programs.len() < held.len() {
+            let lacking = held.len() - programs.len();
+            return Err(format!(
+                "{lacking} of its {} programs cannot be looked at, which takes CAP_SYS_ADMIN",
+                held.len()
+            ));
+        }
+        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)
+            .map_err(|error| format!("run-time statistics cannot be switched on ({})", loader::chain(&error)))?;
+        Ok(Self { started: Instant::now(), before: programs, _statistics: statistics })
     }
 
     /// How long the window has been open.

@@ -10,6 +10,7 @@ use mcptrace_wire::{self as bits, COMM_LEN};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::cgroups;
 use crate::text::quoted;
 
 /// Which threads a probe looks at. Every field that is set must match; the kernel side decides, so what does not match costs
@@ -76,6 +77,18 @@ pub enum FilterError {
     /// No cgroup2 hierarchy.
     #[error("filter.{0}: no cgroup2 hierarchy is mounted here (mount -t cgroup2 none /sys/fs/cgroup)")]
     NoHierarchy(&'static str),
+    /// It is in a hierarchy of version 1 only.
+    #[error(
+        "filter.{field}: {place} is a control group of version 1, and the kernel's programs can only tell those of version 2 apart, \
+         where its processes are not in one of their own. Use filter.pid of its first process with filter.descendants (head -n 1 {place}/cgroup.procs), or start the host \
+         with systemd.unified_cgroup_hierarchy=1"
+    )]
+    Version1 {
+        /// Which filter.
+        field: &'static str,
+        /// Its folder.
+        place: String,
+    },
     /// No such control group.
     #[error("filter.cgroup: there is no control group `{path}` below {mount}")]
     NoCgroup {
@@ -190,10 +203,16 @@ impl Filter {
         match (&self.cgroup, &self.container) {
             (None, None) => Ok(None),
             (Some(_), Some(_)) => Err(FilterError::Both),
-            (Some(path), None) => cgroup_by_path(&hierarchy("cgroup")?, path).map(Some),
+            (Some(path), None) => hierarchy("cgroup")
+                .and_then(|mount| cgroup_by_path(&mount, path))
+                .map(Some)
+                .map_err(|error| version_1(error, "cgroup", |mount| folder_below(mount, path))),
             (None, Some(id)) if id.is_empty() => Err(FilterError::EmptyContainer),
             (None, Some(id)) if !is_id(id) => Err(FilterError::NoContainerId(quoted(id))),
-            (None, Some(id)) => cgroup_of_container(&hierarchy("container")?, id).map(Some),
+            (None, Some(id)) => hierarchy("container")
+                .and_then(|mount| cgroup_of_container(&mount, id))
+                .map(Some)
+                .map_err(|error| version_1(error, "container", |mount| containers_below(mount, id).pop())),
         }
     }
 }
@@ -237,6 +256,22 @@ pub(super) fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]))
 }
 
+/// Why a group that version 2 does not have cannot be filtered by, where a hierarchy of version 1 has it; else the error as it is.
+fn version_1(error: FilterError, field: &'static str, find: impl Fn(&Path) -> Option<PathBuf>) -> FilterError {
+    if matches!(error, FilterError::AmbiguousContainer { .. }) {
+        return error;
+    }
+    let place = cgroups::version_1::mounts().iter().find_map(|mount| find(mount));
+    place.map_or(error, |place| FilterError::Version1 { field, place: quoted(&place.display().to_string()) })
+}
+
+/// A folder below a mount that is not the mount itself.
+fn folder_below(mount: &Path, path: &str) -> Option<PathBuf> {
+    let relative = path.trim_start_matches('/');
+    let inside = !relative.is_empty() && !relative.split('/').any(|part| part == "..");
+    inside.then(|| mount.join(relative)).filter(|folder| folder.is_dir())
+}
+
 fn cgroup_by_path(mount: &Path, path: &str) -> Result<Cgroup, FilterError> {
     let relative = path.trim_start_matches('/');
     let inside = !relative.split('/').any(|part| part == "..");
@@ -245,6 +280,16 @@ fn cgroup_by_path(mount: &Path, path: &str) -> Result<Cgroup, FilterError> {
 }
 
 fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
+    let none = || FilterError::NoContainer { id: quoted(id), mount: mount.display().to_string() };
+    match containers_below(mount, id).as_slice() {
+        [one] => cgroup_at(mount, one).map_err(|_| none()),
+        [] => Err(none()),
+        many => Err(FilterError::AmbiguousContainer { id: quoted(id), count: many.len() }),
+    }
+}
+
+/// The control groups of containers whose id begins so.
+fn containers_below(mount: &Path, id: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![mount.to_owned()];
     let mut seen = 0;
@@ -258,12 +303,7 @@ fn cgroup_of_container(mount: &Path, id: &str) -> Result<Cgroup, FilterError> {
             left.extend(subdirectories(&directory));
         }
     }
-    match found.as_slice() {
-        [one] => cgroup_at(mount, one)
-            .map_err(|_| FilterError::NoContainer { id: quoted(id), mount: mount.display().to_string() }),
-        [] => Err(FilterError::NoContainer { id: quoted(id), mount: mount.display().to_string() }),
-        many => Err(FilterError::AmbiguousContainer { id: quoted(id), count: many.len() }),
-    }
+    found
 }
 
 /// Whether this may be an id of a container or the beginning of one.

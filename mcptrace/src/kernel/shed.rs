@@ -21,14 +21,9 @@ pub fn needed() -> CapabilitySet {
     set(CAPABILITIES)
 }
 
-/// What the daemon keeps: it gives its socket to a group, and its folders may belong to a user of their own.
+/// What the daemon keeps: its folders may belong to a user of their own.
 pub fn needed_by_daemon() -> CapabilitySet {
-    needed() | CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE
-}
-
-/// What a server over HTTP keeps: its port may be one of the first 1024.
-pub fn needed_over_http() -> CapabilitySet {
-    needed() | CapabilitySet::NET_BIND_SERVICE
+    needed() | CapabilitySet::DAC_OVERRIDE
 }
 
 fn set(capabilities: &[Capability]) -> CapabilitySet {
@@ -151,8 +146,7 @@ mod tests {
 
     #[test]
     fn what_could_change_the_machine_is_never_kept() {
-        let all =
-            needed() | needed_by_daemon() | needed_over_http() | needed_for_scripts(true) | needed_for_scripts(false);
+        let all = needed() | needed_by_daemon() | needed_for_scripts(true) | needed_for_scripts(false);
         for never in [
             CapabilitySet::SYS_MODULE,
             CapabilitySet::SYS_RAWIO,
@@ -167,7 +161,9 @@ mod tests {
         }
         let of_the_launcher =
             CapabilitySet::SETPCAP | CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
-        assert!(!(needed_by_daemon() | needed_over_http()).intersects(of_the_launcher), "no server builds a box");
+        assert!(!needed_by_daemon().intersects(of_the_launcher), "no server builds a box");
+        let of_the_start = CapabilitySet::CHOWN | CapabilitySet::NET_BIND_SERVICE;
+        assert!(!needed_by_daemon().intersects(of_the_start), "its socket and port are there by then");
         assert!(needed().contains(CapabilitySet::BPF | CapabilitySet::PERFMON));
         let to_be_root = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
         assert!(!needed_for_scripts(true).intersects(to_be_root), "root is root already");

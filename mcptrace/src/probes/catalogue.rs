@@ -50,8 +50,8 @@ fn section(entry: &Entry) -> String {
         let _ = writeln!(text, "- option `{name}`{}: {}", choices(option), description(option));
     }
     let _ = writeln!(text, "- fields: {}", fields(&(entry.fields)()));
-    let events = (entry.event_fields)();
-    if !events.is_empty() && events != (entry.fields)() {
+    let events = entry.further_event_fields();
+    if !events.is_empty() {
         let _ = writeln!(text, "- fields of events: {}", fields(&events));
     }
     let hooks: Vec<_> = entry.hook_names().into_iter().map(|hook| format!("`{hook}`")).collect();

@@ -180,8 +180,17 @@ impl Kept {
 /// By [`mcptrace_wire::Stall`].
 const STALL_NAMES: [&str; STALLS as usize] = ["direct", "cgroup", "compaction"];
 /// By [`mcptrace_wire::lock_kind`].
-const LOCK_NAMES: [&str; mcptrace_wire::LOCK_KINDS] =
-    ["spinlock", "rwlock_read", "rwlock_write", "rwsem_read", "rwsem_write", "rt_mutex", "percpu_rwsem", "mutex"];
+const LOCK_NAMES: [&str; mcptrace_wire::LOCK_KINDS] = [
+    "spinlock",
+    "rwlock_read",
+    "rwlock_write",
+    "rwsem_read",
+    "rwsem_write",
+    "rt_mutex",
+    "percpu_rwsem",
+    "mutex",
+    "semaphore",
+];
 /// Names of vectors (`softirq_to_name`, kernel/softirq.c).
 const SOFT_NAMES: [&str; 10] =
     ["HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"];
@@ -301,5 +310,153 @@ mod tests {
         kept.interrupts(&mut samples, |irq| format!("disk {irq}"));
         assert_eq!(values(&samples, "interrupts"), [("hard disk 42".to_owned(), 7), ("soft NET_RX".to_owned(), 2)]);
         assert_eq!(values(&samples, "interrupt_ns"), [("hard disk 42".to_owned(), 70), ("soft NET_RX".to_owned(), 30)]);
+    }
+
+    fn times(values: &[u64]) -> Histogram {
+        let mut times = Histogram::EMPTY;
+        for value in values {
+            times.buckets[mcptrace_wire::bucket_of(*value)] += 1;
+            times.sum += value;
+            times.max = times.max.max(*value);
+            times.min_plus_1 = if times.min_plus_1 == 0 { value + 1 } else { times.min_plus_1.min(value + 1) };
+        }
+        times
+    }
+
+    /// Label, number of values and their sum.
+    fn distributions(samples: &Samples, name: &str) -> Vec<(String, u64, u64)> {
+        let of = samples.0.iter().filter(|sample| sample.metric.name == name);
+        of.map(|sample| {
+            let Value::Distribution(all) = &sample.value else { panic!("{name} is no distribution") };
+            (sample.labels.join(" "), all.count(), all.extent().0)
+        })
+        .collect()
+    }
+
+    /// A bank in which each number is another one.
+    fn shared() -> SharedBank {
+        SharedBank {
+            stalls: std::array::from_fn(|kind| times(&vec![1000; kind + 1])),
+            connect: times(&[50, 60]),
+            locks: std::array::from_fn(|kind| times(&vec![10; kind + 1])),
+            counts: std::array::from_fn(|count| 100 + count as u64),
+            connect_errors: std::array::from_fn(|errno| {
+                [(0, 2), (111, 5)].iter().find(|(of, _)| *of == errno).map_or(0, |(_, n)| *n)
+            }),
+            killed: std::array::from_fn(|signal| {
+                [(9, 3), (11, 4)].iter().find(|(of, _)| *of == signal).map_or(0, |(_, n)| *n)
+            }),
+        }
+    }
+
+    fn of_shared(take: impl Fn(&Kept, &mut Samples)) -> Samples {
+        let mut kept = Kept::default();
+        kept.set_shared(&shared());
+        let mut samples = Samples::default();
+        take(&kept, &mut samples);
+        samples
+    }
+
+    fn sums(pairs: &[(&str, u64)]) -> Vec<(String, u64)> {
+        pairs.iter().map(|(label, sum)| ((*label).to_owned(), *sum)).collect()
+    }
+
+    #[test]
+    fn what_cpus_kept_adds_up() {
+        let bank = |factor: u64| CpuBank {
+            runq: times(&[100 * factor]),
+            voluntary: 2 * factor,
+            involuntary: 3 * factor,
+            unknown_waits: 0,
+            unnamed_ns: 5 * factor,
+            soft: [Tally { count: 7 * factor, ns: 11 * factor }; 16],
+        };
+        let mut kept = Kept::default();
+        kept.add_cpu(&bank(1));
+        kept.add_cpu(&bank(10));
+        assert_eq!((kept.voluntary, kept.involuntary, kept.unnamed_ns), (22, 33, 55));
+        assert_eq!(kept.soft, [Tally { count: 77, ns: 121 }; 16]);
+        let mut samples = Samples::default();
+        kept.cpu(&mut samples, |_, _| ());
+        kept.runq(&mut samples);
+        assert_eq!(values(&samples, "context_switches"), sums(&[("voluntary", 22), ("involuntary", 33)]));
+        assert_eq!(values(&samples, "cpu_process_ns"), sums(&[("others  ", 55)]));
+        assert_eq!(distributions(&samples, "runq_latency_ns"), [(String::new(), 2, 1100)]);
+    }
+
+    #[test]
+    fn who_has_used_no_time_has_no_row_and_nothing_left_over_has_none_either() {
+        let mut kept = Kept::default();
+        kept.add_process(&slot(7, 0, b"idle"));
+        kept.add_process(&slot(8, 1, b"first"));
+        kept.add_process(&ProcessSlot { cgroup: 9, ..slot(8, 1, b"second") });
+        assert_eq!(kept.processes[&8].cgroup, 9);
+        let mut samples = Samples::default();
+        kept.cpu(&mut samples, |_, _| ());
+        assert_eq!(values(&samples, "cpu_process_ns"), sums(&[("8 first ", 2)]));
+    }
+
+    #[test]
+    fn counts_of_all_cpus_stand_under_their_names() {
+        let tcp = of_shared(Kept::tcp);
+        for (name, count) in
+            [("tcp_connects", 106), ("tcp_connected", 107), ("tcp_accepts", 108), ("tcp_retransmits", 109)]
+        {
+            assert_eq!(values(&tcp, name), sums(&[("", count)]), "{name}");
+        }
+        assert_eq!(values(&tcp, "tcp_resets"), sums(&[("sent", 110), ("received", 111)]));
+        assert_eq!(distributions(&tcp, "tcp_connect_ns"), [(String::new(), 2, 110)]);
+        assert_eq!(values(&tcp, "tcp_connect_failures"), sums(&[("ABORTED", 2), ("ECONNREFUSED", 5)]));
+
+        let processes = of_shared(Kept::processes);
+        for (name, count) in [("process_forks", 100), ("thread_starts", 101), ("process_execs", 102)] {
+            assert_eq!(values(&processes, name), sums(&[("", count)]), "{name}");
+        }
+        assert_eq!(values(&processes, "process_exits"), sums(&[("success", 103), ("failure", 104), ("signal", 7)]));
+        assert_eq!(values(&processes, "fatal_signals"), sums(&[("SIGKILL", 3), ("SIGSEGV", 4)]));
+    }
+
+    #[test]
+    fn stalls_and_locks_stand_under_their_kinds() {
+        let memory = of_shared(Kept::memory);
+        assert_eq!(values(&memory, "oom_kills"), sums(&[("", 105)]));
+        let stalls = [("direct", 1, 1000), ("cgroup", 2, 2000), ("compaction", 3, 3000)];
+        assert_eq!(distributions(&memory, "reclaim_stall_ns"), stalls.map(|(kind, n, ns)| (kind.to_owned(), n, ns)));
+        let locks = distributions(&of_shared(Kept::locks), "lock_wait_ns");
+        assert_eq!(locks.len(), mcptrace_wire::LOCK_KINDS);
+        for (flags, name) in
+            [(1, "spinlock"), (0b11, "rwlock_read"), (1 << 3, "rt_mutex"), (1 << 5, "mutex"), (0, "semaphore")]
+        {
+            let kind = mcptrace_wire::lock_kind(flags) as u64 + 1;
+            assert!(locks.contains(&(name.to_owned(), kind, 10 * kind)), "{name}: {locks:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_bank_of_all_cpus_counts_are_zero_and_kinds_are_absent() {
+        let mut samples = Samples::default();
+        let kept = Kept::default();
+        kept.memory(&mut samples);
+        kept.locks(&mut samples);
+        kept.tcp(&mut samples);
+        assert_eq!(values(&samples, "oom_kills"), sums(&[("", 0)]));
+        assert!(
+            distributions(&samples, "lock_wait_ns").is_empty() && distributions(&samples, "tcp_connect_ns").is_empty()
+        );
+    }
+
+    #[test]
+    fn requests_are_told_apart_by_device_and_operation() {
+        let stats = BlockStats { queue: times(&[5]), service: times(&[7, 8]), errors: 1, bytes: 4096 };
+        let device = |operation| (DeviceKey { major: 8, minor: 16, operation, bank: 0 }, Box::new(stats));
+        let kept = Kept { devices: [1, 0, 3, 99].map(device).into(), ..Kept::default() };
+        let mut samples = Samples::default();
+        kept.block(&mut samples, |major, minor| format!("{major}:{minor}"));
+        let of = |sum| sums(&["8:16 write", "8:16 read", "8:16 discard", "8:16 op_99"].map(|label| (label, sum)));
+        assert_eq!(values(&samples, "block_requests"), of(2));
+        assert_eq!(values(&samples, "block_bytes"), of(4096));
+        assert_eq!(values(&samples, "block_errors"), of(1));
+        assert_eq!(distributions(&samples, "block_queue_ns")[0], ("8:16 write".to_owned(), 1, 5));
+        assert_eq!(distributions(&samples, "block_service_ns")[1], ("8:16 read".to_owned(), 2, 15));
     }
 }

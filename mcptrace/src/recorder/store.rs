@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod kept;
+mod private;
 mod prune;
 mod rollup;
 pub mod schema;

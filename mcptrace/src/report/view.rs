@@ -201,7 +201,7 @@ fn kept(rows: usize, least: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Kind, Loss, Status, Window};
+    use crate::report::{Events, FrameWeight, Kind, Loss, Stack, Stacks, Status, Window};
 
     fn table(rows: u64) -> Report {
         let row = |number: u64| {
@@ -308,6 +308,7 @@ mod tests {
         };
         let histogram = Histogram { series: vec![series(9, 0), series(5, 2), series(3, 4)], ..Histogram::default() };
         let (Report::Histogram(page), 2) = page(&Report::Histogram(histogram), 0, 1) else { panic!() };
+        assert_eq!(page.series.len(), 1);
         let others = serde_json::to_value(page.others).unwrap();
         assert_eq!(others, serde_json::json!({"count": 8, "min": 0, "max": 5, "mean": 1.0, "also": {"errors": 6}}));
     }
@@ -322,5 +323,98 @@ mod tests {
         assert_eq!(rows_of(fitted.report.as_ref()), 20);
         assert!(fitted.notes[0].contains("buckets of"));
         assert!(fitted.more.is_none());
+    }
+
+    fn numbered(rows: u64) -> Vec<Row> {
+        (0..rows).map(|number| Row::from_iter([("number".to_owned(), number.into())])).collect()
+    }
+
+    fn events(rows: u64) -> Events {
+        Events { rows: numbered(rows), rows_total: rows, ..Events::default() }
+    }
+
+    fn stacks(number: u64) -> Stacks {
+        let name = |of: u64| format!("function_{of}");
+        Stacks {
+            frames: (0..number).map(|of| FrameWeight { frame: name(of), self_weight: of, total: of }).collect(),
+            stacks: (0..number).map(|of| Stack { frames: vec![name(of)], value: of, comm: String::new() }).collect(),
+            stacks_total: number,
+            total: 77,
+            ..Stacks::default()
+        }
+    }
+
+    #[test]
+    fn pages_of_events_and_stacks_are_the_rows_that_were_asked_for() {
+        let (Report::Events(shown), 13) = page(&Report::Events(events(20)), 4, 3) else { panic!() };
+        assert_eq!((shown.rows, shown.rows_total), (numbered(20)[4..7].to_vec(), 20));
+        let (Report::Stacks(shown), 13) = page(&Report::Stacks(stacks(20)), 4, 3) else { panic!() };
+        assert_eq!(shown.stacks, stacks(20).stacks[4..7]);
+        assert_eq!(shown.frames, stacks(20).frames[..3], "functions are of all stacks, whichever page is shown");
+        assert_eq!((shown.stacks_total, shown.total), (20, 77));
+    }
+
+    #[test]
+    fn a_page_that_shows_all_sums_nothing_up() {
+        let (Report::Table(all), 0) = page(&table(5), 0, 5) else { panic!() };
+        assert_eq!(all.others, None);
+        let (Report::Table(last), 0) = page(&table(5), 3, 5) else { panic!() };
+        assert_eq!((last.rows.len(), last.others), (2, None));
+        let (Report::Table(middle), 1) = page(&table(5), 1, 3) else { panic!() };
+        assert_eq!(middle.others, None, "only the first page has the rest");
+    }
+
+    #[test]
+    fn every_kind_of_report_can_be_made_to_fit() {
+        let few_functions = Stacks { frames: stacks(3).frames, ..stacks(500) };
+        for report in [Report::Events(events(500)), Report::Stacks(stacks(500)), Report::Stacks(few_functions)] {
+            let fitted = fit(envelope(report), 3000, 0, |shown| format!("r{shown}"));
+            assert!(size(&fitted) <= 3100, "{}", size(&fitted));
+            let shown = rows_of(fitted.report.as_ref());
+            assert!(shown > 5, "{shown} rows are few for 3,000 bytes");
+            let more = fitted.more.unwrap();
+            assert_eq!((more.rows_left, more.cursor), (500 - shown as u64, Some(format!("r{shown}"))));
+        }
+    }
+
+    #[test]
+    fn series_that_do_not_fit_are_merged_with_those_that_did_not_before() {
+        let series = |count| Series { count, min: count, max: count, mean: count as f64, ..Series::default() };
+        let others = Rest { count: 1000, min: 3, max: 9000, mean: 2.0, also: Row::new() };
+        let histogram = Histogram {
+            series: (101..=200).rev().map(series).collect(),
+            series_total: 1100,
+            others: Some(Box::new(others)),
+            ..Histogram::default()
+        };
+        let fitted = fit(envelope(Report::Histogram(histogram)), 3000, 0, |shown| format!("r{shown}"));
+        let Some(Report::Histogram(histogram)) = fitted.report else { panic!() };
+        let rest = histogram.others.unwrap();
+        let shown: u64 = histogram.series.iter().map(|one| one.count).sum();
+        assert_eq!(shown + rest.count, (101..=200).sum::<u64>() + 1000);
+        assert_eq!((rest.min, rest.max), (3, 9000));
+        let left = 101..=200 - histogram.series.len() as u64;
+        let sum = left.map(|count| (count * count) as f64).sum::<f64>() + 2000.0;
+        assert!((rest.mean - sum / rest.count as f64).abs() < 1.0, "{}", rest.mean);
+    }
+
+    #[test]
+    fn what_fits_is_left_as_it_is() {
+        let whole = envelope(table(20));
+        let most = size(&whole);
+        assert_eq!(fit(whole.clone(), most, 0, |_| unreachable!("nothing is left out")), whole);
+        let less = fit(whole, most - 1, 0, |shown| format!("r{shown}"));
+        assert!(rows_of(less.report.as_ref()) < 20);
+    }
+
+    #[test]
+    fn events_beside_the_report_go_before_its_rows_and_one_row_stays() {
+        let mut both = envelope(table(40));
+        both.events = Some(Report::Events(events(300)));
+        let alone = size(&envelope(table(40)));
+        let fitted = fit(both.clone(), alone + 100, 0, |shown| format!("r{shown}"));
+        assert_eq!(rows_of(fitted.report.as_ref()), 40);
+        let least = fit(both, 1, 0, |shown| format!("r{shown}"));
+        assert_eq!((rows_of(least.report.as_ref()), rows_of(least.events.as_ref())), (1, 0));
     }
 }

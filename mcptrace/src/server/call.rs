@@ -118,8 +118,8 @@ impl Call {
     }
 
     /// The execution of an id, if whoever calls may see it.
-    pub(super) fn find(&self, id: &str) -> Result<Arc<Execution>, Refusal> {
-        self.server.find(id)
+    pub(super) fn find(&self, id: &str, tool: &str) -> Result<Arc<Execution>, Refusal> {
+        self.server.find(id, tool)
     }
 
     /// Does work that only looks, and may look long: it keeps no start and no stop waiting.

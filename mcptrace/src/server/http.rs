@@ -6,6 +6,7 @@
 
 mod access;
 mod answer;
+mod connections;
 mod jwt;
 mod listen;
 mod tenants;
@@ -15,7 +16,7 @@ mod watched;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,7 +36,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    access::{Checks, Denied, Names, StaticTokens},
+    access::{Checks, Denied, Misdirected, Names, StaticTokens},
     answer::plain,
     jwt::{Issuer, Keys},
     tenants::{Asked, Tenants},
@@ -43,7 +44,7 @@ use self::{
     watched::Watched,
 };
 use super::{Hub, ServeError, message, stdio::cancel_on_signal};
-use crate::{executions::Executions, text::untrusted};
+use crate::{audit::Audit, executions::Executions, text::untrusted};
 
 /// Where it listens if nobody says otherwise.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7811);
@@ -57,6 +58,8 @@ const METADATA: &str = "/.well-known/oauth-protected-resource";
 const MOST_BYTES: usize = 4 << 20;
 /// How long a client may take to send one.
 const BODY_TIME: Duration = Duration::from_secs(15);
+/// Connections that may wait in the kernel.
+const WAITING: i32 = 1024;
 /// Threads that pass messages on; executions have threads of their own.
 const THREADS: usize = 2;
 /// Whoever shows the token of the environment.
@@ -82,8 +85,11 @@ pub struct Options {
 }
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-struct Peer(SocketAddr);
+#[derive(Clone, Debug)]
+struct Peer {
+    address: SocketAddr,
+    connection: connections::Handle,
+}
 
 /// Why it does not start.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +107,7 @@ pub enum StartError {
 
 /// What answers requests.
 struct Gate {
+    audit: Arc<Audit>,
     names: Names,
     checks: Checks,
     tenants: Tenants,
@@ -110,22 +117,44 @@ struct Gate {
 
 /// All that is needed to serve, found to be in order.
 pub struct Service {
-    address: SocketAddr,
+    listener: std::net::TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
+    audit: Arc<Audit>,
     end: CancellationToken,
 }
 
+/// Takes the port, which may need a capability that nothing after it does. Nobody is served yet.
+///
+/// # Errors
+///
+/// If what listens there would not be safe, or it cannot.
+pub fn bind(options: &Options) -> Result<std::net::TcpListener, StartError> {
+    in_the_clear(options)?;
+    let failed = |error| StartError::Listen(options.address, error);
+    let listener = std::net::TcpListener::bind(options.address).map_err(failed)?;
+    // As many as may wait, more than the standard library asks for.
+    rustix::net::listen(&listener, WAITING).map_err(|error| failed(error.into()))?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
 impl Service {
-    /// Checks the options and reads the files. Serves the executions of a hub until `end` is cancelled.
+    /// Checks the options and reads the files. Serves the executions of a hub, where [`bind`] has bound, until `end` is cancelled.
     ///
     /// # Errors
     ///
     /// If it is not safe to start so.
-    pub fn new(options: &Options, hub: Arc<Hub>, end: CancellationToken) -> Result<Self, StartError> {
+    pub fn new(
+        options: &Options,
+        listener: std::net::TcpListener,
+        hub: Arc<Hub>,
+        end: CancellationToken,
+    ) -> Result<Self, StartError> {
         let tls = tls(options)?;
+        let audit = Arc::clone(hub.executions().audit());
         let router = router(gate(options, hub, end.clone())?);
-        Ok(Self { address: options.address, tls, router, end })
+        Ok(Self { listener, tls, router, audit, end })
     }
 
     /// Serves to the end; `ready` is told where it listens.
@@ -134,10 +163,10 @@ impl Service {
     ///
     /// If it cannot listen.
     pub async fn serve(self, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
-        let listener = TcpListener::bind(self.address).await;
-        let listener = listener.map_err(|error| StartError::Listen(self.address, error))?;
-        ready(listener.local_addr().unwrap_or(self.address));
-        listen::serve(listener, self.tls, self.router, self.end).await;
+        let listener = TcpListener::from_std(self.listener).map_err(ServeError::Start)?;
+        let address = listener.local_addr().map_err(ServeError::Start)?;
+        ready(address);
+        listen::serve(listener, self.tls, self.router, self.audit, self.end).await;
         Ok(())
     }
 }
@@ -147,10 +176,15 @@ impl Service {
 /// # Errors
 ///
 /// If it is not safe to start with these options, or not possible.
-pub fn run(executions: Executions, options: &Options, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+pub fn run(
+    executions: Executions,
+    options: &Options,
+    listener: std::net::TcpListener,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), StartError> {
     let end = CancellationToken::new();
     let executions = Arc::new(executions);
-    let service = Service::new(options, Hub::new(Arc::clone(&executions)), end.clone())?;
+    let service = Service::new(options, listener, Hub::new(Arc::clone(&executions)), end.clone())?;
     let runtime =
         Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(ServeError::Start)?;
     let served = runtime.block_on(async {
@@ -165,16 +199,20 @@ pub fn run(executions: Executions, options: &Options, ready: impl FnOnce(SocketA
 }
 
 fn tls(options: &Options) -> Result<Option<TlsAcceptor>, StartError> {
-    let Some((certificate, key)) = &options.tls else {
-        if options.address.ip().is_loopback() {
-            return Ok(None);
-        }
-        return Err(StartError::Settings(format!(
-            "{} can be reached from other hosts, where tokens must not be sent in the clear: give --tls-cert and --tls-key, or listen on {DEFAULT_ADDRESS} behind a proxy that encrypts",
-            options.address
-        )));
-    };
-    tls::acceptor(certificate, key).map(Some).map_err(StartError::Settings)
+    in_the_clear(options)?;
+    let acceptor = options.tls.as_ref().map(|(certificate, key)| tls::acceptor(certificate, key));
+    acceptor.transpose().map_err(StartError::Settings)
+}
+
+/// Tokens are not sent in the clear to where others listen.
+fn in_the_clear(options: &Options) -> Result<(), StartError> {
+    if options.tls.is_some() || options.address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(StartError::Settings(format!(
+        "{} can be reached from other hosts, where tokens must not be sent in the clear: give --tls-cert and --tls-key, or listen on {DEFAULT_ADDRESS} behind a proxy that encrypts",
+        options.address
+    )))
 }
 
 fn gate(options: &Options, hub: Arc<Hub>, end: CancellationToken) -> Result<Arc<Gate>, StartError> {
@@ -185,27 +223,37 @@ fn gate(options: &Options, hub: Arc<Hub>, end: CancellationToken) -> Result<Arc<
     let Some(host) = host else {
         return Err(StartError::Settings(format!("--http-url is this server's own, like https://host.example{PATH}")));
     };
-    let provider = options.issuer.as_ref().map(|(issuer, keys)| provider(issuer, keys, &url)).transpose()?;
+    let audit = Arc::clone(hub.executions().audit());
+    let provider = options.issuer.as_ref().map(|(issuer, keys)| provider(issuer, keys, &url, &audit)).transpose()?;
     let metadata = options.issuer.as_ref().map(|(issuer, _)| (url.clone(), issuer.clone()));
-    let checks = Checks { tokens: static_tokens(options)?, provider };
+    let checks = Checks { tokens: static_tokens(options, &audit)?, provider };
     if checks.tokens.is_none() && checks.provider.is_none() {
         return Err(StartError::Settings(format!(
             "HTTP needs a token: give --http-tokens FILE, or the variable {TOKEN_VARIABLE}, or --http-issuer with --http-jwks; {HOW_TO}"
         )));
     }
     let names = Names::new(options.address, vec![host], options.origins.clone());
-    Ok(Arc::new(Gate { names, checks, tenants: Tenants::new(hub, end), metadata }))
+    Ok(Arc::new(Gate { audit, names, checks, tenants: Tenants::new(hub, end), metadata }))
 }
 
-fn provider(issuer: &str, keys: &std::path::Path, url: &str) -> Result<(Issuer, Watched<Keys>), StartError> {
+fn provider(issuer: &str, keys: &Path, url: &str, audit: &Arc<Audit>) -> Result<(Issuer, Watched<Keys>), StartError> {
     let issuer = Issuer { name: issuer.to_owned(), audience: url.to_owned() };
-    Ok((issuer, Watched::open(keys, Keys::read).map_err(StartError::Settings)?))
+    let audit = Arc::clone(audit);
+    let tell = move |file: &Path, before: &Keys, after: Result<&Keys, &str>| {
+        let now = after.map_or(0, Keys::count);
+        audit.reloaded(file, json!({ "keys": now, "keys_before": before.count() }), after.err());
+    };
+    Ok((issuer, Watched::open(keys, Keys::read, tell).map_err(StartError::Settings)?))
 }
 
-fn static_tokens(options: &Options) -> Result<Option<StaticTokens>, StartError> {
+fn static_tokens(options: &Options, audit: &Arc<Audit>) -> Result<Option<StaticTokens>, StartError> {
     match (&options.tokens, &options.token) {
         (Some(file), _) => {
-            let watched = Watched::open(file, Tokens::read).map_err(StartError::Settings)?;
+            let audit = Arc::clone(audit);
+            let tell = move |file: &Path, before: &Tokens, after: Result<&Tokens, &str>| {
+                audit.reloaded(file, after.unwrap_or(&Tokens::default()).compared(before), after.err());
+            };
+            let watched = Watched::open(file, Tokens::read, tell).map_err(StartError::Settings)?;
             Ok(Some(StaticTokens::File(watched)))
         }
         (None, Some(secret)) => {
@@ -241,11 +289,14 @@ async fn admit(
     let (method, path) = (request.method().clone(), untrusted(request.uri().path().as_bytes(), 100));
     let answer = match gate.names.admit(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(why) => plain(StatusCode::FORBIDDEN, why),
+        Err(Misdirected { kind, why }) => {
+            gate.audit.kept_out(peer.address.ip(), kind, why);
+            plain(StatusCode::FORBIDDEN, why)
+        }
     };
     let status = answer.status().as_u16();
     let caller = answer.extensions().get::<Caller>().map_or("-", |caller| &caller.0);
-    let (peer, milliseconds) = (peer.0, begun.elapsed().as_millis() as u64);
+    let (peer, milliseconds) = (peer.address, begun.elapsed().as_millis() as u64);
     tracing::info!(%peer, caller, %method, %path, status, milliseconds, "request");
     answer
 }
@@ -254,11 +305,14 @@ async fn admit(
 #[derive(Clone, Debug)]
 struct Caller(String);
 
-async fn converse(State(gate): State<Arc<Gate>>, request: Request) -> Response<Body> {
+async fn converse(State(gate): State<Arc<Gate>>, Extension(peer): Extension<Peer>, request: Request) -> Response<Body> {
     let name = match gate.checks.identify(request.headers()) {
         Ok(name) => name,
-        Err(denied) => return gate.unauthorized(denied),
+        Err(denied) => return gate.unauthorized(&peer, denied),
     };
+    if !peer.connection.belongs_to(&name) {
+        return plain(StatusCode::TOO_MANY_REQUESTS, "half of all connections are yours already: close some");
+    }
     let mut answer = match read(request).await {
         Ok(asked) => gate.tenants.handle(&name, asked).await,
         Err(refusal) => refusal,
@@ -268,7 +322,7 @@ async fn converse(State(gate): State<Arc<Gate>>, request: Request) -> Response<B
 }
 
 impl Gate {
-    fn unauthorized(&self, denied: Denied) -> Response<Body> {
+    fn unauthorized(&self, peer: &Peer, denied: Denied) -> Response<Body> {
         let mut challenge = "Bearer realm=\"mcptrace\"".to_owned();
         if denied == Denied::Invalid {
             challenge.push_str(", error=\"invalid_token\"");
@@ -277,10 +331,11 @@ impl Gate {
             let root = url.strip_suffix(PATH).unwrap_or(url);
             challenge = format!("{challenge}, resource_metadata=\"{root}{METADATA}{PATH}\"");
         }
-        let text = match denied {
-            Denied::Missing => "a token is needed: Authorization: Bearer TOKEN",
-            Denied::Invalid => "this token is not valid, or not any more",
+        let (kind, text) = match denied {
+            Denied::Missing => ("no_token", "a token is needed: Authorization: Bearer TOKEN"),
+            Denied::Invalid => ("token", "this token is not valid, or not any more"),
         };
+        self.audit.kept_out(peer.address.ip(), kind, text);
         let mut answer = plain(StatusCode::UNAUTHORIZED, text);
         if let Ok(challenge) = HeaderValue::from_str(&challenge) {
             answer.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);

@@ -95,6 +95,9 @@ pub(super) async fn read(server: &Server, uri: &str) -> Result<ReadResourceResul
     Ok(ReadResourceResult::new(vec![content]))
 }
 
+/// The method by which resources are read, for records.
+const READ: &str = "resources/read";
+
 async fn script(server: &Server, name: &str) -> Option<String> {
     let name = name.to_owned();
     server.blocking(move |_| tools::named(&name)).await.ok()?.map(|script| script.text)
@@ -109,7 +112,7 @@ async fn probe(server: &Server, name: &str) -> Option<Value> {
 }
 
 async fn execution(server: &Server, id: &str) -> Option<Value> {
-    let execution = server.find(id).ok()?;
+    let execution = server.find(id, READ).ok()?;
     let envelope = server.blocking(move |_| execution.envelope(&PAGE)).await.ok()?;
     debug_assert!(bounds::size(&envelope) < 1 << 20);
     serde_json::to_value(envelope).ok()
@@ -118,7 +121,7 @@ async fn execution(server: &Server, id: &str) -> Option<Value> {
 /// All stacks of an execution, as text or as a picture; `None` if that is not asked for, or if it has none.
 async fn stacks(server: &Server, uri: &str) -> Option<ResourceContents> {
     let (id, what) = uri.strip_prefix(EXECUTION_URI)?.split_once('/')?;
-    let execution = server.find(id).ok()?;
+    let execution = server.find(id, READ).ok()?;
     let (text, kind) = match what {
         "folded" => (server.blocking(move |_| execution.folded()).await.ok()??.to_string(), "text/plain"),
         "flamegraph.svg" => (server.blocking(move |_| execution.flamegraph()).await.ok()??, "image/svg+xml"),

@@ -149,7 +149,7 @@ fn state(execution: &Execution) -> (Status, Option<u64>, Option<u64>, u64) {
 }
 
 fn execution(server: &Server, uri: &str) -> Option<Arc<Execution>> {
-    server.find(uri.strip_prefix(EXECUTION_URI)?).ok()
+    server.find(uri.strip_prefix(EXECUTION_URI)?, "resources/subscribe").ok()
 }
 
 fn unknown(uri: &str) -> ErrorData {

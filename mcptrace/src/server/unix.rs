@@ -7,22 +7,31 @@ mod peer;
 
 use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 
+use rmcp::model::{ClientJsonRpcMessage, RequestId};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
+    sync::Semaphore,
     task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 pub use self::listen::{Listening, SocketError};
 use self::peer::Peer;
-use super::{Hub, serve};
-use crate::{config::Socket, principal::Principal};
+use super::{Hub, message, serve};
+use crate::{audit::SETTLE, config::Socket, principal::Principal};
 
 /// How long connections may take to end when the server does.
 const END_TIME: Duration = Duration::from_secs(10);
 /// How long one that is turned away may take to read why.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// How many may do so at once.
+const REFUSALS: usize = 16;
+/// What of a first line is read to find the id that the refusal belongs to, in bytes: an `initialize` is some hundreds.
+const FIRST_BYTES: usize = 16 << 10;
+/// Of the codes that JSON-RPC leaves to servers.
+const NOT_ADMITTED: i32 = -32000;
 /// Pause after the system had no descriptor or memory for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,10 +75,15 @@ pub fn listen(path: PathBuf, access: &Access) -> Result<Listening, SocketError> 
 /// Serves all who connect until `end` is cancelled. When this returns no connection is left.
 pub async fn run(listening: Listening, hub: Arc<Hub>, access: Access, end: CancellationToken) -> io::Result<()> {
     let listener = UnixListener::from_std(listening.socket()?)?;
-    let mut open = Open { hub, access, end: end.clone(), by_user: HashMap::new(), tasks: JoinSet::new() };
+    let refusing = Arc::new(Semaphore::new(REFUSALS));
+    let audit = Arc::clone(hub.executions().audit());
+    let mut open = Open { hub, access, end: end.clone(), by_user: HashMap::new(), refusing, tasks: JoinSet::new() };
+    let mut settle = interval(SETTLE);
+    settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = end.cancelled() => break,
+            _ = settle.tick() => audit.settle(),
             ended = open.tasks.join_next(), if !open.tasks.is_empty() => open.forget(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => open.take_in(stream),
@@ -83,7 +97,7 @@ pub async fn run(listening: Listening, hub: Arc<Hub>, access: Access, end: Cance
     drop((listener, listening));
     let ended = async { while open.tasks.join_next().await.is_some() {} };
     // What has not ended by then ends with the process.
-    let _ = tokio::time::timeout(END_TIME, ended).await;
+    let _ = timeout(END_TIME, ended).await;
     Ok(())
 }
 
@@ -93,6 +107,8 @@ struct Open {
     access: Access,
     end: CancellationToken,
     by_user: HashMap<u32, usize>,
+    /// Places for those who are told why they are turned away.
+    refusing: Arc<Semaphore>,
     tasks: JoinSet<u32>,
 }
 
@@ -102,10 +118,15 @@ impl Open {
             Ok(peer) => peer,
             Err(error) => return tracing::warn!(%error, "a connection whose user cannot be told is closed"),
         };
-        if let Err(why) = self.admit(&peer) {
-            self.hub.executions().audit().turned_away(&Principal::user(peer.uid), &why);
+        if let Err((kind, why)) = self.admit(&peer) {
+            self.hub.executions().audit().turned_away(&Principal::user(peer.uid), kind, &why);
             // A few at once, each for a moment: more are closed without a word.
-            tokio::spawn(turn_away(stream, why));
+            if let Ok(place) = Arc::clone(&self.refusing).try_acquire_owned() {
+                tokio::spawn(async move {
+                    turn_away(stream, why).await;
+                    drop(place);
+                });
+            }
             return;
         }
         *self.by_user.entry(peer.uid).or_default() += 1;
@@ -123,18 +144,20 @@ impl Open {
         });
     }
 
-    fn admit(&self, peer: &Peer) -> Result<(), String> {
+    /// Whether somebody may come in; if not, one word for why, and a sentence.
+    fn admit(&self, peer: &Peer) -> Result<(), (&'static str, String)> {
         if !self.access.admits(peer) {
-            return Err(format!("user {} may not connect: the operator names users and a group in [socket]", peer.uid));
+            let why = format!("user {} may not connect: the operator names users and a group in [socket]", peer.uid);
+            return Err(("user", why));
         }
         let own = self.by_user.get(&peer.uid).copied().unwrap_or(0);
         let all: usize = self.by_user.values().sum();
         if peer.uid != 0 && (own >= self.access.most_each || all >= self.access.most) {
-            return Err(format!("too many connections: {own} of user {}, {all} in all", peer.uid));
+            return Err(("connections", format!("too many connections: {own} of user {}, {all} in all", peer.uid)));
         }
         // Root finds a place when others have taken all, but not without bound either.
         if all >= 2 * self.access.most {
-            return Err(format!("too many connections: {all}"));
+            return Err(("connections", format!("too many connections: {all}")));
         }
         Ok(())
     }
@@ -150,10 +173,24 @@ impl Open {
     }
 }
 
+/// Answers the first request, which is what a client waits for. Without one, or with one that has no id, the answer has none either: `null`,
+/// as JSON-RPC has it.
 async fn turn_away(mut stream: UnixStream, why: String) {
-    let error = serde_json::json!({ "code": -32000, "message": why });
-    let line = serde_json::json!({ "jsonrpc": "2.0", "id": null, "error": error }).to_string() + "\n";
-    let _ = tokio::time::timeout(REFUSAL_TIME, stream.write_all(line.as_bytes())).await;
+    let id = timeout(REFUSAL_TIME, first_id(&mut stream)).await.ok().flatten();
+    let error = serde_json::json!({ "code": NOT_ADMITTED, "message": why });
+    let answer = serde_json::json!({ "jsonrpc": "2.0", "id": id, "error": error });
+    let _ = timeout(REFUSAL_TIME, stream.write_all(format!("{answer}\n").as_bytes())).await;
+}
+
+/// The id of the request in the first line, if that is one.
+async fn first_id(stream: &mut UnixStream) -> Option<RequestId> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(FIRST_BYTES as u64)).read_until(b'\n', &mut line).await.ok()?;
+    match message::parse_line(&line).into_iter().next()? {
+        Ok(Some(ClientJsonRpcMessage::Request(request))) => Some(request.id),
+        Err(malformed) => malformed.id,
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -76,23 +76,4 @@ pub(super) fn ms(ns: u64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn impact_rises_by_orders_of_magnitude() {
-        assert_eq!(over(9.9, 10.0, 1000.0), None);
-        for (value, impact) in [(10.0, 0.2), (100.0, 0.6), (1000.0, 1.0), (5000.0, 1.0)] {
-            assert!((over(value, 10.0, 1000.0).unwrap() - impact).abs() < 1e-9);
-        }
-    }
-
-    #[test]
-    fn every_kind_has_one_rule() {
-        let kinds: std::collections::BTreeSet<_> = RULES.iter().map(|rule| rule.kind).collect();
-        assert_eq!(kinds.len(), RULES.len());
-        for probe in RULES.iter().flat_map(|rule| rule.probes) {
-            assert!(crate::probes::find(probe).is_some(), "{probe}");
-        }
-    }
-}
+mod tests;

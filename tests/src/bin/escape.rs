@@ -104,6 +104,39 @@ fn out() {
         call("reboot", libc::syscall(libc::SYS_reboot, 0, 0, 0, 0));
         call("io_uring", libc::syscall(libc::SYS_io_uring_setup, 1, 0));
         call("time", libc::syscall(libc::SYS_clock_settime, 0, 0));
+        others();
+    }
+}
+
+/// What decides how other processes run, and what their memory and limits are.
+unsafe fn others() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: what pointers there are point to what outlives the calls; the others are nothing.
+    unsafe {
+        let parent = libc::getppid();
+        let read = |process: libc::pid_t, limit: *mut libc::rlimit| {
+            libc::syscall(libc::SYS_prlimit64, process, libc::RLIMIT_NOFILE, 0, limit)
+        };
+        call("limits of parent", read(parent, &raw mut limit));
+        call("own limits", read(0, &raw mut limit));
+        call("own files", libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const limit, 0));
+        call("own file sizes", libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, &raw const limit, 0));
+        call("scheduler", libc::syscall(libc::SYS_sched_setscheduler, parent, libc::SCHED_OTHER, &raw const parameter));
+        call("scheduling", libc::syscall(libc::SYS_sched_setattr, parent, 0, 0));
+        call("priority parameter", libc::syscall(libc::SYS_sched_setparam, parent, &raw const parameter));
+        call("processors", libc::syscall(libc::SYS_sched_setaffinity, parent, 8, &raw const limit));
+        call("priority", libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, parent, 0));
+        call("disk priority", libc::syscall(libc::SYS_ioprio_set, 1, parent, 0));
+        call("compare", libc::syscall(libc::SYS_kcmp, parent, parent, 0, 0, 0));
+        call("pages", libc::syscall(libc::SYS_move_pages, parent, 0, 0, 0, 0, 0));
+        call("handle", libc::syscall(libc::SYS_pidfd_open, parent, 0));
+        call("shared memory", libc::syscall(libc::SYS_shmget, 0, 4096, 0o1600));
+        call("death signal", i64::from(libc::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0)));
+        for (name, number) in [("tree", 467), ("mounts", 458), ("mount status", 457), ("release", 448), ("quota", 443)]
+        {
+            call(name, libc::syscall(number, -1, 0, 0, 0, 0));
+        }
     }
 }
 

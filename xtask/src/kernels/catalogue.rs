@@ -1,11 +1,12 @@
 //! The table of docs/kernels.md, out of what the test of all probes found on each kernel.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+
+use crate::page::Page;
 
 /// The test program that prints a [`Probe`] for each probe.
 pub(super) const PROGRAM: &str = "kernel_catalogue";
@@ -34,17 +35,12 @@ pub(super) struct Column {
 }
 
 /// Puts the table into the page. Refused when a kernel would lose its column.
-pub(super) fn write(page: &Path, columns: &[Column]) -> Result<()> {
-    let old = fs::read_to_string(page).with_context(|| page.display().to_string())?;
-    let (before, rest) =
-        old.split_once(BEGIN).with_context(|| format!("{} lacks the line {BEGIN:?}", page.display()))?;
-    let (written, after) =
-        rest.split_once(END).with_context(|| format!("{} lacks the line {END:?}", page.display()))?;
-    let lost: Vec<_> = kernels(written).filter(|old| columns.iter().all(|column| column.version != *old)).collect();
-    ensure!(lost.is_empty(), "{} has kernels that did not run: --kernel {}", page.display(), lost.join(" --kernel "));
-    fs::write(page, format!("{before}{BEGIN}\n{}\n{END}{after}", table(columns)?))?;
-    println!("xtask: wrote {}", page.display());
-    Ok(())
+pub(super) fn write(path: &Path, columns: &[Column]) -> Result<()> {
+    let page = Page::read(path, BEGIN, END)?;
+    let ran = |version: &&str| columns.iter().any(|column| column.version == **version);
+    let lost: Vec<_> = kernels(&page.written).filter(|version| !ran(version)).collect();
+    ensure!(lost.is_empty(), "{} has kernels that did not run: --kernel {}", path.display(), lost.join(" --kernel "));
+    page.write(&table(columns)?)
 }
 
 /// The kernels of a table.
@@ -96,6 +92,8 @@ fn number(note: &str, notes: &mut Vec<String>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn column(version: &str, probes: &[(&str, &str, &[&str])]) -> Column {

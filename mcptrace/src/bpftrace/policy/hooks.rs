@@ -11,7 +11,7 @@ use std::{
 use super::{
     Fault, Hook, Output,
     lexer::clip,
-    rules::{PROBES, is_counter, is_timed, too_many},
+    rules::{PROBES, is_counter, known_rate, too_many},
 };
 use crate::{
     bpftrace::Bpftrace,
@@ -37,10 +37,46 @@ pub(super) fn check(bpftrace: &Bpftrace, hooks: &[Hook], time: Duration) -> Resu
             return Err(too_many(hook.at, count));
         }
     }
+    let mut sent = Sent::default();
+    let cpus = online_cpus();
     hooks
         .iter()
         .filter_map(|hook| Some((hook, hook.output.as_ref()?)))
-        .try_for_each(|(hook, output)| quiet(hook, output, time))
+        .try_for_each(|(hook, output)| quiet(hook, output, || fires(&hook.text, cpus, time), &mut sent))
+}
+
+/// CPUs on which clocks tick now.
+fn online_cpus() -> u64 {
+    // SAFETY: takes a number.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u64::try_from(online).unwrap_or_else(|_| possible_cpus().into())
+}
+
+/// What a program prints a second, by what has been looked at of it so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    /// At each event.
+    always: f64,
+    /// Under a condition, if that were always true.
+    perhaps: f64,
+}
+
+/// How often a hook fires a second: by its name, or as it is counted now.
+fn fires(hook: &str, cpus: u64, time: Duration) -> Rate {
+    match known_rate(hook, cpus) {
+        Some(rate) => Rate::Known(rate as f64),
+        None => rate(hook, time).map_or(Rate::Unknown, Rate::Counted),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rate {
+    /// A clock's.
+    Known(f64),
+    /// Here, just now.
+    Counted(f64),
+    /// Nothing counts it.
+    Unknown,
 }
 
 /// How many hooks a name stands for; `None`: more than are worth counting. One that cannot be looked up is left to bpftrace, whose own
@@ -55,22 +91,35 @@ fn number(bpftrace: &Bpftrace, hook: &str) -> Option<usize> {
     }
 }
 
-fn quiet(hook: &Hook, output: &Output, time: Duration) -> Result<(), Fault> {
+fn quiet(hook: &Hook, output: &Output, fires: impl FnOnce() -> Rate, sent: &mut Sent) -> Result<(), Fault> {
     let kind = hook.text.split(':').next().unwrap_or_default();
-    if is_timed(kind) {
+    let (most, so_far) = if output.conditional { (TESTED, &mut sent.perhaps) } else { (PRINTED, &mut sent.always) };
+    let rate = fires();
+    let (per_second, place) = match rate {
+        Rate::Known(rate) => (rate, "on all CPUs together"),
+        Rate::Counted(rate) => (rate, "here, now"),
+        Rate::Unknown if is_counter(kind) && !output.conditional => {
+            return Err(hot(hook, output, "is a counter, and how often it runs over is not known beforehand"));
+        }
+        Rate::Unknown if hook.text.contains('*') && !output.conditional => {
+            return Err(hot(hook, output, "stands for hooks that cannot be counted beforehand"));
+        }
+        Rate::Unknown => return Ok(()),
+    };
+    let lines = per_second * output.times as f64;
+    *so_far += lines;
+    if *so_far <= most {
         return Ok(());
     }
-    let most = if output.conditional { TESTED } else { PRINTED };
-    match rate(&hook.text, time) {
-        Some(rate) if rate > most => Err(hot(hook, output, &format!("fires {rate:.0} times a second here, now"))),
-        None if is_counter(kind) && !output.conditional => {
-            Err(hot(hook, output, "is a counter, and how often it runs over is not known beforehand"))
-        }
-        None if hook.text.contains('*') && !output.conditional => {
-            Err(hot(hook, output, "stands for hooks that cannot be counted beforehand"))
-        }
-        _ => Ok(()),
-    }
+    let unrolled =
+        if output.times > 1 { format!(", and each time it is reached {} times", output.times) } else { String::new() };
+    let others =
+        if *so_far > lines { format!("; with the hooks before it that is {:.0}", *so_far) } else { String::new() };
+    Err(hot(
+        hook,
+        output,
+        &format!("fires {per_second:.0} times a second {place}{unrolled}{others}; at most {most} are taken"),
+    ))
 }
 
 fn hot(hook: &Hook, output: &Output, reason: &str) -> Fault {
@@ -217,12 +266,44 @@ mod tests {
     #[test]
     fn counters_that_print_at_each_event_are_refused() {
         let judge = |text: &str, conditional| {
-            let output = Output { function: "printf".into(), at: 3, conditional };
-            quiet(&Hook { text: text.into(), at: 0, output: Some(output.clone()) }, &output, Duration::ZERO)
+            let output = Output { function: "printf".into(), at: 3, conditional, times: 1 };
+            let hook = Hook { text: text.into(), at: 0, output: Some(output.clone()) };
+            quiet(&hook, &output, || fires(text, 8, Duration::ZERO), &mut Sent::default())
         };
         assert!(judge("software:faults:1", false).is_err());
         assert!(judge("software:faults:1", true).is_ok());
         assert!(judge("interval:s:1", false).is_ok());
+    }
+
+    #[test]
+    fn what_clocks_print_is_known_and_bounded_on_all_cpus_together() {
+        let judge = |hooks: &[&str], conditional, times, cpus| {
+            let output = Output { function: "printf".into(), at: 3, conditional, times };
+            let mut sent = Sent::default();
+            hooks.iter().try_for_each(|text| {
+                let hook = Hook { text: (*text).to_owned(), at: 0, output: Some(output.clone()) };
+                quiet(&hook, &output, || fires(text, cpus, Duration::ZERO), &mut sent)
+            })
+        };
+        for (hooks, times, cpus, good) in [
+            (&["profile:hz:99"][..], 1, 8, true),
+            (&["profile:hz:99"], 1, 11, false),
+            (&["p:ms:10"], 1, 11, false),
+            (&["profile:hz:999"], 1, 1, true),
+            (&["profile:hz:999"], 1, 2, false),
+            (&["interval:hz:999"], 1, 64, true),
+            (&["interval:s:1"], 100, 64, true),
+            (&["interval:ms:20"], 100, 64, false),
+            (&["interval:hz:600", "i:hz:600"], 1, 1, false),
+            (&["BEGIN", "END"], 1000, 64, true),
+        ] {
+            assert_eq!(judge(hooks, false, times, cpus).is_ok(), good, "{hooks:?} {times} {cpus}");
+        }
+        assert!(judge(&["profile:hz:999"], true, 1, 50).is_ok(), "under a condition");
+        assert!(judge(&["profile:hz:999"], true, 1, 51).is_err());
+        let refused = judge(&["profile:hz:999"], false, 1, 4).unwrap_err();
+        assert!(refused.message.contains("fires 3996 times a second on all CPUs together"), "{}", refused.message);
+        assert!(refused.remedy.unwrap().contains("aggregate"));
     }
 
     #[test]

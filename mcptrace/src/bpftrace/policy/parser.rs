@@ -6,12 +6,17 @@
 use super::{
     Fault,
     lexer::{Kind, Lexer, Token, clip, positional},
+    rules::REPEATS,
 };
 
 /// How deep blocks, brackets and operators may nest; the parser and bpftrace recurse over them.
 const DEPTH: usize = 64;
 /// Operators in one expression; bpftrace recurses over them.
 const OPERATORS: usize = 512;
+/// How often loops that are unrolled within each other repeat what stands in them.
+const UNROLLED: u64 = 1000;
+/// Statements of a program, counted as often as they are unrolled.
+const STATEMENTS: u64 = 16_384;
 
 /// What a program does.
 #[derive(Debug, Default)]
@@ -49,6 +54,8 @@ pub(super) struct Call<'a> {
     pub probe: usize,
     /// It does not happen at each event: there is a predicate, an `if` or a `?`.
     pub conditional: bool,
+    /// How often the loops around it are unrolled.
+    pub times: u64,
 }
 
 /// A place where memory is read, or would be by what stands there.
@@ -105,6 +112,8 @@ pub(super) fn parse(text: &str, takes_path: fn(&str) -> bool) -> Result<Script<'
         depth: 0,
         operators: 0,
         branches: 0,
+        times: 1,
+        statements: 0,
         shape: Shape::default(),
     };
     while parser.token.kind != Kind::End {
@@ -133,6 +142,10 @@ struct Parser<'a> {
     operators: usize,
     /// Predicates, `if`s and `?`s around.
     branches: usize,
+    /// How often the loops around are unrolled.
+    times: u64,
+    /// Those read so far, as often as they are unrolled.
+    statements: u64,
     /// Of the expression that was read last.
     shape: Shape<'a>,
 }
@@ -298,6 +311,10 @@ impl<'a> Parser<'a> {
     }
 
     fn statement(&mut self) -> Parsed {
+        self.statements = self.statements.saturating_add(self.times);
+        if self.statements > STATEMENTS {
+            return Err(self.too("long a program", STATEMENTS as usize, "statements, unrolled,"));
+        }
         if self.token.is("{") {
             return self.block();
         }
@@ -342,7 +359,17 @@ impl<'a> Parser<'a> {
         if bracket {
             self.need(")")?;
         }
-        self.block()
+        let outer = self.times;
+        // What is no number of plain digits, or too large by itself, is for the rules to refuse.
+        self.times = outer.saturating_mul(times.text.parse().unwrap_or(1).clamp(1, REPEATS));
+        if self.times > UNROLLED {
+            let message =
+                format!("loops in each other are unrolled at most {UNROLLED} times together, not {}", self.times);
+            return Err(Fault::policy(times.at, message).remedy("unroll less, or use while"));
+        }
+        self.block()?;
+        self.times = outer;
+        Ok(())
     }
 
     /// `for ($x : @map) { … }`, `for $i : 0..10 { … }`
@@ -607,7 +634,7 @@ impl<'a> Parser<'a> {
 
     fn call(&mut self, name: Token<'a>) {
         let probe = self.script.probes.len() - 1;
-        self.script.calls.push(Call { name, probe, conditional: self.branches > 0 });
+        self.script.calls.push(Call { name, probe, conditional: self.branches > 0, times: self.times });
     }
 
     /// `(struct x)` of `sizeof`, `(struct x, a.b)` of `offsetof`.

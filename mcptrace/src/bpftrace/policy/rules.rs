@@ -2,6 +2,8 @@
 //!
 //! Names are of bpftrace 0.17 to 0.23 (`docs/language.adoc`, `man bpftrace`).
 
+use std::cmp::Reverse;
+
 use super::{
     Admitted, Fault, Hook, Output, Policy,
     lexer::{Kind, Token, clip},
@@ -15,7 +17,7 @@ use crate::bpftrace::{
 /// How many probes a program may attach, wildcards counted as what they stand for; the bound of bpftrace 0.17 too.
 pub(super) const PROBES: usize = 512;
 /// How often a loop is unrolled; 0.17 takes 20, later ones 100.
-const REPEATS: u64 = 100;
+pub(super) const REPEATS: u64 = 100;
 /// The fastest sampling and the fastest interval.
 const HERTZ: u64 = 1000;
 
@@ -219,9 +221,16 @@ pub(super) fn takes_path(kind: &str) -> bool {
     find_type(kind).is_some_and(|one| one.rule == Rule::Program)
 }
 
-/// Whether what fires this type of probes is known from its name.
-pub(super) fn is_timed(kind: &str) -> bool {
-    find_type(kind).is_some_and(|one| matches!(one.rule, Rule::Once | Rule::Timer))
+/// How often a hook fires a second by its name, where that tells: clocks do, on each CPU those of `profile`.
+pub(super) fn known_rate(hook: &str, cpus: u64) -> Option<u64> {
+    let mut parts = hook.split(':');
+    let kind = parts.next().unwrap_or_default();
+    let places = if ["profile", "p"].contains(&kind) { cpus } else { 1 };
+    match find_type(kind)?.rule {
+        Rule::Once => Some(0),
+        Rule::Timer => Some(per_second(&parts.collect::<Vec<_>>())?.saturating_mul(places)),
+        _ => None,
+    }
 }
 
 /// Whether this type of probes fires when a counter has run over.
@@ -274,11 +283,12 @@ fn list(script: &Script<'_>) -> Vec<Hook> {
     script.probes.iter().enumerate().flat_map(of_probe).collect()
 }
 
-/// The call that sends most: one that is always reached, if there is one.
+/// The call that sends most: one that is always reached, if there is one, and of those the one that is unrolled most.
 fn output(script: &Script<'_>, probe: usize) -> Option<Output> {
     let sends = |call: &&Call<'_>| call.probe == probe && OUTPUT.contains(&call.name.text);
-    let call = script.calls.iter().filter(sends).min_by_key(|call| call.conditional)?;
-    Some(Output { function: call.name.text.to_owned(), at: call.name.at, conditional: call.conditional })
+    let first = script.calls.iter().filter(sends).min_by_key(|call| (call.conditional, Reverse(call.times)))?;
+    let Call { name, conditional, times, .. } = *first;
+    Some(Output { function: name.text.to_owned(), at: name.at, conditional, times })
 }
 
 fn harmless(name: &Token<'_>) -> Result<(), Fault> {
@@ -360,20 +370,23 @@ fn kernel_hook(hook: &Token<'_>, parts: &[&str], least: usize, most: usize) -> R
 
 /// `hz:99`, `ms:10`, `s:1`; later versions take `1s` too.
 fn timer(hook: &Token<'_>, parts: &[&str]) -> Result<(), Fault> {
-    let per_second = match parts {
-        [unit, value] => rate(unit, value),
-        [value] => {
-            value.find(|letter: char| letter.is_ascii_alphabetic()).and_then(|end| rate(&value[end..], &value[..end]))
-        }
-        _ => None,
-    };
-    let per_second = per_second
+    let per_second = per_second(parts)
         .ok_or_else(|| malformed(hook, "write a unit and a number, such as profile:hz:99 or interval:s:1"))?;
     if per_second <= HERTZ {
         return Ok(());
     }
     Err(Fault::policy(hook.at, format!("`{}` fires more than {HERTZ} times a second", clip(hook.text)))
         .remedy("use profile:hz:99"))
+}
+
+fn per_second(parts: &[&str]) -> Option<u64> {
+    match parts {
+        [unit, value] => rate(unit, value),
+        [value] => {
+            value.find(|letter: char| letter.is_ascii_alphabetic()).and_then(|end| rate(&value[end..], &value[..end]))
+        }
+        _ => None,
+    }
 }
 
 fn rate(unit: &str, value: &str) -> Option<u64> {

@@ -575,9 +575,57 @@ fn size_and_nesting_are_bounded() {
     }
     assert!(STRICT.admit(&nested("(", "1", ")", 20)).is_ok());
     assert_eq!(refusal(&format!("struct x {}", "{".repeat(30_000))).category, Category::Policy);
+    // Loops within loops multiply, and those after each other add up.
+    let unrolled = |times: &[u32], inner: &str| {
+        times.iter().fold(inner.to_owned(), |inner, times| format!("unroll ({times}) {{ {inner} }}"))
+    };
+    for (inner, good) in [
+        (unrolled(&[10, 100], "@a = 1;"), true),
+        (unrolled(&[11, 100], "@a = 1;"), false),
+        (unrolled(&[100; 40], ""), false),
+        (unrolled(&[10, 100], "@a = 1;").repeat(8), true),
+        (unrolled(&[10, 100], "@a = 1;").repeat(20), false),
+        (unrolled(&[100], "@a = 1;").repeat(20), true),
+    ] {
+        let found = STRICT.admit(&format!("BEGIN {{ {inner} }}"));
+        assert_eq!(found.is_ok(), good, "{inner}: {found:?}");
+        assert!(found.err().is_none_or(|error| error.message.contains("unrolled")), "{inner}");
+    }
     let hooks = |count: usize| format!("{} {{ }}", vec!["k:f"; count].join(","));
     assert!(STRICT.admit(&hooks(rules::PROBES)).is_ok());
     assert!(refusal(&hooks(rules::PROBES + 1)).message.contains("at most 512"));
+}
+
+#[test]
+fn what_a_type_of_probes_is_of_goes_by_its_table() {
+    let kinds = ["BEGIN", "interval", "p", "software", "h", "tracepoint", "kprobe", "usdt", "nonsense"];
+    let of = |wanted: fn(&str) -> bool| kinds.into_iter().filter(|kind| wanted(kind)).collect::<Vec<_>>();
+    assert_eq!(of(rules::is_counter), ["software", "h"]);
+    assert_eq!(of(rules::takes_path), ["usdt"]);
+    assert_eq!(of(rules::is_of_kernel), ["tracepoint", "kprobe"]);
+}
+
+#[test]
+fn counters_run_over_so_often_and_no_more() {
+    for hook in ["software:page-faults:1", "s:faults", "s:cpu-clock:1000000", "hardware:cycles:10000", "h:cycles"] {
+        assert!(STRICT.admit(&format!("{hook} {{ @ = count(); }}")).is_ok(), "{hook}");
+    }
+    for hook in ["s:cpu-clock:999999", "s:task-clock:999999", "s:cpu:1", "hardware:cycles:9999"] {
+        let error = refusal(&format!("{hook} {{ @ = count(); }}"));
+        assert!(error.message.contains("fires too often"), "{hook}: {error}");
+    }
+}
+
+#[test]
+fn a_setting_that_is_none_is_answered_with_those_that_are() {
+    let error = refusal("config = { nonsense = 1 } BEGIN { }");
+    assert!(format!("{error} {error:?}").contains("max_strlen"), "{error:?}");
+}
+
+#[test]
+fn a_hook_that_is_none_is_told_how_its_type_is_written() {
+    assert!(refusal("tracepoint:sched { }").message.contains("write tracepoint:group:name"));
+    assert!(refusal("kprobe:a:b:c { }").message.contains("write one name after the type"));
 }
 
 #[test]

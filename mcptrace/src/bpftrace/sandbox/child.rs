@@ -57,7 +57,7 @@ impl Steps {
         Ok(self)
     }
 
-    /// Enters the box. An error means that the program must not be run.
+    /// Enters the box, all but its [`Self::seal`]. An error means that the program must not be run.
     pub(crate) fn enter(&self) -> io::Result<()> {
         bound();
         self.cgroups.iter().try_for_each(join)?;
@@ -76,6 +76,11 @@ impl Steps {
         }
         self.landlock.as_ref().map_or(Ok(()), restrict)?;
         forget_files();
+        Ok(())
+    }
+
+    /// Gives up the system calls that the box refuses: last, since its death signal can be set no more.
+    pub(crate) fn seal(&self) -> io::Result<()> {
         if self.filter.is_empty() { Ok(()) } else { install(&self.filter) }
     }
 }

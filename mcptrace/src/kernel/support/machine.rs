@@ -133,7 +133,16 @@ fn tracefs(state: Tracefs, process: &Process) -> Place {
 
 fn cgroup2(mounts: &str) -> Place {
     match mount_of(mounts, "cgroup2") {
-        Some(mount) => Place { readable: fs::read_dir(&mount).is_ok(), mounted_at: Some(mount), ..Place::default() },
+        Some(mount) => Place {
+            readable: fs::read_dir(&mount).is_ok(),
+            mounted_at: Some(mount),
+            reason: mount_of(mounts, "cgroup").map(|first| {
+                format!(
+                    "control groups of version 1 are mounted too ({first}): containers in them are named only while their processes run, and filters cannot tell them apart (filter by pid with descendants)"
+                )
+            }),
+            remedy: mount_of(mounts, "cgroup").map(|_| "boot with systemd.unified_cgroup_hierarchy=1, if containers run here".to_owned()),
+        },
         None => Place {
             reason: Some("cgroup2 is not mounted: filters by control group or container do not work".to_owned()),
             remedy: Some("sudo mount -t cgroup2 none /sys/fs/cgroup".to_owned()),

@@ -76,8 +76,11 @@ fn cgroup2(info: &Info) -> Option<Problem> {
 
 fn statistics(info: &Info) -> Option<Problem> {
     let check = &info.run_time_statistics;
-    let what = format!("the cost of tracing can only be estimated: {}", check.reason.as_ref()?);
-    Some(problem(what, check.remedy.clone()?, false))
+    let reason = check.reason.as_ref()?;
+    let what = format!(
+        "the cost of probes can only be estimated and that of a script's programs not at all, so that the budget of executions bounds no more of a script than bpftrace's own CPU time: {reason}"
+    );
+    Some(problem(what, check.remedy.clone().unwrap_or_default(), false))
 }
 
 fn symbols(info: &Info, facts: &Facts) -> Option<Problem> {

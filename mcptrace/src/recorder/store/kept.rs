@@ -68,6 +68,12 @@ impl Kept {
         Ok(Some((owner, envelope)))
     }
 
+    /// Whose the result of an id is.
+    pub fn owner(&self, id: &str) -> Result<Option<String>, WriteError> {
+        let sql = "SELECT owner FROM kept WHERE id = ?";
+        Ok(self.connection.query_row(sql, [id], |row| row.get(0)).optional()?)
+    }
+
     /// What is kept, the latest first, and whose it is.
     pub fn list(&self) -> Result<Vec<(String, Summary)>, WriteError> {
         let sql = "SELECT owner, id, kind, probe, ifnull(body ->> '$.options.script', ''), body ->> '$.status',

@@ -79,6 +79,7 @@ pub struct Writer {
 impl Writer {
     /// Opens the file, makes or checks its tables, and takes up where the last process ended.
     pub fn open(file: &Path, limits: &Limits) -> Result<Self, WriteError> {
+        super::private::begin(file);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(file, flags)?;
         set_up(&connection, limits)?;

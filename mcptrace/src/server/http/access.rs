@@ -23,6 +23,15 @@ pub(super) struct Names {
     origins: Vec<String>,
 }
 
+/// A request that is not meant for this server, or not for whoever sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Misdirected {
+    /// One word for the audit log.
+    pub(super) kind: &'static str,
+    /// For whoever sent it.
+    pub(super) why: &'static str,
+}
+
 impl Names {
     /// Those of an address, of the public URL and of pages that may call.
     pub(super) fn new(address: SocketAddr, hosts: Vec<String>, origins: Vec<String>) -> Self {
@@ -30,21 +39,22 @@ impl Names {
     }
 
     /// Whether a request names this server and, if it comes from a page, one that may call.
-    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
+    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Misdirected> {
+        let host = |why| Misdirected { kind: "host", why };
         let mut named = headers.get_all(header::HOST).iter();
-        let host = named.next().and_then(|host| host.to_str().ok());
+        let name = named.next().and_then(|name| name.to_str().ok());
         if named.next().is_some() {
-            return Err("more than one Host");
+            return Err(host("more than one Host"));
         }
-        let host = uri.authority().map(Authority::as_str).or(host).ok_or("no Host that can be read")?;
-        if !self.is_ours(host) {
-            return Err("this server has no such name: --http-url tells it its own");
+        let name = uri.authority().map(Authority::as_str).or(name).ok_or(host("no Host that can be read"))?;
+        if !self.is_ours(name) {
+            return Err(host("this server has no such name: --http-url tells it its own"));
         }
         let mut origins = headers.get_all(header::ORIGIN).iter();
         if origins.all(|origin| origin.to_str().is_ok_and(|origin| self.may_call(origin))) {
             Ok(())
         } else {
-            Err("pages of this origin may not call: --http-origin lets them")
+            Err(Misdirected { kind: "origin", why: "pages of this origin may not call: --http-origin lets them" })
         }
     }
 

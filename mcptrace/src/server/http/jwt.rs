@@ -64,6 +64,11 @@ impl Keys {
         if keys.is_empty() { Err("it has no key that signs".to_owned()) } else { Ok(Self(keys)) }
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The subject of a token that is valid now.
     pub(super) fn check(&self, token: &str, issuer: &Issuer) -> Result<String, Error> {
         if token.len() > LONGEST {

@@ -1,6 +1,6 @@
 //! Connections: how many, how slow, and how they end.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
@@ -12,17 +12,18 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     select,
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::Peer;
+use super::{
+    Peer,
+    connections::{Connections, Place},
+};
+use crate::audit::{Audit, SETTLE};
 
-/// Connections at once. More wait in the kernel until one ends.
-const CONNECTIONS: usize = 1024;
 /// How long a client may take for the headers of a request, and be silent between two.
 const HEADER_TIME: Duration = Duration::from_secs(15);
 /// How long it may take to agree on keys.
@@ -35,15 +36,25 @@ const END_TIME: Duration = Duration::from_secs(5);
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Serves whoever connects until `end` is cancelled; then lets answers that are under way finish.
-pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, end: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+pub(super) async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    audit: Arc<Audit>,
+    end: CancellationToken,
+) {
+    let open = Connections::new(Arc::clone(&audit));
     let mut connections = JoinSet::new();
+    let mut settle = interval(SETTLE);
+    settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         select! {
             () = end.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            Some((stream, peer, place)) = accept(&listener, &places) => {
-                let router = router.clone().layer(Extension(peer));
+            _ = settle.tick() => audit.settle(),
+            (stream, address) = accept(&listener, &open) => {
+                let place = open.take_in(address.ip());
+                let router = router.clone().layer(Extension(Peer { address, connection: place.handle() }));
                 connections.spawn(connection(stream, tls.clone(), router, end.clone(), place));
             }
         }
@@ -55,14 +66,16 @@ pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, route
     }
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+async fn accept(listener: &TcpListener, open: &Connections) -> (TcpStream, SocketAddr) {
+    open.room().await;
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => return Some((stream, Peer(peer), place)),
+            Ok(accepted) => return accepted,
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
+                // Mostly there are no descriptors left.
+                open.shed_one();
                 sleep(BREATH).await;
             }
         }
@@ -74,15 +87,16 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), K::ConnectionAborted | K::ConnectionReset | K::ConnectionRefused | K::Interrupted)
 }
 
-async fn connection(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    router: Router,
-    end: CancellationToken,
-    _place: OwnedSemaphorePermit,
-) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router, end: CancellationToken, place: Place) {
     // Small answers, which somebody waits for. If it fails they come a little later.
     let _ = stream.set_nodelay(true);
+    select! {
+        () = place.shed() => tracing::debug!("a connection without a token makes room"),
+        () = converse(stream, tls, router, end) => {}
+    }
+}
+
+async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router, end: CancellationToken) {
     match tls {
         None => speak(stream, router, end).await,
         Some(tls) => match timeout(HANDSHAKE_TIME, tls.accept(stream)).await {

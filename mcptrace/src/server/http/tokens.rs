@@ -5,6 +5,7 @@
 
 use std::{path::Path, time::SystemTime};
 
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -54,6 +55,22 @@ impl Tokens {
     /// The one token of the environment.
     pub(super) fn single(name: &str, secret: &str) -> Result<Self, String> {
         Ok(Self(vec![Token { name: name.to_owned(), digest: digest_of(secret)?, expires: None }]))
+    }
+
+    /// How it differs from what was valid before, in numbers of tokens.
+    pub(super) fn compared(&self, before: &Self) -> Value {
+        let lacking = |of: &Self, among: &Self| {
+            let is_there = |one: &Token| among.0.iter().any(|other| other.name == one.name);
+            of.0.iter().filter(|one| !is_there(one)).count()
+        };
+        let is_other = |one: &&Token| before.0.iter().any(|other| other.name == one.name) && !before.0.contains(one);
+        json!({
+            "tokens": self.0.len(),
+            "tokens_before": before.0.len(),
+            "added": lacking(self, before),
+            "withdrawn": lacking(before, self),
+            "changed": self.0.iter().filter(is_other).count(),
+        })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -156,6 +173,14 @@ mod tests {
         assert_eq!(tokens().find(ALICE.as_bytes(), moment(999_999_999)), Ok("alice"));
         assert_eq!(tokens().find(ALICE.as_bytes(), moment(1_000_000_000)), Err(Refused::Expired));
         assert_eq!(tokens().find(BOB.as_bytes(), moment(4_000_000_000)), Ok("bob"));
+    }
+
+    #[test]
+    fn what_has_changed_is_told_in_numbers() {
+        let now = Tokens::parse(&format!("alice {BOB}\ncarol {ALICE}\n")).unwrap();
+        let expected = json!({ "tokens": 2, "tokens_before": 2, "added": 1, "withdrawn": 1, "changed": 1 });
+        assert_eq!(now.compared(&tokens()), expected);
+        assert_eq!(Tokens::default().compared(&tokens())["withdrawn"], 2);
     }
 
     #[test]

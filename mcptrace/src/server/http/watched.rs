@@ -14,8 +14,12 @@ const MOST_BYTES: u64 = 1 << 20;
 pub(super) struct Watched<T> {
     path: PathBuf,
     read: fn(&Path) -> Result<T, String>,
+    tell: Tell<T>,
     last: Mutex<(Stamp, Arc<T>)>,
 }
+
+/// Is told when the file has been read again, before that is in force: which file, what it said before, and what it says now or why nothing.
+type Tell<T> = Box<dyn Fn(&Path, &T, Result<&T, &str>) + Send + Sync>;
 
 /// What changes when a file does: its time, its length and which file it is.
 type Stamp = Option<(SystemTime, u64, u64)>;
@@ -26,10 +30,14 @@ impl<T: Default> Watched<T> {
     /// # Errors
     ///
     /// What is wrong with it, with its path.
-    pub(super) fn open(path: &Path, read: fn(&Path) -> Result<T, String>) -> Result<Self, String> {
+    pub(super) fn open(
+        path: &Path,
+        read: fn(&Path) -> Result<T, String>,
+        tell: impl Fn(&Path, &T, Result<&T, &str>) + Send + Sync + 'static,
+    ) -> Result<Self, String> {
         let stamp = stamp(path);
         let value = read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self { path: path.to_owned(), read, last: Mutex::new((stamp, Arc::new(value))) })
+        Ok(Self { path: path.to_owned(), read, tell: Box::new(tell), last: Mutex::new((stamp, Arc::new(value))) })
     }
 
     /// What it says now. One that cannot be read any more says nothing: whoever removes or empties it wants nobody let in by it.
@@ -37,7 +45,9 @@ impl<T: Default> Watched<T> {
         let now = stamp(&self.path);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != now {
-            match (self.read)(&self.path) {
+            let read = (self.read)(&self.path);
+            (self.tell)(&self.path, &last.1, read.as_ref().map_err(String::as_str));
+            match read {
                 Ok(value) => *last = (now, Arc::new(value)),
                 Err(error) => {
                     tracing::error!(file = %self.path.display(), %error, "cannot be read again: nobody is let in by it until it can");
@@ -89,7 +99,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         write(&path, "one", 0o600);
-        let watched = Watched::open(&path, read_private).unwrap();
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let told_to = Arc::clone(&told);
+        let tell = move |_: &Path, before: &String, after: Result<&String, &str>| {
+            told_to.lock().unwrap().push(format!("{before} -> {}", after.map_or("none", String::as_str)));
+        };
+        let watched = Watched::open(&path, read_private, tell).unwrap();
         assert_eq!(*watched.get(), "one");
         write(&path, "second", 0o600);
         assert_eq!(*watched.get(), "second");
@@ -98,7 +113,9 @@ mod tests {
         write(&path, "a fourth one", 0o600);
         assert_eq!(*watched.get(), "a fourth one");
         fs::remove_file(&path).unwrap();
-        assert_eq!(*watched.get(), "");
+        assert_eq!((watched.get().as_str(), watched.get().as_str()), ("", ""));
+        let changes = ["one -> second", "second -> none", " -> a fourth one", "a fourth one -> none"];
+        assert_eq!(*told.lock().unwrap(), changes, "each once");
     }
 
     #[test]

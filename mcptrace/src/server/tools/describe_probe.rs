@@ -123,7 +123,7 @@ pub(in crate::server) fn native_object(entry: &Entry) -> Result<Map<String, Valu
         details: entry.details,
         options: options(entry),
         fields: (entry.fields)(),
-        event_fields: (entry.event_fields)(),
+        event_fields: entry.further_event_fields(),
         hooks: entry.hook_names(),
         needs: entry.needs,
         cost_ns: entry.cost_ns,

@@ -18,8 +18,10 @@ use crate::{
     },
 };
 
+const NAME: &str = "get_result";
+
 pub(super) const ROW: Row = Row {
-    name: "get_result",
+    name: NAME,
     title: "Read an execution",
     description: "Reads what an execution found so far, running or ended. Use it for background runs, for scripts, and to read on with \
         the cursor of a reply. wait_seconds waits for the end, or with a cursor of events (e0: the first) for the next ones, which is better \
@@ -76,7 +78,7 @@ struct Reading {
 /// The original's fields, exactly; `execution_id` and `status` are the envelope's.
 #[derive(Clone, Serialize, JsonSchema)]
 struct Original {
-    /// Scripts: lines of output so far
+    /// Scripts: lines of output so far; of those after the limit only the number is kept
     lines_total: u64,
     /// Scripts: how many of them are in this reply
     lines_returned: u64,
@@ -107,7 +109,7 @@ struct OriginalAnswer<'a> {
 
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
-    let execution = call.find(&arguments.execution_id)?;
+    let execution = call.find(&arguments.execution_id, NAME)?;
     let part = Part::of(&arguments)?;
     let most = Duration::from_secs_f64(arguments.wait_seconds);
     let goes_on = match part.kind {
@@ -199,7 +201,7 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Ou
     let page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX };
     let mut envelope = call.envelope(execution, page).await?;
     // Lines are in the text and in the structure: a third each, and a third for what the reports say beyond the lines.
-    let original = original(&envelope, &lines(execution, &envelope), part, bytes / 3);
+    let original = original(&envelope, &printed(execution, &envelope), part, bytes / 3);
     let text = original_text(&envelope, &original)?;
     let room = bytes.saturating_sub(text.len() + size(&original));
     envelope.reports.retain(|report| report.name != PRINTED);
@@ -207,27 +209,43 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Ou
     Reply::with_text(text, &Reading { original: Some(original), envelope })
 }
 
-/// What a script printed, as text. A result that was kept has it in its reports only, and its maps there alone.
-fn lines(execution: &Execution, envelope: &Envelope) -> Vec<String> {
+/// What a script printed.
+struct Printed {
+    /// The lines that are kept.
+    lines: Vec<String>,
+    /// How many there were.
+    total: u64,
+}
+
+/// What a script printed, as text. A result that was kept has it in its reports only, and its maps there alone; of what was left out there a
+/// record is a line.
+fn printed(execution: &Execution, envelope: &Envelope) -> Printed {
     if let Some(source) = execution.source().as_any().downcast_ref::<ScriptSource>() {
-        return source.found().map(|found| found.lines).unwrap_or_default();
+        let found = source.found();
+        return found.map_or(Printed { lines: Vec::new(), total: 0 }, |found| Printed {
+            lines: found.lines,
+            total: found.lines_total,
+        });
     }
     let Some(Report::Events(events)) =
         envelope.reports.iter().find(|report| report.name == PRINTED).map(|report| &report.report)
     else {
-        return Vec::new();
+        return Printed { lines: Vec::new(), total: 0 };
     };
     let texts = events.rows.iter().filter_map(|row| row.get("text")?.as_str());
-    texts.flat_map(str::lines).map(str::to_owned).collect()
+    let lines: Vec<String> = texts.flat_map(str::lines).map(str::to_owned).collect();
+    let total = lines.len() as u64 + events.rows_total.saturating_sub(events.rows.len() as u64);
+    Printed { lines, total }
 }
 
-fn original(envelope: &Envelope, lines: &[String], part: Part, bytes: usize) -> Original {
+fn original(envelope: &Envelope, printed: &Printed, part: Part, bytes: usize) -> Original {
+    let lines = &printed.lines;
     let start = usize::try_from(part.from).unwrap_or(usize::MAX).min(lines.len());
     let end = start.saturating_add(part.rows as usize).min(lines.len());
     let output = within(&lines[start..end], bytes);
     let running = envelope.status == Status::Running;
     Original {
-        lines_total: lines.len() as u64,
+        lines_total: printed.total,
         lines_returned: output.len() as u64,
         has_more: start + output.len() < lines.len(),
         output,
@@ -304,7 +322,8 @@ mod tests {
             "execution_id": "exec_1", "kind": "script", "status": "stopped", "loss": { "dropped": {} },
             "window": { "start": "2026-01-02T03:04:05.678Z", "seconds": 0.05 } });
         let mut envelope: Envelope = serde_json::from_value(bare).unwrap();
-        let original = original(&envelope, &[], Part::first(1000, 1024), 1024);
+        let nothing = Printed { lines: Vec::new(), total: 0 };
+        let original = original(&envelope, &nothing, Part::first(1000, 1024), 1024);
         assert!(!original_text(&envelope, &original).unwrap().contains("notes"));
         envelope.loss.dropped.insert("buffer_full".into(), 7);
         envelope.notes.push("it ended before bpftrace had attached; nothing was recorded".into());

@@ -9,8 +9,10 @@ use crate::{
     server::{bounds::DEFAULT_BYTES, call::Call, schema},
 };
 
+const NAME: &str = "stop_execution";
+
 pub(super) const ROW: Row = Row {
-    name: "stop_execution",
+    name: NAME,
     title: "Stop an execution",
     description: "Ends a running probe or script, waits until nothing of it is attached and returns its final report. Use it when a \
         background run has shown enough. Not needed for runs that ended by themselves; on one of those it only returns the report.",
@@ -30,7 +32,7 @@ struct Arguments {
 
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
-    let execution = call.find(&arguments.execution_id)?;
+    let execution = call.find(&arguments.execution_id, NAME)?;
     if execution.status() == Status::Running {
         call.stop(&execution).await?;
     }

@@ -58,7 +58,7 @@ async fn run(mut call: Call) -> Outcome {
     let seconds = seconds.unwrap_or(gather::USUAL);
     let trail = call.trail(json!({ "tool": "triage", "focus": focus }));
     let place = call.place_for_triage().inspect_err(|busy| trail.refused(busy.category, &busy.message))?;
-    trail.starts(seconds).map_err(Refusal::from)?;
+    trail.starts(json!({ "seconds": seconds })).map_err(Refusal::from)?;
     let gathering = call.looking(move |_| Gathering::start(focus, seconds)).await?;
     let waited = call.pause(Duration::from_secs_f64(seconds)).await;
     let triage = call.settled(move |executions| finish(gathering, executions.limits().history.as_deref())).await?;
