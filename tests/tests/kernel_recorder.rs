@@ -346,7 +346,9 @@ fn what_other_threads_of_the_process_do_is_no_cost_of_recording() {
         .collect();
     let (_, status) = around(generous(), || sleep(Duration::from_millis(5_500)));
     end.store(true, Ordering::Relaxed);
-    busy.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in busy {
+        thread.join().unwrap();
+    }
     let cost = status.cost_process_percent;
     assert!(cost > 0.0 && cost < 12.0, "two threads that are busy for nothing are not its own: {status:#?}");
     assert!(status.groups.iter().all(|group| group.state != "shed"), "{status:#?}");
