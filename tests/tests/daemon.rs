@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mcptrace::recorder::store::kept::Kept;
 use mcptrace_tests::{
     http::{ALICE as ALICES_TOKEN, Ask, BOB as BOBS_TOKEN, HttpServer, stateless, write_private},
     mcp::{Client, PATIENCE, ServerProcess, left_over, programs_held},
@@ -187,6 +188,39 @@ async fn triage_answers_at_once_from_the_recorder_unless_it_is_told_how_long_to_
     // Answers out of the history start nothing: only the live looks are on record.
     let starts = daemon.audit().iter().filter(|line| line["event"] == "start").count();
     assert!(starts >= 1, "{starts}");
+}
+
+/// A folder that a flag names is the one of the whole process, and the flag counts more than the configuration.
+#[tokio::test]
+async fn what_is_asked_is_answered_from_the_folder_that_is_recorded_to() {
+    let folder = Daemon::folder("");
+    let state = folder.path().join("flag");
+    let mut command = Command::new(program());
+    command.arg("daemon").arg("--state").arg(&state).arg("--config").arg(folder.path().join("config.toml"));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let daemon = Daemon { child: command.spawn().unwrap(), folder };
+    daemon.wait_until_it_serves().await;
+    let mut root = daemon.root().await;
+    let begun = Instant::now();
+    while root.tool("triage", json!({})).await.structured["source"] != "recorder" {
+        assert!(begun.elapsed() < PATIENCE, "triage does not find what is recorded");
+    }
+    let history = root.tool("query_history", json!({})).await.success();
+    assert!(history["report"]["rows"].as_array().unwrap().len() > 10, "{history}");
+    let found = root.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await.success();
+    let info = root.tool("bpf_info", json!({})).await.success();
+    assert_eq!(info["recorder"]["sink"], state.join("history.db").to_str().unwrap(), "{info}");
+    assert!(!daemon.folder.path().join("state").exists());
+    let kept = Kept::read(&state).unwrap();
+    let id = found["execution_id"].as_str().unwrap();
+    wait_for(|| kept.load(id).unwrap().is_some()).await;
+    // The commands that read it know the flag as well.
+    for command in ["history", "triage"] {
+        let mut asked = Command::new(program());
+        let asked = asked.args([command, "--json", "--state"]).arg(&state).output().await.unwrap();
+        let answer: Value = serde_json::from_slice(&asked.stdout).unwrap_or_else(|error| panic!("{error}: {asked:?}"));
+        assert!(command == "history" || answer["source"] == "recorder", "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -14,12 +14,13 @@ use mcptrace::{
         history::{self, Answer, HistoryError, Query, coverage::Coverage},
         metrics::{self, METRICS},
         place,
-        store::{Keeper, Limits, OpenError, Reason, State, kept::Kept},
+        status::{self, Status},
+        store::{self, Keeper, Limits, OpenError, Reason, State, kept::Kept},
         tick::{self, Tick},
     },
     report::{Envelope, Report, Row, Table},
 };
-use mcptrace_tests::simulated::{SECOND, START, calls, latencies, level, tick};
+use mcptrace_tests::simulated::{SECOND, START, SYSCALLS, calls, latencies, level, tick};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -228,11 +229,12 @@ fn what_was_not_recorded_is_not_taken_for_nothing() {
     assert_eq!(missing(coverage), [("not_running", 40.0), ("shed", 20.0)]);
     assert_eq!((coverage.seconds, coverage.recorded_seconds), (100.0, 40.0));
     assert_eq!(coverage.looked_share, Some(0.625));
-    let rates = answer.points[0]["per_second"].as_array().unwrap();
+    let rates = answer.points[0]["scaled_per_second"].as_array().unwrap();
     assert_eq!(rates[19], Value::Null, "before");
     assert_eq!((&rates[20], &rates[21]), (&json!(0.0), &json!(4.0)), "recorded, and nothing happened; recorded");
     assert_eq!(rates[45], Value::Null, "shed");
-    assert_eq!(rates[61], json!(4.0), "seen in a quarter of the time, and not scaled in silence");
+    assert_eq!(rates[61], json!(16.0), "seen in a quarter of the time, and not scaled in silence");
+    assert!(answer.points[0].get("per_second").is_none(), "{:?}", answer.points[0]);
     let row = &table(&answer).rows[0];
     assert_eq!((row["per_second"].as_f64(), row["scaled_per_second"].as_f64()), (Some(2.0), Some(3.2)));
     assert!(answer.notes.iter().any(|note| note.contains("62.5 %")), "{:?}", answer.notes);
@@ -257,6 +259,132 @@ fn a_late_tick_is_spread_and_one_of_minutes_is_not_kept() {
 }
 
 #[test]
+fn levels_and_values_of_a_late_tick_are_in_all_its_seconds() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, [tick(1, vec![level("sda", 3.0), latencies("sda", &[100; 10])])]);
+    let values: Vec<u64> = (0..80).map(|n| if n % 2 == 0 { 100 } else { 100_000 }).collect();
+    keep(&mut keeper, [Tick { span_ns: 8 * SECOND, ..tick(9, vec![level("sda", 5.0), latencies("sda", &values)]) }]);
+    let points = |metric: &str, name: &str| -> Vec<Option<f64>> {
+        let answer = ask(folder.path(), &Query { step: "1s".into(), ..query(metric, 0, 9) }, 9);
+        assert!(missing(&answer.coverage[0]).is_empty(), "{:?}", answer.coverage);
+        assert!(answer.notes.iter().any(|note| note.contains("8 s before") && note.contains("spread")), "{answer:?}");
+        answer.points[0][name].as_array().unwrap().iter().map(Value::as_f64).collect()
+    };
+    let levels: Vec<_> = [3.0].into_iter().chain([5.0; 8]).map(Some).collect();
+    assert_eq!(points("test_level", "average"), levels);
+    assert_eq!(points("test_latency_ns", "per_second"), [Some(10.0); 9]);
+    assert!(points("test_latency_ns", "p99")[1..].iter().all(|p99| p99.is_some_and(|p99| p99 > 90_000.0)));
+    let whole = ask(folder.path(), &query("test_latency_ns", 0, 9), 9);
+    let row = &table(&whole).rows[0];
+    assert_eq!((row["count"].as_u64(), row["mean"].as_f64()), (Some(90), Some(44_500.0)), "{row:?}");
+}
+
+/// So many system calls a second, looked at for a part of every tenth second.
+fn duty_cycle(n: i64, rate: f64, share: f64) -> Tick {
+    let looked = if n % 10 == 0 { share } else { 0.0 };
+    let seen = (rate * looked) as u64;
+    let sample = mcptrace_tests::simulated::sample(&SYSCALLS, &["openat"], tick::Value::Sum(seen));
+    let mut tick = tick(n, if seen > 0 { vec![sample] } else { Vec::new() });
+    tick.coverage[1] = tick::Coverage { group: "syscalls", share: looked, why: Some("duty_cycle".into()) };
+    tick
+}
+
+#[test]
+fn rates_of_a_duty_cycle_depend_neither_on_the_step_nor_on_how_long_it_looked() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=600).map(|n| duty_cycle(n, 100_000.0, if n <= 300 { 0.5 } else { 0.02 })));
+    for step in ["1s", "5s", "10s", "60s"] {
+        let answer = ask(folder.path(), &Query { step: step.into(), ..query("test_syscalls", 0, 300) }, 600);
+        let row = &table(&answer).rows[0];
+        assert_eq!(row["per_second"], 5000.0, "{step}");
+        assert_eq!(row["scaled_per_second"], 100_000.0, "{step}");
+        let points = answer.points[0]["scaled_per_second"].as_array().unwrap();
+        assert!(points.iter().all(|rate| rate.is_null() || rate == 100_000.0), "{step}: {points:?}");
+        assert!(points.iter().any(|rate| !rate.is_null()), "{step}");
+        assert_eq!((answer.coverage[0].recorded_seconds, missing(&answer.coverage[0])), (300.0, vec![]), "{step}");
+        assert!(history::text::answer(&answer, 4096).contains("scaled_per_second, at most 100,000"));
+    }
+    for (from, compare_to) in [(300, "previous".to_owned()), (540, format!("{0}..{1}", at(0), at(120)))] {
+        let compared = ask(folder.path(), &Query { compare_to, ..query("test_syscalls", from, 600) }, 600);
+        assert_eq!(table(&compared).rows.len(), 0, "nothing has changed: {:?}", table(&compared));
+        assert_eq!(table(&compared).rows_total, 1);
+        assert!(compared.notes.iter().all(|note| note.contains("estimates") || note.contains("not running")));
+    }
+}
+
+fn at(second: i64) -> String {
+    history::range::stamp(START + second)
+}
+
+#[test]
+fn what_had_no_values_before_is_not_said_to_have_been_0() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let second =
+        |n: i64| tick(n, if n > 600 { vec![latencies("sda", &[5000]), level("sda", 7.0)] } else { Vec::new() });
+    keep(&mut keeper, [tick(0, vec![latencies("sdb", &[1]), level("sdb", 1.0)])]);
+    keep(&mut keeper, (1..=1200).map(second));
+    let compared = ask(folder.path(), &Query { compare_to: "previous".into(), ..query("", 600, 1200) }, 1200);
+    let rows: Vec<_> = table(&compared).rows.iter().map(|row| (&row["metric"], &row["measure"])).collect();
+    assert_eq!(rows, [(&json!("test_latency_ns"), &json!("per_second"))]);
+}
+
+#[test]
+fn windows_that_are_compared_have_no_second_in_common_and_are_shown() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=2384).map(|n| tick(n, vec![calls("a", "user", if n == 1470 { 9999 } else { 1 })])));
+    let compared =
+        ask(folder.path(), &Query { compare_to: "previous".into(), ..query("test_calls", 1484, 2384) }, 2384);
+    let (window, other) = (compared.window.clone().unwrap(), compared.compared_with.clone().unwrap());
+    assert_eq!(other.end.as_deref(), Some(window.start.as_str()));
+    assert!((window.seconds - other.seconds).abs() < 20.0, "{window:?} {other:?}");
+    let text = history::text::answer(&compared, 4096);
+    assert!(text.contains(&format!("compared with {} to {}", other.start, window.start)), "{text}");
+    let nothing = ask(folder.path(), &Query { compare_to: at(-5000), ..query("test_calls", 1484, 2384) }, 2384);
+    assert!(history::text::answer(&nothing, 4096).contains("nothing could be compared"));
+}
+
+#[test]
+fn all_metrics_are_of_the_minute_that_is_said() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=157).map(|n| tick(n, vec![calls("a", "user", if n > 97 { 3 } else { 1000 })])));
+    let answer = ask(folder.path(), &Query::default(), 157);
+    assert_eq!(answer.window.as_ref().unwrap().seconds as i64, 60);
+    assert_eq!(row(&answer, "metric", "test_calls")["value"], 3.0);
+}
+
+#[test]
+fn what_does_not_fit_is_said_be_it_rows_or_coverage() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));
+    let answer = ask(folder.path(), &query("test_calls", -600, 60), 60);
+    assert!(!answer.coverage.is_empty());
+    let fitted = history::fit(answer, 300);
+    assert!(fitted.coverage.is_empty() && fitted.notes.last().unwrap().contains("(coverage)"), "{:?}", fitted.notes);
+}
+
+#[test]
+fn no_step_is_no_length_and_nothing_recorded_is_not_less_than_nothing() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));
+    let none = history::ask_at(folder.path(), &Query { step: "0s".into(), ..query("test_calls", 0, 60) }, START + 60);
+    assert!(none.unwrap_err().to_string().contains("1s or longer"));
+    let answer = ask(folder.path(), &query("test_calls", -900, -100), 60);
+    let text = history::text::answer(&answer, 4096);
+    assert!(
+        text.contains(": 0 of 800 s recorded")
+            && serde_json::to_string(&answer).unwrap().contains("\"recorded_seconds\":0.0"),
+        "{text}"
+    );
+}
+
+#[test]
 fn there_is_one_writer() {
     let folder = folder();
     let keeper = keeper(folder.path());
@@ -264,6 +392,29 @@ fn there_is_one_writer() {
     assert!(matches!(second, Err(OpenError::Taken(_))), "{second:?}");
     drop(keeper);
     self::keeper(folder.path());
+}
+
+/// A daemon must begin however often somebody looks whether one runs.
+#[test]
+fn who_looks_whether_it_is_recorded_keeps_nobody_from_beginning() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    drop(keeper(folder.path()));
+    let end = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                    store::is_recorded(&file);
+                }
+            });
+        }
+        let begun: Vec<bool> = (0..50).map(|_| Keeper::open(&file, limits()).is_ok()).collect();
+        let seen = Keeper::open(&file, limits()).map(|_keeper| store::is_recorded(&file));
+        end.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(begun.iter().all(|begun| *begun), "{begun:?}");
+        assert!(seen.unwrap() && !store::is_recorded(&file));
+    });
 }
 
 fn sql(folder: &Path, sql: &str) -> Result<Answer, HistoryError> {
@@ -293,6 +444,15 @@ fn the_views_say_what_the_answers_say() {
     assert_eq!(one("SELECT count(*) FROM marks WHERE kind = 'start'"), 1);
     assert_eq!(one("SELECT count(*) FROM metrics WHERE metric LIKE 'test%'"), 3);
     assert_eq!(one("WITH s AS (SELECT t, amount FROM sums WHERE step = 1) SELECT count(*) FROM s WHERE t >= 0"), 390);
+    // Nothing of the view's columns is taken.
+    assert_eq!(one("SELECT count(*) FROM Marks"), 1);
+    assert_eq!(one("SELECT 7 FROM metrics"), 7);
+    assert_eq!(one("SELECT count(*) FROM (SELECT kind FROM events)"), 0);
+    for view in ["metrics", "samples", "sums", "gauges", "distributions", "buckets", "coverage", "events"] {
+        assert!(one(&format!("SELECT count(*) FROM {view}")).as_u64().unwrap() > 0 || view == "events", "{view}");
+    }
+    let text = history::text::answer(&sql(folder.path(), "SELECT max(t) AS t FROM sums WHERE step = 1").unwrap(), 4096);
+    assert!(text.contains(&(START + 129).to_string()), "{text}");
 }
 
 #[test]
@@ -345,6 +505,13 @@ fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
         "SELECT * FROM sqlite_master",
         "SELECT * FROM dbstat",
         "WITH sums AS (SELECT * FROM kept) SELECT * FROM sums",
+        "WITH sums AS (SELECT * FROM sqlite_schema) SELECT * FROM sums",
+        "WITH \"Sums\" AS MATERIALIZED (SELECT * FROM tick) SELECT * FROM sums",
+        "WITH events(a, b) AS (SELECT * FROM meta) SELECT * FROM events",
+        "SELECT count(*) FROM kept",
+        "SELECT count(*) FROM executions",
+        "SELECT count(*) FROM meta",
+        "SELECT count(*) FROM sqlite_schema",
         "SELECT * FROM executions",
         "SELECT (SELECT max(seq) FROM tick) FROM sums",
         "SELECT readfile('/etc/passwd')",
@@ -487,6 +654,84 @@ fn a_full_disk_stops_the_recording_and_nothing_else() {
     assert_eq!(table(&marks).rows.len(), 1, "{marks:?}");
 }
 
+/// What stops the recording passes, be it before the first file is made.
+#[test]
+fn a_folder_that_takes_no_file_at_first_is_waited_for() {
+    let disk = SmallDisk::new(8);
+    let folder = disk.0.path();
+    let remount = |options: &str| {
+        let done = Command::new("mount").args(["-o", options]).arg(folder).status();
+        assert!(done.unwrap().success(), "{options}");
+    };
+    remount("remount,ro");
+    let file = place::file(folder);
+    let mut keeper = Keeper::open(&file, limits()).unwrap();
+    keeper.keep(&tick(1, vec![calls("a", "user", 1)]));
+    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::ReadOnly, .. }), "{:?}", keeper.state());
+    assert!(keeper.trouble().unwrap().1.contains("Read-only"), "{:?}", keeper.trouble());
+    remount("remount,rw");
+    keep(&mut keeper, (2..=9).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    assert!(store::is_recorded(&file));
+    assert_eq!(total(&ask(folder, &query("test_calls", 0, 10), 10)), 8);
+    // Nor has a lock file any room.
+    drop(keeper);
+    std::fs::remove_file(place::lock_file(&file)).unwrap();
+    remount("remount,nr_inodes=20");
+    let files = (0..20).take_while(|n| std::fs::write(folder.join(format!("file-{n}")), "").is_ok()).count();
+    assert!(files < 20, "there is no room for a file");
+    let mut keeper = Keeper::open(&file, limits()).unwrap();
+    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::DiskFull, .. }), "{:?}", keeper.state());
+    let second = Keeper::open(Path::new("/dev/null/history.db"), limits());
+    assert!(matches!(second, Err(OpenError::Folder { .. })), "what does not pass ends the start: {second:?}");
+    (0..files).for_each(|n| std::fs::remove_file(folder.join(format!("file-{n}"))).unwrap());
+    keep(&mut keeper, [tick(11, vec![calls("a", "user", 1)])]);
+}
+
+#[test]
+fn a_file_that_is_removed_or_replaced_is_begun_anew_and_that_is_said() {
+    let folder = folder();
+    let file = place::file(folder.path());
+    let mut keeper = keeper(folder.path());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let second = |n: i64| tick(now - START + n, vec![calls("a", "user", 1)]);
+    keep(&mut keeper, (-5..=0).map(second));
+    std::thread::sleep(Duration::from_millis(2100));
+    std::fs::remove_file(&file).unwrap();
+    keeper.keep(&second(1));
+    let (reason, message, since) = keeper.trouble().unwrap();
+    assert!(reason == Reason::Removed && message.contains("removed or replaced") && since > 0, "{message}");
+    keep(&mut keeper, (2..=4).map(second));
+    let seconds = |kind: &str| {
+        let marks = sql(folder.path(), &format!("SELECT kind, seconds FROM marks WHERE kind = '{kind}'")).unwrap();
+        table(&marks).rows.first().map(|row| row["seconds"].as_f64().unwrap())
+    };
+    assert!(seconds("removed").is_some_and(|seconds| seconds > 2.0), "{:?}", seconds("removed"));
+    let from = now - START;
+    assert_eq!(total(&ask(folder.path(), &query("test_calls", from, from + 5), from + 4)), 3);
+    // Another file in its place is as good as none.
+    let other = folder.path().join("other.db");
+    std::fs::write(&other, "").unwrap();
+    std::fs::rename(&other, &file).unwrap();
+    keeper.keep(&second(5));
+    assert_eq!(keeper.trouble().map(|(reason, ..)| reason), Some(Reason::Removed));
+    keep(&mut keeper, (6..=7).map(second));
+}
+
+#[test]
+fn while_nothing_can_be_kept_the_reason_is_that_of_the_recorder() {
+    let disk = SmallDisk::new(8);
+    let folder = disk.0.path();
+    let mut keeper = keeper(folder);
+    keep(&mut keeper, (1..=100).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let stopped_ns = Some((START + 100) as u64 * SECOND);
+    let error = Some("31 MB are left".to_owned());
+    status::write(folder, &Status { error, stopped_by: Some("disk_full".into()), stopped_ns, ..Status::default() })
+        .unwrap();
+    let answer = ask(folder, &query("test_calls", 0, 160), 160);
+    assert_eq!(missing(&answer.coverage[0]), [("disk_full", 60.0)]);
+    assert!(answer.notes.iter().any(|note| note.contains("31 MB are left")), "{:?}", answer.notes);
+}
+
 #[test]
 fn room_that_is_for_others_is_left_to_them() {
     let disk = SmallDisk::new(8);
@@ -520,6 +765,8 @@ fn a_damaged_file_is_set_aside_and_a_new_one_begun() {
     assert_eq!(std::fs::read(&aside).unwrap(), bytes, "the damaged file is kept as it was");
     let marks = sql(folder.path(), "SELECT text FROM marks WHERE kind = 'set_aside'").unwrap();
     assert!(table(&marks).rows[0]["text"].as_str().unwrap().contains("history.db.damaged"), "{marks:?}");
+    let marks = sql(folder.path(), "SELECT seconds FROM marks WHERE kind = 'set_aside'").unwrap();
+    assert!(table(&marks).rows[0]["seconds"].as_f64().unwrap() > 0.0, "as long as there was a file: {marks:?}");
 }
 
 #[test]

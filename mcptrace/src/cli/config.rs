@@ -10,6 +10,7 @@ use super::{Failure, output};
 use crate::{
     config::{self, Config, ConfigError, DEFAULT_FILE, Loaded, VARIABLE},
     kernel::shed,
+    recorder::place,
 };
 
 const AFTER_HELP: &str = "\
@@ -29,8 +30,11 @@ pub(super) fn flag() -> Arg {
         .help_heading("Global options")
 }
 
-/// The settings for a command, which the process goes by from here on.
+/// The settings for a command, which the process goes by from here on. Where a command has `--state`, that is heard before the configuration.
 pub(super) fn load(matches: &ArgMatches) -> Result<Loaded, Failure> {
+    if let Ok(Some(state)) = matches.try_get_one::<PathBuf>("state") {
+        place::set_folder(state);
+    }
     let loaded = shed::by_own_right(|| config::load(given(matches)))?;
     loaded.config.apply();
     Ok(loaded)

@@ -117,7 +117,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     shed::shed(shed::needed_by_daemon())?;
     let options = Options { budget: config.recorder.budget_percent / 100.0, syscalls: config.recorder.syscalls };
     let seconds = matches.get_one::<u64>("seconds").copied();
-    let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
+    let folder = place::folder(None);
     let sink = sink(matches, &folder, config.recorder.size_mb)?;
     let folder = (!prints).then_some(folder);
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -314,8 +314,12 @@ fn tell(folder: Option<&Path>, status: &Status) {
 }
 
 fn begun(status: &Status) -> String {
-    let budget = status.budget_percent;
-    format!("recording to {}, budget {budget} % of CPU time; {}", status.sink, groups(status))
+    let (budget, sink) = (status.budget_percent, &status.sink);
+    let what = match &status.error {
+        None => format!("recording to {sink}"),
+        Some(error) => format!("nothing is kept in {sink}: {error}; it is tried again"),
+    };
+    format!("{what}, budget {budget} % of CPU time; {}", groups(status))
 }
 
 fn groups(status: &Status) -> String {
@@ -339,7 +343,7 @@ fn cost(status: &Status) -> String {
         return "its cost in the kernel cannot be measured here (that takes CAP_SYS_ADMIN and Linux 5.8)".to_owned();
     }
     let Status { cost_percent, cost_process_percent, .. } = status;
-    format!("costs {cost_percent} % of CPU time, {cost_process_percent} % of it in this process")
+    format!("costs {cost_percent} % of CPU time, {cost_process_percent} % of it in its own thread")
 }
 
 /// A line on stderr; whoever read it may have gone.
@@ -358,6 +362,14 @@ mod tests {
         for wrong in ["0", "51", "-1", "nan", "one"] {
             assert!(budget(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_file_that_takes_nothing_is_not_announced_as_one_that_does() {
+        let status = Status { sink: "h.db".into(), error: Some("it is not a history".into()), ..Status::default() };
+        let text = begun(&status);
+        assert!(text.starts_with("nothing is kept in h.db: it is not a history; it is tried again, budget"), "{text}");
+        assert!(begun(&Status { error: None, ..status }).starts_with("recording to h.db, budget"));
     }
 
     #[test]

@@ -61,8 +61,7 @@ pub(super) fn define() -> Command {
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     config::load(matches)?;
-    let folder = place::folder(matches.get_one::<PathBuf>("state").map(PathBuf::as_path));
-    let answer = history::ask(&folder, &query(matches))?;
+    let answer = history::ask(&place::folder(None), &query(matches))?;
     if matches.get_flag("json") {
         return output::json(&answer);
     }

@@ -2,10 +2,11 @@
 
 use std::{
     io::IsTerminal as _,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser, value_parser};
 use serde_json::json;
 use tokio::{runtime, select, time::sleep};
 
@@ -44,6 +45,13 @@ pub(super) fn define() -> Command {
                 .value_name("AREA")
                 .value_parser(EnumValueParser::<Focus>::new())
                 .help("Look at one area only"),
+        )
+        .arg(
+            Arg::new("state")
+                .long("state")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help(format!("Folder of the recorder [default: $MCPTRACE_STATE or {}]", place::DEFAULT)),
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
         .after_help(

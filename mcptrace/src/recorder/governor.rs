@@ -2,6 +2,9 @@
 //!
 //! Over budget it first looks at system calls for a shorter time, then sheds the dearest group; when there has been room for a while it
 //! takes back what it shed last. What was taken back and had to be shed again soon waits twice as long the next time.
+//!
+//! Where the recorder's thread alone is over the budget, nothing that is left out brings all within it. Then its programs have the budget for
+//! themselves, and are left out only if they are over it.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +27,7 @@ const LONGEST_CALM: f64 = 1920.0;
 /// What a tick cost, in shares of the time of all CPUs.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// Of the recorder's own process.
+    /// Of the recorder's own thread.
     pub own: f64,
     /// Of its programs in the kernel, by group.
     pub groups: BTreeMap<&'static str, f64>,
@@ -100,13 +103,18 @@ impl Governor {
         self.last
     }
 
+    /// Whether so much of the recorder's thread and of programs is more than may be, if leaving programs out can help.
+    pub fn is_over(&self, own: f64, programs: f64) -> bool {
+        programs > self.left_by(own)
+    }
+
     /// Takes a measurement and decides.
     pub fn decide(&mut self, measured: &Measured) -> Option<Action> {
-        self.last = total(measured, self.duty);
+        self.last = measured.own + programs(measured, self.duty);
         if let Some((_, seconds)) = &mut self.restored {
             *seconds += measured.seconds;
         }
-        if self.last > self.budget {
+        if self.excess(measured) > 0.0 {
             self.calm = 0.0;
             self.over += 1;
             if self.over < PATIENCE {
@@ -120,13 +128,23 @@ impl Governor {
         self.take_back(measured)
     }
 
+    /// What the recorder's thread leaves to programs; all if it is over the budget by itself.
+    fn left_by(&self, own: f64) -> f64 {
+        if own < self.budget { self.budget - own } else { self.budget }
+    }
+
+    /// By how much programs cost more than they may.
+    fn excess(&self, measured: &Measured) -> f64 {
+        programs(measured, self.duty) - self.left_by(measured.own)
+    }
+
     fn give_up(&mut self, measured: &Measured) -> Option<Action> {
-        let excess = self.last - self.budget;
+        let excess = self.excess(measured);
         // System calls first, as far as that helps: down to the level that is enough, or to none.
         if syscalls(measured, self.duty) > 0.0 {
             let enough = |duty: &usize| syscalls(measured, self.duty) - syscalls(measured, *duty) >= excess;
             self.duty = (self.duty + 1..DUTY_MS.len()).find(enough).unwrap_or(DUTY_MS.len() - 1);
-            if total(measured, self.duty) <= self.budget {
+            if self.excess(measured) <= 0.0 {
                 return None;
             }
         }
@@ -149,7 +167,7 @@ impl Governor {
         if self.calm < CALM {
             return None;
         }
-        let room = self.budget * ROOM - self.last;
+        let room = self.left_by(measured.own) - self.budget * (1.0 - ROOM) - programs(measured, self.duty);
         if let Some(shed) = self.shed.last().copied() {
             let wait = self.waits.get(shed.group).copied().unwrap_or(CALM);
             // What it cost when it was shed says little about now once it has waited for long: then it is tried.
@@ -172,9 +190,9 @@ impl Governor {
     }
 }
 
-/// What all costs at a level of the duty cycle.
-fn total(measured: &Measured, duty: usize) -> f64 {
-    measured.own + measured.groups.values().sum::<f64>() + syscalls(measured, duty)
+/// What all programs cost at a level of the duty cycle.
+fn programs(measured: &Measured, duty: usize) -> f64 {
+    measured.groups.values().sum::<f64>() + syscalls(measured, duty)
 }
 
 /// What system calls cost at a level of the duty cycle.
@@ -262,9 +280,21 @@ mod tests {
     }
 
     #[test]
-    fn what_costs_nothing_is_not_shed_however_dear_the_process_is() {
+    fn what_costs_nothing_is_not_shed_however_dear_the_thread_is() {
         let mut governor = Governor::new(0.01);
         let own = Measured { own: 0.05, seconds: 5.0, ..Measured::default() };
         assert_eq!(decide(&mut governor, &own, 10), []);
+    }
+
+    #[test]
+    fn what_cannot_bring_all_within_the_budget_is_not_shed() {
+        let mut governor = Governor::new(0.01);
+        let dear = |own, runq| Measured { own, ..measured(&[("cpu", 0.001), ("runq", runq)], 0.01) };
+        assert_eq!(decide(&mut governor, &dear(0.027, 0.0006), 20), []);
+        assert_eq!(governor.duty_ms(), 500, "nor is less looked at system calls");
+        assert!((governor.cost() - 0.0291).abs() < 1e-9, "it is said all the same: {}", governor.cost());
+        assert!(!governor.is_over(0.027, 0.0016) && governor.is_over(0.009, 0.0016));
+        // The programs by themselves are over the budget: they are brought within it.
+        assert_eq!(decide(&mut governor, &dear(0.027, 0.02), 2), [Action::Shed("runq")]);
     }
 }

@@ -8,6 +8,7 @@ pub mod coverage;
 pub mod past;
 pub mod range;
 pub mod reader;
+mod rows;
 mod sql;
 pub mod text;
 
@@ -25,13 +26,16 @@ use self::{
     coverage::{Coverage, Grid, Recorded},
     range::{MOST, Span, stamp, usual_step},
     reader::{Known, Mark, Reader},
+    rows::{digits, points, table},
 };
 use super::{
     metrics::OTHERS,
+    status::{self, Status},
     store::{
         self,
-        body::{Cell, Sparse},
+        body::Cell,
         schema::{Tier, kind_word},
+        writer::SPREAD,
     },
     tick::Kind,
 };
@@ -43,6 +47,8 @@ use crate::{
 
 /// Groups that a metric is divided into if nothing is said.
 pub const DEFAULT_TOP: usize = 10;
+/// The name of rates that are by the time in which a duty cycle looked: an estimate of all.
+const SCALED: &str = "scaled_per_second";
 /// Groups that may be asked for.
 pub const MOST_TOP: usize = 200;
 
@@ -211,6 +217,8 @@ struct Now {
     /// Up to when something can have been recorded.
     until: i64,
     notes: Vec<String>,
+    /// Why a recorder that runs keeps nothing at present.
+    stopped: Option<Mark>,
 }
 
 /// The last tick is this old at most while it is recorded, in seconds.
@@ -222,14 +230,33 @@ impl Now {
         let fresh = latest.is_some_and(|latest| (second - latest).abs() <= FRESH);
         let last = latest.map_or_else(|| "never".to_owned(), stamp);
         let mut notes = Vec::new();
+        // What other processes are told is some seconds old: what was kept since then says that it goes on.
+        let stopped = status::read(folder).and_then(|status| stopped(&status, second));
+        let stopped = stopped.filter(|mark| latest.is_none_or(|latest| latest as f64 <= mark.at - mark.seconds + 1.0));
         if !store::is_recorded(&super::place::file(folder)) {
             notes.push(format!("the recorder is not running (last record: {last}); start it with `mcptrace daemon`"));
+        } else if let Some(stopped) = &stopped {
+            notes.push(format!("the recorder runs but keeps nothing (last record: {last}): {}", stopped.text));
         } else if !fresh {
             notes.push(format!("the recorder runs but records nothing (last record: {last}): its log says why"));
         }
-        let until = latest.filter(|_| fresh).map_or(second, |latest| latest + 1);
-        Ok(Self { second, until, notes })
+        let until = latest.filter(|_| fresh && stopped.is_none()).map_or(second, |latest| latest + 1);
+        Ok(Self { second, until, notes, stopped })
     }
+
+    /// What happened to the recorder in a window, up to now.
+    fn marks(&self, reader: &Reader, span: Span) -> Result<Vec<Mark>, HistoryError> {
+        let mut marks = reader.marks(span)?;
+        marks.extend(self.stopped.clone());
+        Ok(marks)
+    }
+}
+
+/// The time in which a recorder has kept nothing until now, as the mark that it writes afterwards.
+fn stopped(status: &Status, second: i64) -> Option<Mark> {
+    let kind = status.stopped_by.clone()?.into_owned();
+    let (at, since) = (second as f64, status.stopped_ns? as f64 / 1e9);
+    Some(Mark { at, kind, seconds: (at - since).max(0.0), text: status.error.clone().unwrap_or_default() })
 }
 
 /// A question as it can be answered.
@@ -241,7 +268,21 @@ struct Plan {
 
 impl Plan {
     fn new(reader: &Reader, span: Span, step: &str, now: &Now) -> Result<Self, HistoryError> {
-        let asked = if step.is_empty() { usual_step(span.seconds()) } else { range::length(step)?.max(1) };
+        let asked = if step.is_empty() { usual_step(span.seconds()) } else { range::length(step)? };
+        if asked < 1 {
+            return Err(HistoryError::Range("a step is 1s or longer".to_owned()));
+        }
+        Self::stepped(reader, span, asked, now)
+    }
+
+    /// One step over all of it, from what is kept in short enough steps that its ends are where they were asked for.
+    fn whole(reader: &Reader, span: Span, now: &Now) -> Result<Self, HistoryError> {
+        let mut plan = Self::stepped(reader, span, fine(span), now)?;
+        plan.grid.step = plan.grid.span.seconds();
+        Ok(plan)
+    }
+
+    fn stepped(reader: &Reader, span: Span, asked: i64, now: &Now) -> Result<Self, HistoryError> {
         let (tier, span, step) = reader.choose(span, asked, now.second)?;
         let mut notes = Vec::new();
         if step > asked {
@@ -267,13 +308,18 @@ impl Plan {
     }
 }
 
+/// A step by which the ends of a window move little.
+fn fine(span: Span) -> i64 {
+    (span.seconds() / 60).max(1)
+}
+
 /// One metric over time.
 fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError> {
     let metric = reader.metric(&query.metric)?;
     let grouping = Grouping::new(reader, &metric, &query.group_by, &query.filter)?;
     let span = Span::asked(&query.from, &query.to, now.second)?;
     let plan = Plan::new(reader, span, &query.step, now)?;
-    let marks = reader.marks(plan.grid.span)?;
+    let marks = now.marks(reader, plan.grid.span)?;
     let groups = coverage::recorded(reader, &plan.tier, plan.grid)?;
     let recorded = of_group(&groups, &metric.group);
     let (ranked, damaged) = ranked(reader, &metric, &grouping, &plan)?;
@@ -421,132 +467,6 @@ fn steps(
     Ok(steps)
 }
 
-/// The groups over the whole window.
-fn table(metric: &Known, grouping: &Grouping, ranked: &Ranked, top: usize, recorded: &Recorded) -> Table {
-    let looked = recorded.looked_share();
-    let row = |key: Row, cell: &Cell| {
-        let mut row = key;
-        row.extend(numbers(cell, recorded.total(), looked));
-        row
-    };
-    let rows = ranked.iter().take(top).map(|(key, cell)| row(grouping.row(key), cell)).collect();
-    let rest = ranked.iter().skip(top).map(|(_, cell)| cell.clone());
-    let others = rest.reduce(|mut sum, cell| {
-        sum.merge(&cell);
-        sum
-    });
-    // An average of the levels that are not shown says nothing.
-    let others = others.filter(|_| metric.kind != Kind::Gauge).map(|cell| row(Row::new(), &cell));
-    Table { key: grouping.by.clone(), columns: columns(metric, looked), rows, others, rows_total: ranked.len() as u64 }
-}
-
-fn columns(metric: &Known, looked: f64) -> Vec<Field> {
-    let unit = &metric.unit;
-    let rate = format!("{unit}/s");
-    let mut columns = match metric.kind {
-        Kind::Sum => vec![Field::new("total", unit), Field::new("per_second", &rate)],
-        Kind::Gauge => ["average", "least", "greatest"].map(|name| Field::new(name, unit)).to_vec(),
-        Kind::Distribution => {
-            let mut columns = vec![Field::new("count", ""), Field::new("per_second", "1/s")];
-            columns.extend(["mean", "p50", "p90", "p99", "greatest"].map(|name| Field::new(name, unit)));
-            columns
-        }
-    };
-    if looked < 0.995 && metric.kind != Kind::Gauge {
-        let unit = if metric.kind == Kind::Sum { rate.as_str() } else { "1/s" };
-        columns.push(Field::new("scaled_per_second", unit));
-    }
-    columns
-}
-
-/// What a cell is over so many recorded seconds.
-fn numbers(cell: &Cell, seconds: f64, looked: f64) -> Row {
-    let rate = |amount: u64| if seconds > 0.0 { json!(digits(amount as f64 / seconds)) } else { Value::Null };
-    let scaled = |amount: u64| json!(digits(amount as f64 / (seconds * looked)));
-    let mut row = Row::new();
-    let amount = match cell {
-        Cell::Sum(amount) => {
-            row.insert("total".into(), json!(amount));
-            row.insert("per_second".into(), rate(*amount));
-            Some(*amount)
-        }
-        Cell::Gauge(level) => {
-            row.insert("average".into(), json!(digits(level.average)));
-            row.insert("least".into(), json!(digits(level.least)));
-            row.insert("greatest".into(), json!(digits(level.greatest)));
-            None
-        }
-        Cell::Distribution(values) => {
-            row.insert("count".into(), json!(values.count));
-            row.insert("per_second".into(), rate(values.count));
-            row.extend(percentiles(values));
-            Some(values.count)
-        }
-    };
-    if let Some(amount) = amount
-        && looked < 0.995
-        && seconds > 0.0
-    {
-        row.insert("scaled_per_second".into(), scaled(amount));
-    }
-    row
-}
-
-fn percentiles(values: &Sparse) -> Row {
-    let whole = values.whole();
-    let mean = if values.count == 0 { 0.0 } else { values.sum as f64 / values.count as f64 };
-    let shares = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
-    let mut row = Row::from_iter([("mean".to_owned(), json!(digits(mean)))]);
-    row.extend(shares.map(|(name, share)| (name.to_owned(), json!(whole.percentile(share)))));
-    row.insert("greatest".into(), json!(values.greatest));
-    row
-}
-
-/// A group over time.
-fn points(key: &Row, kind: Kind, steps: &[Option<Cell>], recorded: &Recorded) -> Row {
-    let mut point = Row::new();
-    if !key.is_empty() {
-        point.insert("key".into(), Value::Object(key.clone()));
-    }
-    let series = |of: &dyn Fn(usize, Option<&Cell>) -> Option<f64>| -> Value {
-        let values = steps.iter().enumerate().map(|(at, cell)| of(at, cell.as_ref()).map(digits));
-        values.collect::<Vec<_>>().into()
-    };
-    // What was recorded and did not happen is 0; what was not recorded is nothing.
-    let rate = |at: usize, amount: u64| recorded.seconds(at).map(|seconds| amount as f64 / seconds);
-    let amount = |cell: Option<&Cell>| match cell {
-        Some(Cell::Sum(amount)) => *amount,
-        Some(Cell::Distribution(values)) => values.count,
-        _ => 0,
-    };
-    let percentile = |cell: Option<&Cell>, share: f64| match cell {
-        Some(Cell::Distribution(values)) if values.count > 0 => Some(values.whole().percentile(share) as f64),
-        _ => None,
-    };
-    let level = |cell: Option<&Cell>| match cell {
-        Some(Cell::Gauge(level)) => Some(level.average),
-        _ => None,
-    };
-    match kind {
-        Kind::Gauge => drop(point.insert("average".into(), series(&|_, cell| level(cell)))),
-        Kind::Sum => drop(point.insert("per_second".into(), series(&|at, cell| rate(at, amount(cell))))),
-        Kind::Distribution => {
-            point.insert("per_second".into(), series(&|at, cell| rate(at, amount(cell))));
-            point.insert("p50".into(), series(&|_, cell| percentile(cell, 0.5)));
-            point.insert("p99".into(), series(&|_, cell| percentile(cell, 0.99)));
-        }
-    }
-    point
-}
-
-/// A number with the digits that a reader needs.
-fn digits(value: f64) -> f64 {
-    if value.fract() == 0.0 || value.abs() >= 1e5 {
-        return value.round();
-    }
-    format!("{value:.3e}").parse().unwrap_or(value)
-}
-
 fn notes(metric: &Known, grouping: &Grouping, coverage: &Coverage, marks: &[Mark], damaged: u64) -> Vec<String> {
     let mut notes = Vec::new();
     if coverage.recorded_seconds == 0.0 {
@@ -554,7 +474,7 @@ fn notes(metric: &Known, grouping: &Grouping, coverage: &Coverage, marks: &[Mark
     }
     if let Some(share) = coverage.looked_share.filter(|_| metric.kind != Kind::Gauge) {
         let percent = digits(share * 100.0);
-        notes.push(format!("a duty cycle looked for {percent} % of the time: totals and per_second are what was seen, scaled_per_second estimates all"));
+        notes.push(format!("a duty cycle looked for {percent} % of the time: totals and per_second are what was seen, scaled_per_second (all that points have) estimates all"));
     }
     if metric.kind == Kind::Gauge && grouping.narrower {
         notes.push("levels of several series are averaged, not added".to_owned());
@@ -562,6 +482,9 @@ fn notes(metric: &Known, grouping: &Grouping, coverage: &Coverage, marks: &[Mark
     for mark in marks.iter().filter(|mark| mark.kind == "clock_jump" && mark.seconds < 0.0).take(3) {
         let (at, back) = (stamp(mark.at as i64), digits(-mark.seconds));
         notes.push(format!("at {at} the clock was set back by {back} s: what follows stands beside what was recorded there before, rates stay right"));
+    }
+    for mark in marks.iter().filter(|mark| mark.kind == SPREAD).take(3) {
+        notes.push(format!("{} s before {} were {}", digits(mark.seconds), stamp(mark.at as i64), mark.text));
     }
     if damaged > 0 {
         notes.push(format!("{damaged} rows of the file are damaged and left out"));
@@ -573,9 +496,9 @@ fn notes(metric: &Known, grouping: &Grouping, coverage: &Coverage, marks: &[Mark
 fn all(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError> {
     let from = if query.from.is_empty() { "-1m" } else { &query.from };
     let span = Span::asked(from, &query.to, now.second)?;
-    let plan = Plan::new(reader, span, &format!("{}", span.seconds()), now)?;
+    let plan = Plan::whole(reader, span, now)?;
     let groups = coverage::recorded(reader, &plan.tier, plan.grid)?;
-    let marks = reader.marks(plan.grid.span)?;
+    let marks = now.marks(reader, plan.grid.span)?;
     let mut rows = Vec::new();
     let mut coverage: Vec<Coverage> = Vec::new();
     for metric in reader.metrics()? {
@@ -604,11 +527,12 @@ fn glance(reader: &Reader, metric: &Known, plan: &Plan, recorded: &Recorded) -> 
         Some(own) => own.merge(&cell),
         None => all = Some(cell),
     })?;
-    let seconds = recorded.total();
+    let seconds = recorded.looked();
+    let rate = if recorded.is_whole() { "per_second" } else { SCALED };
     let (is, value) = match (metric.kind, &all) {
         _ if seconds == 0.0 => ("", Value::Null),
-        (Kind::Sum, Some(Cell::Sum(amount))) => ("per_second", json!(digits(*amount as f64 / seconds))),
-        (Kind::Sum, _) => ("per_second", json!(0)),
+        (Kind::Sum, Some(Cell::Sum(amount))) => (rate, json!(digits(*amount as f64 / seconds))),
+        (Kind::Sum, _) => (rate, json!(0)),
         (Kind::Gauge, Some(Cell::Gauge(level))) => ("average", json!(digits(level.average))),
         (Kind::Distribution, Some(Cell::Distribution(values))) if values.count > 0 => {
             ("p99", json!(values.whole().percentile(0.99)))
@@ -630,7 +554,7 @@ fn glance(reader: &Reader, metric: &Known, plan: &Plan, recorded: &Recorded) -> 
 /// An answer as JSON of at most so many bytes: rows over time go first, then rows; what went is said.
 pub fn fit(mut answer: Answer, most_bytes: usize) -> Answer {
     let size = |answer: &Answer| serde_json::to_string(answer).map_or(0, |text| text.len());
-    let (points, rows) = (answer.points.len(), rows(&answer));
+    let (points, rows, groups) = (answer.points.len(), rows_of(&answer), answer.coverage.len());
     let mut note = None;
     while size(&answer) + note.as_ref().map_or(0, String::len) > most_bytes {
         let table = match &mut answer.report {
@@ -648,9 +572,10 @@ pub fn fit(mut answer: Answer, most_bytes: usize) -> Answer {
         } else {
             break;
         }
-        let left = (points - answer.points.len(), rows - self::rows(&answer));
+        let left = (points - answer.points.len(), rows - rows_of(&answer));
+        let coverage = if answer.coverage.is_empty() && groups > 0 { ", what was not recorded (coverage)" } else { "" };
         note = Some(format!(
-            "left out to fit max_bytes: {} rows of points, {} rows of the table; ask with a larger one, a longer step or a smaller top",
+            "left out to fit max_bytes: {} rows of points, {} rows of the table{coverage}; ask with a larger one, a longer step or a smaller top",
             left.0, left.1
         ));
     }
@@ -658,6 +583,6 @@ pub fn fit(mut answer: Answer, most_bytes: usize) -> Answer {
     answer
 }
 
-fn rows(answer: &Answer) -> usize {
+fn rows_of(answer: &Answer) -> usize {
     crate::report::view::rows_of(answer.report.as_ref())
 }

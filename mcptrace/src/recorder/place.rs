@@ -11,10 +11,10 @@ pub const DEFAULT: &str = "/var/lib/mcptrace";
 /// The variable that names the folder.
 pub const VARIABLE: &str = "MCPTRACE_STATE";
 
-/// What the configuration says.
+/// What a flag or the configuration says.
 static CONFIGURED: OnceLock<PathBuf> = OnceLock::new();
 
-/// Sets the folder, as the configuration says.
+/// Sets the folder for the whole process, as a flag or else the configuration says: who says it first is heard.
 pub fn set_folder(folder: &Path) {
     let _ = CONFIGURED.set(folder.to_owned());
 }

@@ -210,7 +210,6 @@ impl Work {
         self.proc.read(&mut Samples::default());
         self.programs.read();
         self.programs.events();
-        self.own = (Instant::now(), own_time());
         self.turned = Instant::now();
     }
 
@@ -222,6 +221,8 @@ impl Work {
     }
 
     fn run(&mut self) {
+        // The clock is that of the thread, and this is another one than that which has loaded the programs.
+        self.own = (Instant::now(), own_time());
         let mut next = Instant::now() + SECOND;
         loop {
             let stop = self.during(next);
@@ -296,8 +297,7 @@ impl Work {
             let share = ns / (window.as_nanos() as f64 * self.cpus);
             *groups.entry(programs::group_of(program.name)).or_default() += share;
         }
-        let programs: f64 = groups.values().sum();
-        self.is_urgent = programs > 0.0 && programs + self.measured.own > self.governor.budget();
+        self.is_urgent = self.governor.is_over(self.measured.own, groups.values().sum());
         self.measurements.rotate_left(1);
         self.measurements[2] = groups;
         let of = |group| self.measurements.each_ref().map(|groups| groups.get(group).copied().unwrap_or(0.0));
@@ -420,6 +420,7 @@ impl Work {
             let cost_percent = percent(self.measured.groups.get(name).copied().unwrap_or(0.0));
             GroupStatus { name: name.into(), state: state.into(), cost_percent, why }
         };
+        let trouble = self.sink.trouble();
         let status = Status {
             since_ns: self.since_ns,
             last_ns: at_ns,
@@ -431,7 +432,9 @@ impl Work {
             syscalls_ms_of_10_s: if self.options.syscalls { self.governor.duty_ms() } else { 0 },
             groups: metrics::GROUPS.iter().map(|name| group(name)).collect(),
             sink: self.sink.describe(),
-            error: self.error.clone(),
+            error: trouble.as_ref().map(|trouble| trouble.message.clone()).or_else(|| self.error.clone()),
+            stopped_by: trouble.as_ref().map(|trouble| trouble.reason.into()),
+            stopped_ns: trouble.as_ref().map(|trouble| trouble.since_ns),
         };
         *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
@@ -502,9 +505,9 @@ fn unix_ns() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// CPU time of this process.
+/// CPU time of this thread, which reads, keeps and measures: what the rest of the process does for clients is no cost of recording.
 fn own_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    store::{Keeper, Limits, OpenError, State},
+    store::{Keeper, Limits, OpenError},
     tick::{Tick, Value},
 };
 
@@ -17,8 +17,24 @@ pub trait Sink: Send {
     /// What it is and where, in words.
     fn describe(&self) -> String;
 
+    /// What keeps it from keeping ticks at present.
+    fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+
     /// Ends it cleanly, after the last tick.
     fn close(self: Box<Self>) {}
+}
+
+/// Why nothing is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// In a word, as in coverage.
+    pub reason: &'static str,
+    /// In a sentence.
+    pub message: String,
+    /// Since when, in nanoseconds since 1970.
+    pub since_ns: u64,
 }
 
 /// Keeps ticks in a history.
@@ -38,14 +54,16 @@ impl History {
 impl Sink for History {
     fn keep(&mut self, tick: &Tick) -> Result<(), String> {
         self.keeper.keep(tick);
-        match self.keeper.state() {
-            State::Recording { .. } => Ok(()),
-            State::Stopped { message, .. } => Err(message.clone()),
-        }
+        self.trouble().map_or(Ok(()), |trouble| Err(trouble.message))
     }
 
     fn describe(&self) -> String {
         self.file.display().to_string()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        let (reason, message, since_ns) = self.keeper.trouble()?;
+        Some(Trouble { reason: reason.word(), message: message.to_owned(), since_ns })
     }
 
     fn close(self: Box<Self>) {

@@ -18,9 +18,9 @@ pub struct Status {
     pub ticks: u64,
     /// What it may cost, in percent of the time of all CPUs
     pub budget_percent: f64,
-    /// What it costs by its own measurement: programs in the kernel, and its process
+    /// What it costs by its own measurement: programs in the kernel, and the thread that reads and keeps
     pub cost_percent: f64,
-    /// The part of its process
+    /// The part of that thread
     pub cost_process_percent: f64,
     /// Whether the cost of programs can be measured here
     pub cost_is_measured: bool,
@@ -33,6 +33,12 @@ pub struct Status {
     /// Why the last second could not be kept
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The same in a word, as in coverage
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<Cow<'static, str>>,
+    /// Since when nothing is kept, in nanoseconds since 1970
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_ns: Option<u64>,
 }
 
 /// A group of metrics.

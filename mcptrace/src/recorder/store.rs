@@ -16,14 +16,14 @@ pub mod writer;
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{fd::AsRawFd as _, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
 use rusqlite::ErrorCode;
 use rustix::{
-    fs::{FlockOperation, flock, statvfs},
+    fs::statvfs,
     time::{ClockId, clock_gettime},
 };
 use serde::Serialize;
@@ -95,6 +95,8 @@ pub enum Reason {
     Busy,
     /// It may not be written.
     ReadOnly,
+    /// The file was removed, or another one stands in its place.
+    Removed,
     /// The disk fails.
     Io,
 }
@@ -108,6 +110,7 @@ impl Reason {
             Self::Foreign => "foreign",
             Self::Busy => "busy",
             Self::ReadOnly => "read_only",
+            Self::Removed => "removed",
             Self::Io => "io",
         }
     }
@@ -141,6 +144,15 @@ pub enum WriteError {
     /// SQLite says no.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// What is written goes nowhere.
+    #[error("the file was removed or replaced")]
+    Removed,
+    /// The folder takes no lock file at present.
+    #[error("cannot make the lock file: {0}")]
+    Lock(io::Error),
+    /// A recorder that began while this one could not record.
+    #[error("another recorder writes the file")]
+    Taken,
     /// Others need what room there is.
     #[error("{} MB are left on the disk, which are for others", free >> 20)]
     Spare {
@@ -169,30 +181,54 @@ impl From<SchemaError> for WriteError {
 pub struct Keeper {
     file: PathBuf,
     limits: Limits,
-    /// Held for as long as this writes.
-    _lock: File,
+    /// Held for as long as this writes; none while the folder takes none.
+    lock: Option<File>,
     writer: Option<Writer>,
     state: State,
     /// When the state began; for how long nothing was kept.
     changed: Instant,
+    stopped_ns: u64,
     tried: Instant,
     ticks: u64,
+    /// When the file was begun of which nothing can be read any more.
+    lost_since: Option<SystemTime>,
 }
 
 impl Keeper {
-    /// Opens a history, or makes one; a disk that is full and a file that is damaged are states, not errors.
+    /// Opens a history, or makes one; a disk that is full or may not be written and a file that is damaged are states, not errors.
     ///
     /// # Errors
     ///
-    /// If another recorder writes it, or the folder cannot be made.
+    /// If another recorder writes it, or the folder cannot be made for another reason than those.
     pub fn open(file: &Path, limits: Limits) -> Result<Self, OpenError> {
-        let lock = lock(file)?;
+        let lock = match lock(file) {
+            Ok(lock) => Some(lock),
+            Err(OpenError::Folder { error, .. }) if passes(&error) => None,
+            Err(error) => return Err(error),
+        };
         let now = Instant::now();
-        let state = State::Recording { since: utc() };
-        let mut keeper =
-            Self { file: file.into(), limits, _lock: lock, writer: None, state, changed: now, tried: now, ticks: 0 };
+        let mut keeper = Self {
+            file: file.into(),
+            limits,
+            lock,
+            writer: None,
+            state: State::Recording { since: utc() },
+            changed: now,
+            stopped_ns: 0,
+            tried: now,
+            ticks: 0,
+            lost_since: None,
+        };
         keeper.begin(None);
         Ok(keeper)
+    }
+
+    /// What keeps it from recording, and since when in nanoseconds since 1970.
+    pub fn trouble(&self) -> Option<(Reason, &str, u64)> {
+        match &self.state {
+            State::Recording { .. } => None,
+            State::Stopped { reason, message, .. } => Some((*reason, message, self.stopped_ns)),
+        }
     }
 
     /// Whether it is recorded, and if not, why.
@@ -222,6 +258,9 @@ impl Keeper {
 
     fn write(&mut self, tick: &Tick) -> Result<(), WriteError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
+        if !writer.is_in_place() {
+            return Err(WriteError::Removed);
+        }
         if self.ticks.is_multiple_of(SPARE_TICKS) {
             spare(&self.file, &self.limits)?;
         }
@@ -232,7 +271,8 @@ impl Keeper {
     /// Opens the file; sets a damaged one aside and begins a new one.
     fn begin(&mut self, at_ns: Option<u64>) {
         self.tried = Instant::now();
-        let opened = spare(&self.file, &self.limits).and_then(|()| Writer::open(&self.file, &self.limits));
+        let opened = self.hold().and_then(|()| spare(&self.file, &self.limits));
+        let opened = opened.and_then(|()| Writer::open(&self.file, &self.limits));
         let opened = match opened {
             Err(error) if reason(&error, &self.file, &self.limits) == Reason::Damaged => self.replace(&error),
             other => other,
@@ -240,6 +280,7 @@ impl Keeper {
         match opened.and_then(|writer| self.resume(&writer, at_ns).map(|()| writer)) {
             Ok(writer) => {
                 self.writer = Some(writer);
+                self.lost_since = None;
                 self.state = State::Recording { since: utc() };
                 self.changed = Instant::now();
             }
@@ -247,25 +288,41 @@ impl Keeper {
         }
     }
 
+    /// Holds the lock, if that was not possible before.
+    fn hold(&mut self) -> Result<(), WriteError> {
+        if self.lock.is_none() {
+            self.lock = Some(lock(&self.file).map_err(|error| match error {
+                OpenError::Taken(_) => WriteError::Taken,
+                OpenError::Folder { error, .. } => WriteError::Lock(error),
+            })?);
+        }
+        Ok(())
+    }
+
     /// Says in the file that recording begins, and why it had stopped.
     fn resume(&self, writer: &Writer, at_ns: Option<u64>) -> Result<(), WriteError> {
         let at_ns = at_ns.unwrap_or_else(unix_ns);
         if let State::Stopped { reason, message, .. } = &self.state {
-            writer.mark(at_ns, reason.word(), self.changed.elapsed().as_secs_f64(), message)?;
+            let stopped = self.changed.elapsed().as_secs_f64();
+            writer.mark(at_ns, reason.word(), stopped.max(seconds_since(self.lost_since)), message)?;
         }
         writer.mark(at_ns, "start", 0.0, concat!("mcptrace ", env!("CARGO_PKG_VERSION")))
     }
 
     fn replace(&self, error: &WriteError) -> Result<Writer, WriteError> {
+        let began = begun_at(&self.file);
         let aside = set_aside(&self.file).map_err(|error| WriteError::Damaged(error.to_string()))?;
         tracing::error!(%error, aside = %aside.display(), "the history is damaged: it is set aside and a new one begun");
         let writer = Writer::open(&self.file, &self.limits)?;
         let text = format!("{error}; the former file is {}", aside.display());
-        writer.mark(unix_ns(), "set_aside", 0.0, &text)?;
+        writer.mark(unix_ns(), "set_aside", seconds_since(began), &text)?;
         Ok(writer)
     }
 
     fn stop(&mut self, error: WriteError) {
+        if let (WriteError::Removed, Some(writer)) = (&error, &self.writer) {
+            self.lost_since = writer.began();
+        }
         self.writer = None;
         let reason = reason(&error, &self.file, &self.limits);
         if matches!(&self.state, State::Stopped { reason: former, .. } if *former == reason) {
@@ -274,10 +331,11 @@ impl Keeper {
         tracing::error!(%error, reason = reason.word(), "nothing is recorded");
         if matches!(self.state, State::Recording { .. }) {
             self.changed = Instant::now();
+            self.stopped_ns = unix_ns();
         }
         self.state = State::Stopped { reason, message: error.to_string(), since: utc() };
-        // A damaged file is replaced at the next tick; the rest needs time.
-        if reason == Reason::Damaged {
+        // A file that is damaged or gone is replaced at the next tick; the rest needs time.
+        if matches!(reason, Reason::Damaged | Reason::Removed) {
             self.tried = Instant::now().checked_sub(self.limits.retry).unwrap_or(self.tried);
         } else {
             self.tried = Instant::now();
@@ -295,17 +353,46 @@ fn lock(file: &Path) -> Result<File, OpenError> {
         DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(failed)?;
     }
     let lock = File::options().create(true).append(true).open(&path).map_err(failed)?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Taken(file.into())),
-        Err(error) => Err(failed(error.into())),
+    match ofd(&lock, libc::F_OFD_SETLK) {
+        Ok(_) => Ok(lock),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OpenError::Taken(file.into())),
+        Err(error) => Err(failed(error)),
     }
 }
 
-/// Whether a recorder has a file open.
+/// Whether a recorder has a file open. It is asked for the lock and never takes it: a recorder that begins just then must get it.
 pub fn is_recorded(file: &Path) -> bool {
     let Ok(lock) = File::open(place::lock_file(file)) else { return false };
-    matches!(flock(&lock, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    ofd(&lock, libc::F_OFD_GETLK).is_ok_and(|found| i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+/// Takes the lock of a whole file, or asks who has it. The lock belongs to the open file: it goes with the process, and holds between two
+/// that one process has opened.
+fn ofd(file: &File, command: i32) -> io::Result<libc::flock> {
+    // SAFETY: all bits zero are a value of it; the length 0 is that of the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open, and the pointer good for the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } == 0 {
+        Ok(lock)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether what keeps a file from being made may pass: it is tried again. What else there is wants an operator.
+fn passes(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EROFS | libc::ENOSPC | libc::EDQUOT | libc::EIO))
+}
+
+/// When a file was begun, as far as that is known.
+fn begun_at(file: &Path) -> Option<SystemTime> {
+    fs::metadata(file).and_then(|found| found.created()).ok()
+}
+
+fn seconds_since(time: Option<SystemTime>) -> f64 {
+    time.and_then(|time| time.elapsed().ok()).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 fn spare(file: &Path, limits: &Limits) -> Result<(), WriteError> {
@@ -319,6 +406,15 @@ fn reason(error: &WriteError, file: &Path, limits: &Limits) -> Reason {
         WriteError::Damaged(_) => return Reason::Damaged,
         WriteError::Foreign(_) => return Reason::Foreign,
         WriteError::Spare { .. } => return Reason::DiskFull,
+        WriteError::Removed => return Reason::Removed,
+        WriteError::Taken => return Reason::Busy,
+        WriteError::Lock(error) => {
+            return match error.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => Reason::DiskFull,
+                Some(libc::EIO) => Reason::Io,
+                _ => Reason::ReadOnly,
+            };
+        }
         WriteError::Sqlite(error) => error,
     };
     match error.sqlite_error_code() {

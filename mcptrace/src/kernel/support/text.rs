@@ -64,8 +64,9 @@ fn recorder(info: &Info) -> String {
     let off = status.groups.iter().filter(|group| !matches!(&*group.state, "on" | "duty_cycle"));
     let off: Vec<_> = off.map(|group| format!("{} {}", group.name, group.state)).collect();
     let without = if off.is_empty() { String::new() } else { format!("; without {}", off.join(", ")) };
+    let kept = status.error.as_ref().map_or_else(String::new, |error| format!(" (nothing is kept: {error})"));
     format!(
-        "recorder: to {}, {} s, costs {:.2} of {} % of CPU time{without}",
+        "recorder: to {}{kept}, {} s, costs {:.2} of {} % of CPU time{without}",
         status.sink, status.ticks, status.cost_percent, status.budget_percent
     )
 }

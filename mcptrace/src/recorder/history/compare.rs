@@ -9,14 +9,17 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Grouping, HistoryError, Now, Plan, Query,
-    coverage::{self, Coverage, Recorded},
-    digits, of_group,
+    coverage::{self, Coverage, Grid, Recorded},
+    digits, fine, of_group,
     range::Span,
-    reader::{Known, Reader},
+    reader::{Known, Reader, whole_spans, within},
     steps,
 };
 use crate::{
-    recorder::{store::body::Cell, tick::Kind},
+    recorder::{
+        store::{body::Cell, schema::Tier},
+        tick::Kind,
+    },
     report::{Field, Report, Row, Table},
 };
 
@@ -26,6 +29,8 @@ const STEPS: i64 = 12;
 const NOTHING: f64 = 0.01;
 /// A change of more than two to the power of so much is not larger than one of this.
 const LARGEST: f64 = 10.0;
+/// A percentile of so many values counts half.
+const FEW: f64 = 20.0;
 /// Groups of a metric that are compared, at most.
 const GROUPS: usize = 500;
 
@@ -35,6 +40,8 @@ struct Measured {
     value: f64,
     /// Standard error, by the steps.
     error: f64,
+    /// How many values it is of, if it is a percentile.
+    values: Option<u64>,
 }
 
 /// A number that can be compared.
@@ -53,16 +60,17 @@ struct Candidate {
 pub(super) fn ask(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError> {
     let span = Span::asked(&query.from, &query.to, now.second)?;
     let other = span.other(&query.compare_to, now.second)?;
+    let (plan, other_plan) = plans(reader, span, other, now)?;
     let metrics = if query.metric.is_empty() { reader.metrics()? } else { vec![reader.metric(&query.metric)?] };
-    let mut answer = Answer { notes: now.notes.clone(), ..Answer::default() };
+    let (window, compared_with) = (Some(plan.window()), Some(other_plan.window()));
+    let mut answer = Answer { window, compared_with, notes: now.notes.clone(), ..Answer::default() };
     let mut candidates = Vec::new();
     for metric in metrics.iter().filter(|metric| metric.group != "recorder") {
-        let (late, window, coverage) = measured(reader, query, metric, span, now)?;
-        let (early, other_window, other_coverage) = measured(reader, query, metric, other, now)?;
+        let (late, coverage) = measured(reader, query, metric, &plan, now)?;
+        let (early, other_coverage) = measured(reader, query, metric, &other_plan, now)?;
         candidates.extend(paired(metric, early, late));
-        note(&mut answer, coverage, "the window");
-        note(&mut answer, other_coverage, "the window to compare with");
-        (answer.window, answer.compared_with) = (Some(window.window()), Some(other_window.window()));
+        note(&mut answer, &coverage, "the window");
+        note(&mut answer, &other_coverage, "the window to compare with");
     }
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
     answer.report = Some(Report::Table(table(&candidates, query.top)));
@@ -71,15 +79,49 @@ pub(super) fn ask(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, H
 }
 
 /// Says what of a window is not recorded, once for each group of metrics.
-fn note(answer: &mut Answer, coverage: Coverage, which: &str) {
-    if coverage.missing.is_empty() {
-        return;
+fn note(answer: &mut Answer, coverage: &Coverage, which: &str) {
+    let mut notes = Vec::new();
+    if !coverage.missing.is_empty() {
+        let missing = coverage.missing.iter().map(|one| format!("{} s {}", one.seconds, one.why)).collect::<Vec<_>>();
+        notes.push(format!("{which} lacks of {}: {}", coverage.group, missing.join(", ")));
     }
-    let missing = coverage.missing.iter().map(|one| format!("{} s {}", one.seconds, one.why)).collect::<Vec<_>>();
-    let note = format!("{which} lacks of {}: {}", coverage.group, missing.join(", "));
-    if !answer.notes.contains(&note) {
-        answer.notes.push(note);
+    if let Some(share) = coverage.looked_share {
+        let percent = digits(share * 100.0);
+        notes.push(format!(
+            "rates of {} are estimates: in {which} a duty cycle looked for {percent} % of the time",
+            coverage.group
+        ));
     }
+    notes.retain(|note| !answer.notes.contains(note));
+    answer.notes.extend(notes);
+}
+
+/// Both windows, out of the same tier.
+fn plans(reader: &Reader, span: Span, other: Span, now: &Now) -> Result<(Plan, Plan), HistoryError> {
+    let tier = |span: Span| Ok::<_, HistoryError>(reader.choose(span, fine(span), now.second)?.0);
+    let (own, others) = (tier(span)?, tier(other)?);
+    let tier = if own.width >= others.width { own } else { others };
+    let (late, early) = apart(&tier, span, other, now.second)?;
+    let plan = |span: Span| {
+        let step = whole_spans(&tier, (span.seconds() / STEPS).max(1));
+        Plan { tier, grid: Grid { span, step }, notes: Vec::new() }
+    };
+    Ok((plan(late), plan(early)))
+}
+
+/// The windows as a tier can answer them. Those that have no second in common have none afterwards: the earlier one ends where the later begins.
+fn apart(tier: &Tier, span: Span, other: Span, now: i64) -> Result<(Span, Span), HistoryError> {
+    let (mut late, mut early) = (within(tier, span, now), within(tier, other, now));
+    if other.to <= span.from {
+        early.to = early.to.min(late.from);
+    } else if span.to <= other.from {
+        late.to = late.to.min(early.from);
+    }
+    if late.seconds() > 0 && early.seconds() > 0 {
+        return Ok((late, early));
+    }
+    let width = tier.width;
+    Err(HistoryError::Range(format!("one of these windows is shorter than the {width} s in which that time is kept")))
 }
 
 type Measures = BTreeMap<(Vec<String>, &'static str), (Row, Measured)>;
@@ -89,30 +131,29 @@ fn measured(
     reader: &Reader,
     query: &Query,
     metric: &Known,
-    span: Span,
+    plan: &Plan,
     now: &Now,
-) -> Result<(Option<Measures>, Plan, Coverage), HistoryError> {
-    let plan = Plan::new(reader, span, &format!("{}", (span.seconds() / STEPS).max(1)), now)?;
+) -> Result<(Option<Measures>, Coverage), HistoryError> {
     let grouping = Grouping::new(reader, metric, &group_by(query, metric), &query.filter)?;
     let groups = coverage::recorded(reader, &plan.tier, plan.grid)?;
     let recorded = of_group(&groups, &metric.group);
-    let marks = reader.marks(plan.grid.span)?;
+    let marks = now.marks(reader, plan.grid.span)?;
     let coverage = Coverage::of(&metric.group, &recorded, plan.grid, &marks, now.until);
     if recorded.total() == 0.0 {
-        return Ok((None, plan, coverage));
+        return Ok((None, coverage));
     }
-    let (mut ranked, _) = super::ranked(reader, metric, &grouping, &plan)?;
+    let (mut ranked, _) = super::ranked(reader, metric, &grouping, plan)?;
     ranked.truncate(GROUPS);
-    let steps = steps(reader, metric, &grouping, &plan, &ranked)?;
+    let steps = steps(reader, metric, &grouping, plan, &ranked)?;
     let mut all = Measures::new();
     for ((key, whole), steps) in ranked.iter().zip(&steps) {
         for measure in measures(metric.kind) {
-            let value = value(measure, whole, Some(recorded.total()));
-            let error = error(measure, steps, &recorded);
-            all.insert((key.clone(), measure), (grouping.row(key), Measured { value, error }));
+            let Some(value) = value(measure, whole, recorded.looked()) else { continue };
+            let (error, values) = (error(measure, steps, &recorded), values(measure, whole));
+            all.insert((key.clone(), measure), (grouping.row(key), Measured { value, error, values }));
         }
     }
-    Ok((Some(all), plan, coverage))
+    Ok((Some(all), coverage))
 }
 
 /// Pids come and go; what a process is called by stays.
@@ -132,36 +173,46 @@ fn measures(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-fn value(measure: &str, cell: &Cell, seconds: Option<f64>) -> f64 {
-    let rate = |amount: u64| seconds.map_or(0.0, |seconds| amount as f64 / seconds);
+/// A number of a cell, rates by the seconds in which it was looked: two windows may have had different duty cycles. Nothing where there is
+/// no value to tell it by.
+fn value(measure: &str, cell: &Cell, looked: f64) -> Option<f64> {
     match (cell, measure) {
-        (Cell::Sum(amount), _) => rate(*amount),
-        (Cell::Gauge(level), _) => level.average,
-        (Cell::Distribution(values), "p99") => values.whole().percentile(0.99) as f64,
-        (Cell::Distribution(values), _) => rate(values.count),
+        (Cell::Sum(amount), _) => Some(*amount as f64 / looked),
+        (Cell::Gauge(level), _) => Some(level.average),
+        (Cell::Distribution(values), "p99") => (values.count > 0).then(|| values.whole().percentile(0.99) as f64),
+        (Cell::Distribution(values), _) => Some(values.count as f64 / looked),
+    }
+}
+
+/// How many values a percentile is of.
+fn values(measure: &str, cell: &Cell) -> Option<u64> {
+    match cell {
+        Cell::Distribution(values) if measure == "p99" => Some(values.count),
+        _ => None,
     }
 }
 
 /// The standard error of the average over the steps that were recorded.
 fn error(measure: &str, steps: &[Option<Cell>], recorded: &Recorded) -> f64 {
     let of = |(at, cell): (usize, &Option<Cell>)| {
-        let seconds = recorded.seconds(at)?;
+        let looked = recorded.looked_at(at)?;
         match cell {
-            Some(cell) => Some(value(measure, cell, Some(seconds))),
+            Some(cell) => value(measure, cell, looked),
             None => (measure == "per_second").then_some(0.0),
         }
     };
-    let values: Vec<f64> = steps.iter().enumerate().filter_map(of).collect();
-    let count = values.len() as f64;
+    let of_steps: Vec<f64> = steps.iter().enumerate().filter_map(of).collect();
+    let count = of_steps.len() as f64;
     if count < 2.0 {
         return 0.0;
     }
-    let mean = values.iter().sum::<f64>() / count;
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    let mean = of_steps.iter().sum::<f64>() / count;
+    let variance = of_steps.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
     (variance / count).sqrt()
 }
 
-/// What is in either window. What is in neither group of a window that was recorded is 0 there.
+/// What is in either window. An amount that is not in one that was recorded is 0 there; a level or a percentile that has no value is not
+/// known, and that values came or ceased to come shows in their rate.
 fn paired(metric: &Known, early: Option<Measures>, late: Option<Measures>) -> Vec<Candidate> {
     let (Some(early), Some(late)) = (early, late) else { return Vec::new() };
     let largest = |measure: &str| {
@@ -175,6 +226,9 @@ fn paired(metric: &Known, early: Option<Measures>, late: Option<Measures>) -> Ve
     keys.dedup();
     let candidate = |key: (Vec<String>, &'static str)| {
         let (before, now) = (early.get(&key), late.get(&key));
+        if key.1 != "per_second" && (before.is_none() || now.is_none()) {
+            return None;
+        }
         let group = before.or(now)?.0.clone();
         let measured = |one: Option<&(Row, Measured)>| one.map(|one| one.1).unwrap_or_default();
         let (before, now) = (measured(before), measured(now));
@@ -198,7 +252,8 @@ fn score(before: Measured, now: Measured, nothing: f64) -> f64 {
     let noise = before.error.hypot(now.error);
     let stands_out = if noise > 0.0 { difference / noise } else { f64::INFINITY };
     let sure = if stands_out.is_finite() { stands_out / (stands_out + 3.0) } else { 1.0 };
-    factor * sure
+    let fewest = before.values.into_iter().chain(now.values).min();
+    factor * sure * fewest.map_or(1.0, |values| values as f64 / (values as f64 + FEW))
 }
 
 fn table(candidates: &[Candidate], top: usize) -> Table {
@@ -227,9 +282,33 @@ fn table(candidates: &[Candidate], top: usize) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recorder::store::schema::TIERS;
 
     fn of(value: f64, error: f64) -> Measured {
-        Measured { value, error }
+        Measured { value, error, values: None }
+    }
+
+    #[test]
+    fn windows_that_are_apart_stay_apart() {
+        let now = 1_767_323_084;
+        let (span, other) = (Span { from: now - 900, to: now }, Span { from: now - 1800, to: now - 900 });
+        for tier in TIERS {
+            let (late, early) = apart(&tier, span, other, now).unwrap();
+            assert_eq!((late.to, early.to), (now, late.from), "{tier:?}");
+            assert!(late.seconds() - early.seconds() < tier.width, "{late:?} {early:?}");
+            let (early, late) = apart(&tier, other, span, now).unwrap();
+            assert!(early.to <= late.from, "{early:?} {late:?}");
+        }
+        let close = (Span { from: 600, to: 610 }, Span { from: 590, to: 600 }, Span { from: 601, to: 605 });
+        assert!(apart(&TIERS[2], close.0, close.1, now).is_ok());
+        assert!(apart(&TIERS[2], Span { from: 605, to: 610 }, close.2, now).is_err());
+    }
+
+    #[test]
+    fn a_percentile_of_few_values_counts_less() {
+        let of = |value: f64, values: u64| Measured { value, error: 0.0, values: Some(values) };
+        let (few, many) = (score(of(1e5, 4), of(1e7, 500), 1.0), score(of(1e5, 400), of(1e7, 500), 1.0));
+        assert!(few < many / 4.0, "{few} {many}");
     }
 
     #[test]

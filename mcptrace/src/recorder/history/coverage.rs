@@ -10,10 +10,16 @@ use super::{
     range::{Span, stamp},
     reader::{Mark, Reader},
 };
-use crate::recorder::store::{body::Cell, schema::Tier, writer::COVERAGE};
+use crate::recorder::store::{
+    body::Cell,
+    schema::Tier,
+    writer::{COVERAGE, SPREAD},
+};
 
 /// The reason that a duty cycle gives: it was recorded, but looked at for a part of the time only.
 const DUTY_CYCLE: &str = "duty_cycle";
+/// A share of the time that is all of it: ticks are not exactly a second long.
+const WHOLE: f64 = 0.995;
 /// Gaps that are named one by one, at most.
 const MOST_GAPS: usize = 12;
 
@@ -41,7 +47,7 @@ pub struct Coverage {
 /// Time that was not recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Missing {
-    /// `not_running`, `shed`, `unsupported`, `suspend`, `clock_jump`, `disk_full` or an error.
+    /// `not_running`, `shed`, `unsupported`, `suspend`, `clock_jump`, `disk_full`, `set_aside`, `removed` or an error.
     pub why: String,
     /// How much.
     pub seconds: f64,
@@ -97,21 +103,32 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Seconds of a step in which it was recorded, if there are any.
-    pub fn seconds(&self, at: usize) -> Option<f64> {
-        let looked = self.looked.get(at).copied().unwrap_or(0.0);
-        (looked > 0.0).then(|| looked + self.away.get(at).copied().unwrap_or(0.0))
+    /// Seconds of a step in which it was looked, if there are any. What was seen in a step came about in these, so a rate by them does not
+    /// depend on how a window is divided, nor on the level of a duty cycle.
+    pub fn looked_at(&self, at: usize) -> Option<f64> {
+        self.looked.get(at).copied().filter(|looked| *looked > 0.0)
     }
 
-    /// Seconds of the whole window in which it was recorded.
+    /// Seconds of the whole window in which it was looked.
+    pub fn looked(&self) -> f64 {
+        self.looked.iter().sum::<f64>() + 0.0
+    }
+
+    /// Seconds of the whole window in which it was recorded: the time between two looks of a duty cycle too, unless there was no look.
     pub fn total(&self) -> f64 {
-        (0..self.looked.len()).filter_map(|at| self.seconds(at)).sum()
+        let looked = self.looked();
+        if looked > 0.0 { looked + self.away.iter().sum::<f64>() } else { 0.0 }
     }
 
     /// The part of these in which it was looked.
     pub fn looked_share(&self) -> f64 {
         let total = self.total();
-        if total > 0.0 { self.looked.iter().sum::<f64>() / total } else { 1.0 }
+        if total > 0.0 { self.looked() / total } else { 1.0 }
+    }
+
+    /// Whether it was looked all the time in which it was recorded.
+    pub fn is_whole(&self) -> bool {
+        self.looked_share() >= WHOLE
     }
 
     fn put(&mut self, steps: usize, at: usize, why: &str, seconds: f64) {
@@ -166,7 +183,7 @@ impl Coverage {
             group: group.to_owned(),
             seconds,
             recorded_seconds: tenths(recorded.total()),
-            looked_share: (share < 0.995).then(|| (share * 1000.0).round() / 1000.0),
+            looked_share: (!recorded.is_whole()).then(|| (share * 1000.0).round() / 1000.0),
             missing: missing.filter(|missing| missing.seconds > 0.0).collect(),
             gaps: gaps(&steps, grid),
         }
@@ -178,17 +195,18 @@ fn lacks(recorded: &Recorded, at: usize, span: Span, length: f64, marks: &[Mark]
     let not = recorded.not.iter().filter_map(|(why, seconds)| Some((why.clone(), *seconds.get(at)?)));
     let mut lacks: Vec<_> = not.filter(|(_, seconds)| *seconds > 0.0).collect();
     let away = recorded.away.get(at).copied().unwrap_or(0.0);
-    if recorded.seconds(at).is_none() && away > 0.0 {
+    let lacking: f64 = lacks.iter().map(|(_, seconds)| seconds).sum();
+    let known = recorded.looked_at(at).unwrap_or(0.0) + away + lacking;
+    if recorded.looked() == 0.0 && away > 0.0 {
         lacks.push((DUTY_CYCLE.to_owned(), away));
     }
-    let known: f64 = recorded.seconds(at).unwrap_or(0.0) + lacks.iter().map(|(_, seconds)| seconds).sum::<f64>();
     let mut rest = length - known;
     // Ticks are not exactly a second long.
     let slack = (0.02 * length).max(0.25);
     if rest < slack {
         return lacks;
     }
-    for mark in marks.iter().filter(|mark| mark.seconds > 0.0) {
+    for mark in marks.iter().filter(|mark| mark.seconds > 0.0 && mark.kind != SPREAD) {
         let overlap = mark.at.min(span.to as f64) - (mark.at - mark.seconds).max(span.from as f64);
         let part = overlap.clamp(0.0, rest);
         if part > 0.0 {
@@ -222,7 +240,8 @@ fn gaps(steps: &[Option<String>], grid: Grid) -> Vec<Gap> {
 }
 
 fn tenths(seconds: f64) -> f64 {
-    (seconds * 10.0).round() / 10.0
+    // A sum of nothing is -0.
+    (seconds * 10.0).round() / 10.0 + 0.0
 }
 
 #[cfg(test)]
@@ -275,6 +294,33 @@ mod tests {
         let coverage = Coverage::of("syscalls", &recorded, grid(), &[], FROM + 60);
         assert_eq!((coverage.recorded_seconds, coverage.looked_share), (60.0, Some(0.05)));
         assert!(coverage.missing.is_empty());
+    }
+
+    #[test]
+    fn between_two_looks_of_a_duty_cycle_is_recorded_time_however_short_the_steps_are() {
+        let of = |step: usize| {
+            let (mut recorded, steps) = (Recorded::default(), 60 / step);
+            for second in 0..60 {
+                let looked = if second % 10 == 0 { 0.1 } else { 0.0 };
+                recorded.put(steps, second / step, "", looked);
+                recorded.put(steps, second / step, DUTY_CYCLE, 1.0 - looked);
+            }
+            let coverage = Coverage::of("syscalls", &recorded, Grid { step: step as i64, ..grid() }, &[], FROM + 60);
+            assert!(coverage.missing.is_empty() && coverage.gaps.is_empty(), "{coverage:?}");
+            (coverage.recorded_seconds, coverage.looked_share, recorded.looked_at(1).map(tenths))
+        };
+        assert_eq!(of(1), (60.0, Some(0.01), None));
+        assert_eq!(of(5), (60.0, Some(0.01), None));
+        assert_eq!(of(10), (60.0, Some(0.01), Some(0.1)));
+    }
+
+    #[test]
+    fn a_window_without_a_look_is_not_recorded() {
+        let mut recorded = Recorded::default();
+        (0..6).for_each(|at| recorded.put(6, at, DUTY_CYCLE, 10.0));
+        let coverage = Coverage::of("syscalls", &recorded, grid(), &[], FROM + 60);
+        assert_eq!(coverage.recorded_seconds.to_bits(), 0.0_f64.to_bits(), "and not -0");
+        assert_eq!(coverage.missing, [Missing { why: DUTY_CYCLE.into(), seconds: 60.0 }]);
     }
 
     #[test]

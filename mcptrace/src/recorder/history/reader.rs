@@ -226,13 +226,19 @@ impl Reader {
             at += 1;
         }
         let tier = TIERS[at];
-        let width = tier.width;
-        let from = tier.floor(span.from);
-        let end = tier.floor(span.to + width - 1);
-        let to = if end <= now { end } else { span.to };
-        let step = (step + width - 1) / width * width;
-        Ok((tier, Span { from, to }, step))
+        Ok((tier, within(&tier, span, now), whole_spans(&tier, step)))
     }
+}
+
+/// A window as a tier can answer it: of whole spans, the last one up to now.
+pub fn within(tier: &Tier, span: Span, now: i64) -> Span {
+    let end = tier.floor(span.to + tier.width - 1);
+    Span { from: tier.floor(span.from), to: if end <= now { end } else { span.to } }
+}
+
+/// A step as a tier can answer it.
+pub fn whole_spans(tier: &Tier, step: i64) -> i64 {
+    (step + tier.width - 1) / tier.width * tier.width
 }
 
 fn connect(file: &Path) -> rusqlite::Result<Connection> {

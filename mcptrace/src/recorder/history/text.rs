@@ -1,11 +1,13 @@
 //! Answers as text for people: a head, the table, a line of bars for each row, what was not recorded. Pure.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
-use super::{Answer, coverage::Coverage};
+use super::{Answer, SCALED, coverage::Coverage};
 use crate::{
     report::{
-        Row,
+        Report, Row, Window,
         text::{self, units},
     },
     text::clipped,
@@ -20,7 +22,8 @@ const LONGEST_KEY: usize = 40;
 /// An answer of at most so many bytes.
 pub fn answer(answer: &Answer, most_bytes: usize) -> String {
     let mut lines = vec![head(answer)];
-    lines.extend(answer.report.iter().flat_map(text::lines));
+    lines.extend(answer.report.iter().flat_map(|report| text::lines(&of_sql(answer, report))));
+    lines.extend(nothing_changed(answer));
     if !answer.points.is_empty() {
         lines.push(String::new());
         lines.extend(bars(answer));
@@ -38,23 +41,48 @@ pub fn answer(answer: &Answer, most_bytes: usize) -> String {
     clipped(text, most_bytes)
 }
 
+/// Numbers of a query stand as they are: nobody knows which are times and ids.
+fn of_sql<'a>(answer: &Answer, report: &'a Report) -> Cow<'a, Report> {
+    let Report::Table(table) = report else { return Cow::Borrowed(report) };
+    if answer.window.is_some() {
+        return Cow::Borrowed(report);
+    }
+    let mut table = table.clone();
+    for value in table.rows.iter_mut().flat_map(Row::values_mut).filter(|value| value.is_number()) {
+        *value = Value::String(value.to_string());
+    }
+    Cow::Owned(Report::Table(table))
+}
+
+/// Why a comparison has no rows.
+fn nothing_changed(answer: &Answer) -> Option<String> {
+    let (Some(_), Some(Report::Table(table))) = (&answer.compared_with, &answer.report) else { return None };
+    match table.rows_total {
+        _ if !table.rows.is_empty() => None,
+        0 => Some("nothing could be compared: one of the windows has nothing of it".to_owned()),
+        compared => Some(format!("nothing stands out of {compared} numbers that were compared")),
+    }
+}
+
 fn note(note: &String) -> String {
     format!("note: {note}")
 }
 
 fn head(answer: &Answer) -> String {
-    let window = answer.window.as_ref().map(|window| {
+    let span = |window: &Window| {
         let end = window.end.as_deref().unwrap_or_default();
         format!("{} to {} ({})", window.start, end, units::seconds(window.seconds))
-    });
+    };
+    let window = answer.window.as_ref().map(span);
+    let other = answer.compared_with.as_ref().map(|other| format!("compared with {}", span(other)));
     let step = answer.step_seconds.map(|step| format!("steps of {step} s"));
     let name = if answer.metric.is_empty() { "history" } else { &answer.metric };
-    [Some(name.to_owned()), window, step].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    [Some(name.to_owned()), window, other, step].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// What most rows over time are drawn by.
 fn drawn(point: &Row) -> Option<(&str, &Vec<Value>)> {
-    let names = ["p99", "per_second", "average"];
+    let names = ["p99", "per_second", SCALED, "average"];
     names.iter().find_map(|name| Some((*name, point.get(*name)?.as_array()?)))
 }
 
@@ -64,7 +92,7 @@ fn bars(answer: &Answer) -> Vec<String> {
     let line = |(point, key): (&Row, &String)| {
         let (name, values) = drawn(point)?;
         let most = values.iter().filter_map(Value::as_f64).fold(0.0, f64::max);
-        let unit = if name == "per_second" { per_second(answer) } else { answer.unit.clone() };
+        let unit = if name == "per_second" || name == SCALED { per_second(answer) } else { answer.unit.clone() };
         let peak = text::quantity(&most.into(), &unit);
         Some(format!("{key:width$}  {}  {name}, at most {peak}", sparkline(values, most)))
     };
@@ -105,12 +133,36 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::report::{Field, Table};
 
     #[test]
     fn bars_show_heights_and_holes() {
         let values = [json!(0), json!(1), json!(50), json!(100), Value::Null];
         assert_eq!(sparkline(&values, 100.0), "▁▁▄█·");
         assert_eq!(sparkline(&[json!(0)], 0.0), "▁");
+    }
+
+    #[test]
+    fn numbers_of_a_query_stand_as_they_are() {
+        let rows = vec![Row::from_iter([("at_ns".to_owned(), json!(1_795_932_019_u64))])];
+        let table = Table { columns: vec![Field::new("at_ns", "")], rows, rows_total: 1, ..Table::default() };
+        let text = answer(&Answer { report: Some(Report::Table(table)), ..Answer::default() }, 1000);
+        assert!(text.contains("1795932019"), "{text}");
+    }
+
+    #[test]
+    fn a_comparison_shows_both_windows_and_says_that_nothing_changed() {
+        let window = |start: &str| Some(Window { start: start.into(), end: Some("E".into()), seconds: 900.0 });
+        let of = |rows_total| Answer {
+            window: window("A"),
+            compared_with: window("B"),
+            report: Some(Report::Table(Table { rows_total, ..Table::default() })),
+            ..Answer::default()
+        };
+        let text = answer(&of(7), 1000);
+        assert!(text.contains("A to E (900.0 s), compared with B to E (900.0 s)"), "{text}");
+        assert!(text.contains("nothing stands out of 7 numbers"), "{text}");
+        assert!(answer(&of(0), 1000).contains("nothing could be compared"));
     }
 
     #[test]

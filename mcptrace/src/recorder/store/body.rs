@@ -85,6 +85,28 @@ impl Sparse {
         Distribution::restored(buckets, self.sum, self.least, self.greatest)
     }
 
+    /// One of so many even parts: each takes its turn in the values from the least to the greatest, so that all have some of each kind.
+    /// All parts together are the whole.
+    #[must_use]
+    pub fn part(&self, part: u32, parts: u32) -> Self {
+        let (part, parts) = (u128::from(part), u128::from(parts));
+        let until = |amount: u64, part: u128| (u128::from(amount) * part / parts) as u64;
+        let mut own = Self { least: self.least, greatest: self.greatest, ..Self::default() };
+        let mut before = 0_u64;
+        for (bucket, all) in &self.buckets {
+            // How many of the first so many values are this part's: each value goes to the next part.
+            let first = |values: u64| ((u128::from(values) + parts - 1 - part) / parts) as u64;
+            let count = first(before + all) - first(before);
+            before += all;
+            if count > 0 {
+                own.count += count;
+                own.buckets.push((*bucket, count));
+            }
+        }
+        own.sum = until(self.sum, part + 1) - until(self.sum, part);
+        own
+    }
+
     /// Takes the values of another one in.
     pub fn merge(&mut self, other: &Self) {
         if other.count == 0 {

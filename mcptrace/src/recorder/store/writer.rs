@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs::Metadata,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
@@ -32,6 +34,8 @@ const CHECK_TICKS: i64 = 3600;
 const LONGEST_WHY: usize = 80;
 /// The longest fields of an event, in bytes of JSON.
 const LONGEST_EVENT: usize = 4096;
+/// The mark of a tick that was read late and spread over its seconds. Nothing lacks there.
+pub const SPREAD: &str = "spread";
 /// Sleep of the host that is worth a mark.
 const SLEEP_NS: u64 = 500_000_000;
 
@@ -59,6 +63,8 @@ pub const EVENTS_LOST: Metric = Metric {
 #[derive(Debug)]
 pub struct Writer {
     file: PathBuf,
+    /// What stood under that name when it was opened.
+    opened: Option<Metadata>,
     connection: Connection,
     limits: Limits,
     interned: Interned,
@@ -86,6 +92,7 @@ impl Writer {
         let (interned, timeline) = (Interned::default(), Timeline::default());
         let file = file.to_path_buf();
         Ok(Self {
+            opened: std::fs::metadata(&file).ok(),
             file,
             connection,
             limits: limits.clone(),
@@ -120,6 +127,17 @@ impl Writer {
         events(&transaction, tick)?;
         transaction.commit()?;
         self.sweep(placed.first)
+    }
+
+    /// Whether the file is still there: what goes into one that was removed or replaced, nobody reads.
+    pub fn is_in_place(&self) -> bool {
+        let place = |found: &Metadata| (found.dev(), found.ino());
+        std::fs::metadata(&self.file).ok().as_ref().map(place) == self.opened.as_ref().map(place)
+    }
+
+    /// When the file was begun, as far as that is known.
+    pub fn began(&self) -> Option<SystemTime> {
+        self.opened.as_ref()?.created().ok()
     }
 
     /// Notes something that happened to the recorder.
@@ -169,6 +187,10 @@ fn check(connection: &Connection) -> Result<(), WriteError> {
 }
 
 fn marks(connection: &Connection, tick: &Tick, placed: &Placed) -> Result<(), WriteError> {
+    if placed.seconds > 1 {
+        let text = "read late: what came about meanwhile is spread evenly, levels are those of the end";
+        mark(connection, tick.at_ns, SPREAD, tick.span_ns as f64 / 1e9, text)?;
+    }
     // It came about before the span that the tick is about, as far as is known.
     let before = tick.at_ns.saturating_sub(tick.span_ns);
     if placed.slept_ns >= SLEEP_NS {
@@ -238,18 +260,27 @@ fn cell(value: &Value, kind: Kind) -> Option<Cell> {
     }
 }
 
-/// What of a tick belongs to one of its seconds: an even part of amounts; levels and distributions are the last one's.
+/// What of a tick belongs to one of its seconds: an even part of amounts and values, and the level of its end.
 fn share(metrics: &BTreeMap<u32, Cells>, part: u32, parts: u32) -> BTreeMap<u32, Cells> {
-    let (part, parts) = (u128::from(part), u128::from(parts));
-    let of = |cell: &Cell| match cell {
-        Cell::Sum(amount) => {
-            let until = |part: u128| (u128::from(*amount) * part / parts) as u64;
-            Some(Cell::Sum(until(part + 1) - until(part)))
-        }
-        other => (part + 1 == parts).then(|| other.clone()),
+    let cells = |cells: &Cells| {
+        cells.iter().filter_map(|(series, cell)| Some((*series, part_of(cell, part, parts)?))).collect::<Cells>()
     };
-    let cells = |cells: &Cells| cells.iter().filter_map(|(series, cell)| Some((*series, of(cell)?))).collect::<Cells>();
     metrics.iter().map(|(metric, own)| (*metric, cells(own))).filter(|(_, cells)| !cells.is_empty()).collect()
+}
+
+fn part_of(cell: &Cell, part: u32, parts: u32) -> Option<Cell> {
+    let even = |amount: u64| {
+        let until = |part: u32| (u128::from(amount) * u128::from(part) / u128::from(parts)) as u64;
+        until(part + 1) - until(part)
+    };
+    match cell {
+        Cell::Sum(amount) => Some(Cell::Sum(even(*amount))),
+        Cell::Gauge(level) => Some(Cell::Gauge(*level)),
+        Cell::Distribution(all) => {
+            let part = all.part(part, parts);
+            (part.count > 0).then(|| Cell::Distribution(Box::new(part)))
+        }
+    }
 }
 
 fn write_second(
