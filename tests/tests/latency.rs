@@ -1,5 +1,4 @@
 //! Those who watch an execution: how soon they are told, in what order, and what a watcher costs that has stopped. Needs root.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,9 @@
 //! Triage against faults that are really there. Needs root, and a machine that does little else; without root it fails.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the helpers are part of the tests, and the score is printed"
+)]
 
 use std::{
     fs,
