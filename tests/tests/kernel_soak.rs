@@ -1,6 +1,5 @@
 //! A bounded soak: mixed use of a daemon at full tilt, after which nothing has grown and nothing is left. `cargo xtask soak` is the same
 //! for an hour. Needs root.
-#![expect(clippy::print_stdout, reason = "what was held is printed")]
 
 use std::time::Duration;
 
