@@ -139,7 +139,27 @@ fn seconds_follow_each_other_without_gap_and_say_what_was_recorded() {
 }
 
 /// Records around work of a process, and compares with what the scheduler has charged it.
+///
+/// Where the kernel runs no program at a switch, as some do while a thread of process 1 is the current one, the time until the next is not
+/// known and left out. That comes now and then; what is wrong in the recorder comes each time.
 fn recorded_is_charged(work: &str) -> Vec<i64> {
+    const ATTEMPTS: usize = 3;
+    let mut shortfalls = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let (recorded, truth, answer) = recorded_and_charged(work);
+        // What it takes to tell it to begin and to hear that it has ended is charged as well; nothing else is between the two.
+        let slack = truth / 50 + 1_000_000;
+        assert!(recorded < truth + slack, "{work}: {recorded} for {truth}");
+        if recorded + slack > truth {
+            return answer;
+        }
+        shortfalls.push((recorded, truth));
+    }
+    panic!("{work}: too little each time: {shortfalls:?}");
+}
+
+/// What was recorded of a process that works, what the scheduler has charged it, and what it answered.
+fn recorded_and_charged(work: &str) -> (u64, u64, Vec<i64>) {
     let mut workload = workload!();
     let (mut before, mut after, mut answer) = (0, 0, Vec::new());
     let (ticks, _) = around(generous(), || {
@@ -148,17 +168,13 @@ fn recorded_is_charged(work: &str) -> Vec<i64> {
         after = cpu_time(workload.pid());
     });
     let pid = workload.pid().to_string();
-    let recorded = sum(&ticks, "cpu_process_ns", &[("pid", &pid), ("comm", "workload")]);
-    let truth = after - before;
-    // What it takes to tell it to begin and to hear that it has ended is charged as well; nothing else is between the two.
-    assert!(recorded.abs_diff(truth) < truth / 50 + 1_000_000, "{work}: {recorded} for {truth}");
     for tick in &ticks {
         let all = sum(std::slice::from_ref(tick), "cpu_process_ns", &[]);
         let cpus = aya::util::online_cpus().unwrap().len() as u64;
         // A thread that wakes on an idle CPU is charged for its way there, before the tick as well.
         assert!(all <= tick.span_ns * cpus * 103 / 100, "{all} in {} on {cpus}", tick.span_ns);
     }
-    answer
+    (sum(&ticks, "cpu_process_ns", &[("pid", &pid), ("comm", "workload")]), after - before, answer)
 }
 
 #[test]

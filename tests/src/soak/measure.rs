@@ -12,7 +12,7 @@ pub struct Held {
     pub resident: u64,
     /// That of it which is the process's own (RssAnon), in KB: without pages of files, which the kernel drops when it likes.
     pub own: u64,
-    /// Descriptors.
+    /// Descriptors, but those of the history.
     pub descriptors: u64,
     /// Threads.
     pub threads: u64,
@@ -34,7 +34,7 @@ impl Held {
             resident: field("VmRSS:"),
             own: field("RssAnon:"),
             threads: field("Threads:"),
-            descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64,
+            descriptors: descriptors(pid),
             programs: programs(pid).len() as u64,
             children: children(pid),
         }
@@ -64,6 +64,13 @@ impl Held {
             children: of(self.children, other.children),
         }
     }
+}
+
+/// Of the history SQLite keeps as many open as were ever at once, and uses them again (os_unix.c, `pUnused`): they are as many as questions
+/// that are answered at once, and that many come together late is no growth.
+fn descriptors(pid: u32) -> u64 {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    open.filter(|one| fs::read_link(one.path()).is_ok_and(|path| !path.ends_with("history.db"))).count() as u64
 }
 
 /// Ids of the eBPF programs that a process holds. Descriptors may close while one looks.
