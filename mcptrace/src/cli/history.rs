@@ -48,15 +48,18 @@ pub(super) fn define() -> Command {
                 .help(format!("Rows to show at most; the rest are summed up [default: {DEFAULT_TOP}]")),
         )
         .arg(text("sql", "SELECT", "A query on the views of docs/history.md instead"))
-        .arg(
-            Arg::new("state")
-                .long("state")
-                .value_name("DIR")
-                .value_parser(value_parser!(PathBuf))
-                .help(format!("Folder of the recorder [default: $MCPTRACE_STATE or {}]", place::DEFAULT)),
-        )
+        .arg(state_folder())
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
         .after_help(AFTER_HELP)
+}
+
+/// Where the recorder's folder is, for those who ask it.
+pub(super) fn state_folder() -> Arg {
+    Arg::new("state")
+        .long("state")
+        .value_name("DIR")
+        .value_parser(value_parser!(PathBuf))
+        .help(format!("Folder of the recorder [default: $MCPTRACE_STATE or {}]", place::DEFAULT))
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {

@@ -2,15 +2,14 @@
 
 use std::{
     io::IsTerminal as _,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, builder::EnumValueParser};
 use serde_json::json;
 use tokio::{runtime, select, time::sleep};
 
-use super::{Failure, config, output, progress::draw, run::interrupts};
+use super::{Failure, config, history::state_folder, output, progress::draw, run::interrupts};
 use crate::{
     audit::Audit,
     config::Config,
@@ -46,13 +45,7 @@ pub(super) fn define() -> Command {
                 .value_parser(EnumValueParser::<Focus>::new())
                 .help("Look at one area only"),
         )
-        .arg(
-            Arg::new("state")
-                .long("state")
-                .value_name("DIR")
-                .value_parser(value_parser!(PathBuf))
-                .help(format!("Folder of the recorder [default: $MCPTRACE_STATE or {}]", place::DEFAULT)),
-        )
+        .arg(state_folder())
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
         .after_help(
             "Without privilege it looks at /proc only, and says so. Ctrl-C ends it early, with what was found so far.",
