@@ -91,8 +91,10 @@ pub fn assert_has_shed(pid: u32) {
     }
 }
 
-/// What a process holds in memory, in bytes.
-pub fn resident(pid: u32) -> u64 {
+/// Memory that is a process's own, in bytes: without pages of files, which come and go as code is first run.
+pub fn own_memory(pid: u32) -> u64 {
     let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    let mut pages = pages.split(' ').map(|pages| pages.parse::<u64>().unwrap_or_default()).skip(1);
+    let (resident, of_files) = (pages.next().unwrap(), pages.next().unwrap());
+    (resident - of_files) * 4096
 }

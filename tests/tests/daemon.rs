@@ -16,7 +16,7 @@ use mcptrace::recorder::store::kept::Kept;
 use mcptrace_tests::{
     http::{ALICE as ALICES_TOKEN, Ask, BOB as BOBS_TOKEN, HttpServer, stateless, write_private},
     mcp::{Client, PATIENCE, ServerProcess, left_over, programs_held},
-    program::{assert_has_shed, bpftrace_of, descendants, is_alive, program, resident},
+    program::{assert_has_shed, bpftrace_of, descendants, is_alive, own_memory, program},
     workload,
     workload::hex,
 };
@@ -352,13 +352,6 @@ async fn clients_that_do_not_read_or_say_half_of_it_keep_nobody_waiting() {
     assert_eq!(found.success()["status"], "completed");
 }
 
-/// Memory of a process, in KB.
-fn memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 /// Asks and asks, and reads no answer, until the server takes no more or so many were sent.
 async fn flood(client: &mut Client) {
     for id in 1000..11_000 {
@@ -374,7 +367,7 @@ async fn floods_and_deaf_and_dying_clients_do_not_touch_what_another_runs() {
     let daemon = Daemon::start().await;
     let mut bob = daemon.client(BOB).await;
     let of_bob = background(&mut bob.client).await;
-    let before = memory(daemon.pid());
+    let before = own_memory(daemon.pid());
     let (mut crowd, mut of_alice) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         let mut alice = daemon.client(ALICE).await;
@@ -387,8 +380,8 @@ async fn floods_and_deaf_and_dying_clients_do_not_touch_what_another_runs() {
     let found = bob.client.tool("run_probe", json!({ "probe": "syscall_counts", "seconds": 0.3 })).await.success();
     assert_eq!(found["status"], "completed");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    let grown = memory(daemon.pid()).saturating_sub(before);
-    assert!(grown < 200 << 10, "{grown} KB more");
+    let grown = own_memory(daemon.pid()).saturating_sub(before);
+    assert!(grown < 200 << 20, "{} MB more", grown >> 20);
     assert_eq!(status(&mut bob.client, &of_bob, 0).await, "running");
     for alice in &crowd {
         alice.signal(libc::SIGKILL);
@@ -552,7 +545,7 @@ async fn clients_that_do_not_read_cost_bounded_memory_and_nobodys_time() {
     let page = json!({ "execution_id": id, "limit": 10_000, "max_bytes": 1_048_576 });
     // One that is read: what the answers of one client take at all.
     root.tool("get_result", page.clone()).await.success();
-    let before = resident(daemon.pid());
+    let before = own_memory(daemon.pid());
     let mut silent = Vec::new();
     for _ in 0..12 {
         let mut client = daemon.root().await;
@@ -568,7 +561,7 @@ async fn clients_that_do_not_read_cost_bounded_memory_and_nobodys_time() {
         let started = background(&mut alice.client).await;
         alice.client.tool("stop_execution", json!({ "execution_id": started })).await.success();
         longest = longest.max(asked.elapsed());
-        most = most.max(resident(daemon.pid()).saturating_sub(before));
+        most = most.max(own_memory(daemon.pid()).saturating_sub(before));
         sleep(Duration::from_millis(500)).await;
     }
     println!("{} MB more, and a start and a stop take {longest:?}", most >> 20);
@@ -576,8 +569,8 @@ async fn clients_that_do_not_read_cost_bounded_memory_and_nobodys_time() {
     assert!(longest < Duration::from_secs(10), "others wait for {longest:?}");
     drop(silent);
     let gone = Instant::now();
-    while resident(daemon.pid()).saturating_sub(before) > 24 << 20 {
-        let kept = resident(daemon.pid()).saturating_sub(before) >> 20;
+    while own_memory(daemon.pid()).saturating_sub(before) > 24 << 20 {
+        let kept = own_memory(daemon.pid()).saturating_sub(before) >> 20;
         assert!(gone.elapsed() < Duration::from_secs(20), "{kept} MB are kept");
         sleep(Duration::from_millis(200)).await;
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mcptrace_tests::{
     latency::{self, STYLES},
     mcp::ServerProcess,
-    program::{program, resident},
+    program::{own_memory, program},
     workload,
     workload::hex,
 };
@@ -75,13 +75,13 @@ async fn a_client_that_has_stopped_costs_bounded_memory_and_counted_loss_and_no_
         let page = json!({ "execution_id": id, "limit": 10_000, "max_bytes": 1_048_576 });
         process.client.start_tool("get_result", page).await;
     }
-    let before = resident(pid);
+    let before = own_memory(pid);
     let mut opens = 0;
     for _ in 0..20 {
         opens += workload.run(&format!("flood 1 20000 {}", hex("/etc/../etc/../etc/../etc/../etc/../etc/passwd")))[0]
             .unsigned_abs();
     }
-    let grown = resident(pid).saturating_sub(before);
+    let grown = own_memory(pid).saturating_sub(before);
     assert!(grown < 96 << 20, "{} MB more while nobody reads", grown >> 20);
     // Then it reads again: the notices were not heaped up, and what did not fit into the window is counted.
     let stopped = process.client.tool("stop_execution", json!({ "execution_id": id })).await.success();

@@ -10,10 +10,14 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use rmcp::model::RequestId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::memory;
 
@@ -31,13 +35,18 @@ const SMALL_BYTES: usize = 2 * SMALL;
 const MAKING: usize = 4;
 /// Large answers that are made at once, so that there are threads and time for everything else.
 const MADE_AT_ONCE: usize = 2;
+/// Memory is given back this long after the last large answer: what a client has left behind is dropped a little after its room.
+const CALM: Duration = Duration::from_secs(1);
 
 /// What bounds the large answers of all connections of a process.
 #[derive(Debug)]
 pub(super) struct Rooms {
     all: Arc<Semaphore>,
     makers: Semaphore,
+    /// Since memory was given back, or is to be.
     used: AtomicBool,
+    /// A task waits for calm, to give memory back.
+    waiting: AtomicBool,
 }
 
 /// The calls of a connection whose answers have not been written yet, with the room that each answer takes.
@@ -55,7 +64,11 @@ pub(super) struct Backlog {
 
 /// The room of an answer, until it is dropped.
 #[derive(Debug, Default)]
-pub(super) struct Held(Vec<OwnedSemaphorePermit>);
+pub(super) struct Held {
+    permits: Vec<OwnedSemaphorePermit>,
+    /// Of a large answer: the memory that it took may be given back afterwards.
+    rooms: Option<Arc<Rooms>>,
+}
 
 /// Why a call is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +83,7 @@ impl Rooms {
     /// Room for a process.
     pub(super) fn new() -> Arc<Self> {
         let (all, makers) = (Arc::new(Semaphore::new(ALL_BYTES)), Semaphore::new(MADE_AT_ONCE));
-        Arc::new(Self { all, makers, used: AtomicBool::new(false) })
+        Arc::new(Self { all, makers, used: AtomicBool::new(false), waiting: AtomicBool::new(false) })
     }
 
     /// A place among those that make an answer; small ones need none.
@@ -79,9 +92,29 @@ impl Rooms {
     }
 
     /// Gives memory back to the system once no large answer is held any more.
-    fn settle(&self) {
-        if self.all.available_permits() == ALL_BYTES && self.used.swap(false, Ordering::Relaxed) {
+    fn settle(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_free() && self.used.load(Ordering::SeqCst) && !self.waiting.swap(true, Ordering::SeqCst) {
+            runtime.spawn(Arc::clone(self).wait_for_calm());
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.all.available_permits() == ALL_BYTES
+    }
+
+    async fn wait_for_calm(self: Arc<Self>) {
+        while self.used.swap(false, Ordering::SeqCst) {
+            tokio::time::sleep(CALM).await;
+        }
+        let free = self.is_free();
+        self.used.store(!free, Ordering::SeqCst);
+        self.waiting.store(false, Ordering::SeqCst);
+        if free {
             tokio::task::spawn_blocking(memory::release_free);
+        } else {
+            // It may have become free just now, when nobody else could wait.
+            self.settle();
         }
     }
 }
@@ -110,9 +143,10 @@ impl Backlog {
 
     /// Waits until there is room for an answer. It is kept until the call is closed; a call that is closed already needs none.
     pub(super) async fn reserve(&self, id: &RequestId, bytes: usize) {
-        let held = if bytes <= SMALL { self.small_room(bytes).await } else { self.large_room(bytes).await };
+        let mut held = if bytes <= SMALL { self.small_room(bytes).await } else { self.large_room(bytes).await };
         if let Some(of_call) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get_mut(id) {
-            of_call.0.extend(held.0);
+            of_call.permits.append(&mut held.permits);
+            of_call.rooms = held.rooms.take().or_else(|| of_call.rooms.take());
         }
     }
 
@@ -128,38 +162,41 @@ impl Backlog {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id).unwrap_or_default()
     }
 
-    /// Answers have been written, or the connection has ended.
-    pub(super) fn settle(&self) {
-        self.rooms.settle();
-    }
-
     /// All calls end with their connection.
     pub(super) fn end(&self) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.settle();
     }
 
     async fn small_room(&self, bytes: usize) -> Held {
         let room = if bytes <= USUAL { &self.usual } else { &self.small };
-        Held(take(room, bytes).await.into_iter().collect())
+        Held { permits: take(room, bytes).await.into_iter().collect(), rooms: None }
     }
 
     async fn large_room(&self, bytes: usize) -> Held {
         let bytes = bytes.saturating_mul(MAKING).min(self.bytes);
-        let mut held = Held::default();
+        let mut held = Held { permits: Vec::new(), rooms: Some(Arc::clone(&self.rooms)) };
         for room in &self.large {
-            held.0.extend(take(room, bytes).await);
+            held.permits.extend(take(room, bytes).await);
         }
-        self.rooms.used.store(true, Ordering::Relaxed);
+        self.rooms.used.store(true, Ordering::SeqCst);
         held
     }
 }
 
 impl Held {
     fn shrink(&mut self) {
-        for permit in self.0.iter_mut().filter(|permit| permit.num_permits() > SMALL) {
+        for permit in self.permits.iter_mut().filter(|permit| permit.num_permits() > SMALL) {
             let spare = permit.num_permits() - permit.num_permits() / MAKING;
             drop(permit.split(spare));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.permits.clear();
+        if let Some(rooms) = &self.rooms {
+            rooms.settle();
         }
     }
 }
@@ -172,8 +209,6 @@ async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermi
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn connection(calls: usize, bytes: usize, rooms: &Arc<Rooms>) -> Backlog {

@@ -232,8 +232,6 @@ async fn write_all<W>(
             gone.cancel();
             return;
         }
-        drop((lines, held));
-        backlog.settle();
     }
 }
 
