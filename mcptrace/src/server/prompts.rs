@@ -51,6 +51,8 @@ struct Step {
     narrowed: bool,
     /// Whether it can be made for one process only.
     of_one: bool,
+    /// Whether it is about what the process starts, too.
+    with_children: bool,
     /// How to read the answer.
     read: &'static str,
 }
@@ -209,6 +211,9 @@ impl Step {
         let mut filter = Map::new();
         if self.narrowed {
             filter.extend(pid(given).map(|pid| ("pid".to_owned(), pid.into())));
+            if self.with_children && !filter.is_empty() {
+                filter.insert("descendants".into(), true.into());
+            }
             let words = given.iter().filter(|(name, _)| *name != "pid");
             filter.extend(words.map(|(name, value)| (name.clone(), value.as_str().into())));
         }
@@ -288,6 +293,20 @@ mod tests {
             "security_review",
         ];
         assert_eq!(names, want);
+    }
+
+    /// A filter by the process alone would show what it executes itself: nothing, as a rule.
+    #[test]
+    fn what_a_process_starts_is_looked_for_among_its_children() {
+        for name in ["what_does_it_do", "security_review"] {
+            let plan = PLANS.iter().find(|plan| plan.name == name).unwrap();
+            let calls = plan.steps.iter().map(|step| step.filled(&given(plan)).1);
+            let filters: Vec<_> = calls
+                .filter(|arguments| arguments.get("probe").is_some_and(|probe| probe == "process_exec"))
+                .map(|arguments| arguments["filter"].clone())
+                .collect();
+            assert_eq!(filters, [json!({"pid": 1, "descendants": true})], "{name}");
+        }
     }
 
     #[test]

@@ -6,15 +6,27 @@ use super::{
 };
 
 const fn probe(name: &'static str, arguments: &'static str, read: &'static str) -> Step {
-    Step { call: What::Probe(name), arguments, narrowed: true, of_one: false, read }
+    Step { call: What::Probe(name), arguments, narrowed: true, of_one: false, with_children: false, read }
 }
 
 const fn script(name: &'static str, read: &'static str) -> Step {
-    Step { call: What::Script(name), arguments: r#"{"timeout":5}"#, narrowed: true, of_one: false, read }
+    Step {
+        call: What::Script(name),
+        arguments: r#"{"timeout":5}"#,
+        narrowed: true,
+        of_one: false,
+        with_children: false,
+        read,
+    }
+}
+
+/// A probe of what a process starts: with the process alone it would see that one's own.
+const fn children(name: &'static str, read: &'static str) -> Step {
+    Step { with_children: true, ..probe(name, NONE, read) }
 }
 
 const fn tool(name: &'static str, arguments: &'static str, read: &'static str) -> Step {
-    Step { call: What::Tool(name), arguments, narrowed: false, of_one: false, read }
+    Step { call: What::Tool(name), arguments, narrowed: false, of_one: false, with_children: false, read }
 }
 
 impl Step {
@@ -34,6 +46,7 @@ impl Step {
 const NONE: &str = "{}";
 const BY_COMM: &str = r#"{"options":{"by":"comm"}}"#;
 const BY_PID: &str = r#"{"options":{"by":"pid"}}"#;
+const BY_CONTAINER: &str = r#"{"options":{"by":"container"}}"#;
 
 /// Every investigation, in the order clients show them.
 pub(super) const PLANS: &[Plan] = &[
@@ -213,7 +226,7 @@ pub(super) const PLANS: &[Plan] = &[
             probe("file_io", NONE, "The files that it reads and writes, and how much."),
             probe("tcp_connections", NONE, "Whom it talks to."),
             script("unix_connections", "Local services that it uses."),
-            probe("process_exec", NONE, "What it starts."),
+            children("process_exec", "What it starts, and what those start."),
             probe("cpu_profile", NONE, "Which code runs."),
             probe("offcpu_stacks", NONE, "What it waits for."),
             script("syscall_stacks", "Which of its code makes the calls."),
@@ -226,11 +239,11 @@ pub(super) const PLANS: &[Plan] = &[
         description: "Something on a shared host takes more than its part: by process and container, for CPU, disk, network, cache and locks",
         arguments: &[],
         steps: &[
-            probe("runq_latency", BY_COMM, "Who waits for CPUs: those are the victims."),
-            probe("cpu_profile", NONE, "Who runs in the meantime."),
+            probe("runq_latency", BY_CONTAINER, "Which container or unit waits for CPUs: those are the victims."),
+            probe("cpu_slices", BY_CONTAINER, "Who runs in the meantime: `count` times `mean` is the time on CPUs."),
             probe("syscall_counts", BY_PID, "Who keeps the kernel busy."),
             probe("block_latency", NONE, "Whether the disk is the shared thing that is short."),
-            probe("file_io", NONE, "Who reads and writes most."),
+            probe("file_io", BY_PID, "Who reads and writes most."),
             probe("fs_sync", NONE, "Who forces the disk to write for everybody."),
             probe("net_traffic", NONE, "Who uses the network."),
             script("page_allocations", "Who takes memory at the highest rate."),
@@ -270,7 +283,7 @@ pub(super) const PLANS: &[Plan] = &[
         steps: &[
             probe("capability_checks", NONE, "Privileges that it uses, and those it was refused."),
             probe("privileged_actions", NONE, "Changes of identity, mounts, ptrace, modules, eBPF."),
-            probe("process_exec", NONE, "Programs that it starts."),
+            children("process_exec", "Programs that it starts."),
             probe("file_opens", NONE, "Files that it opens: keys, passwords, other programs' data, /proc of others."),
             probe("tcp_connections", NONE, "Where it connects to, and who connects to it."),
             script("socket_kinds", "Raw and packet sockets, and what it listens on."),
