@@ -102,6 +102,40 @@ fn time_in_code_without_names_is_said_to_be_unknown() {
     assert!(envelope.notes.iter().any(|note| note.contains("stripped file")), "{:?}", envelope.notes);
 }
 
+/// A program that is deleted, as that of a container is with its root, before anybody asks for names.
+#[test]
+fn time_in_a_file_that_is_gone_with_its_process_is_said_to_be_unknown_and_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("brief");
+    std::fs::copy(env!("CARGO_BIN_EXE_workload"), &copy).unwrap();
+    // Nobody else has that build id.
+    let other = Command::new("objcopy").arg("--update-section").arg(other_build_id(folder.path())).arg(&copy).status();
+    assert!(other.unwrap().success());
+    let mut parent = workload!();
+    let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
+    let execution = start("cpu_profile", &json!({"hertz": 499, "side": "user"}), &filter);
+    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"400"].map(hex).join(" ");
+    parent.run(&format!("spawn 1 {words}"));
+    std::fs::remove_file(&copy).unwrap();
+    let envelope = after_the_end(&execution, parent);
+    let gone: u64 =
+        stacks(&envelope).frames.iter().filter(|one| one.frame == "[gone]").map(|one| one.self_weight).sum();
+    let total = stacks(&envelope).total;
+    assert!(total >= 20 && gone * 2 > total, "{gone} of {total}: {envelope:#?}");
+    assert!(stacks(&envelope).unknown_percent > 50.0, "{envelope:#?}");
+    assert!(envelope.notes.iter().any(|note| note.contains("no longer found")), "{:?}", envelope.notes);
+}
+
+/// What objcopy makes a file's build id of.
+fn other_build_id(folder: &std::path::Path) -> String {
+    let file = folder.join("note");
+    // Length of the name, length of the id, its type (NT_GNU_BUILD_ID), the name, the id.
+    let note: Vec<u8> =
+        [4_u32, 20, 3].iter().flat_map(|word| word.to_ne_bytes()).chain(*b"GNU\0").chain([0xab; 20]).collect();
+    std::fs::write(&file, note).unwrap();
+    format!(".note.gnu.build-id={}", file.display())
+}
+
 /// A program that nobody else runs: the kernel side says its path, and the file its build id.
 #[test]
 fn a_program_that_lived_for_a_moment_is_named_by_its_build_id() {

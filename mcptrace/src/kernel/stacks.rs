@@ -31,6 +31,8 @@ const MOST_MAPS_BYTES: u64 = 4 << 20;
 const MAP_FILES: &str = "map_files";
 /// The name of a frame of which only the place is known.
 const UNKNOWN: &str = "[unknown]";
+/// The name of a frame in a file that was not found when names were asked for.
+const GONE: &str = "[gone]";
 
 /// The stacks of an execution.
 #[derive(Debug, Default)]
@@ -290,8 +292,8 @@ impl State {
         let mut files: Vec<(PathBuf, Vec<(Place, u64)>)> = Vec::new();
         for (path, places) in self.unnamed_places() {
             match path {
-                Some(path) => files.push((path, places)),
-                None => self.name_places(&places, None, UNKNOWN),
+                Ok(path) => files.push((path, places)),
+                Err(otherwise) => self.name_places(&places, None, otherwise),
             }
         }
         let question = Question {
@@ -327,14 +329,14 @@ impl State {
         }
     }
 
-    /// Places without a name by file, with their offsets in it; those whose file is not known under `None`.
-    fn unnamed_places(&mut self) -> HashMap<Option<PathBuf>, Vec<(Place, u64)>> {
+    /// Places without a name by file, with their offsets in it; those without a file by what they are called instead.
+    fn unnamed_places(&mut self) -> HashMap<Result<PathBuf, &'static str>, Vec<(Place, u64)>> {
         let all = self.stacks.iter().flat_map(|(key, frames)| frames.user.iter().map(|place| (key.pid, *place)));
         let mut unnamed: Vec<_> = all.filter(|(_, place)| !self.user_names.contains_key(place)).collect();
         unnamed.sort_unstable();
         unnamed.dedup();
         self.look_again(&unnamed);
-        let mut found: HashMap<Option<PathBuf>, Vec<(Place, u64)>> = HashMap::new();
+        let mut found: HashMap<Result<PathBuf, &'static str>, Vec<(Place, u64)>> = HashMap::new();
         let mut paths = HashMap::new();
         let mut done = HashSet::new();
         for (pid, place) in unnamed {
@@ -344,11 +346,9 @@ impl State {
             let (path, offset) = match place {
                 Place::File(id, offset) => {
                     let path = paths.entry(id).or_insert_with(|| self.file_of(pid, self.build_ids[id as usize]));
-                    (path.clone(), offset)
+                    (path.clone().ok_or(GONE), offset)
                 }
-                Place::Address(pid, address) => {
-                    self.file_at(pid, address).map_or((None, 0), |(path, offset)| (Some(path), offset))
-                }
+                Place::Address(pid, address) => self.file_at(pid, address),
             };
             found.entry(path).or_default().push((place, offset));
         }
@@ -402,10 +402,12 @@ impl State {
         id
     }
 
-    fn file_at(&self, pid: u32, address: u64) -> Option<(PathBuf, u64)> {
-        let mappings = &self.processes.get(&pid)?.mappings;
-        let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address))?;
-        Some((mapping.file(pid)?, address - mapping.start + mapping.offset))
+    fn file_at(&self, pid: u32, address: u64) -> (Result<PathBuf, &'static str>, u64) {
+        let mut mappings = self.processes.get(&pid).into_iter().flat_map(|process| &process.mappings);
+        match mappings.find(|mapping| (mapping.start..mapping.end).contains(&address)) {
+            Some(mapping) => (mapping.file(pid).ok_or(GONE), address - mapping.start + mapping.offset),
+            None => (Err(UNKNOWN), 0),
+        }
     }
 }
 

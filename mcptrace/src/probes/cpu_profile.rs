@@ -58,7 +58,7 @@ impl Probe for CpuProfile {
         user space; idle CPUs are not counted. A function's share of samples is its share of CPU time: self is time in its own code, total \
         includes what it calls. A few hundred samples tell shares within some percent. User stacks are found by frame pointers: code \
         compiled without them shows its innermost function and then nothing or nonsense. Names come from symbol tables: inlined functions \
-        count for the one they are in, stripped files show as [file]; unknown_percent is the share of samples that are in code without a \
+        count for the one they are in, stripped files show as [file], those gone with their process as [gone]; unknown_percent is the share of samples that are in code without a \
         name. Samples that fall into another tracing program are not taken.";
     const NEXT: &'static [&'static str] = &[
         "little CPU time and slow all the same: runq_latency, then syscall_latency with filter.pid",

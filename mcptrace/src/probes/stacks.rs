@@ -100,8 +100,9 @@ pub fn found(weights: &BTreeMap<StackKey, StackWeight>, named: Named, unit: Unit
 pub fn unknown_note(stacks: &Stacks) -> Option<String> {
     (stacks.unknown_percent > MUCH_UNKNOWN).then(|| {
         format!(
-            "{} % of the {} are of code without names: of a stripped file (shown as [file]; a build with its symbol table has them) or made \
-             at run time by a JIT (shown as [unknown]; the profiler of its own runtime has them)",
+            "{} % of the {} are of code without names: of a stripped file (shown as [file]; a build with its symbol table has them), of one \
+             that was no longer found when names were looked up, deleted or in the root of a container that had ended (shown as [gone]; \
+             trace it while it runs), or made at run time by a JIT (shown as [unknown]; the profiler of its own runtime has them)",
             stacks.unknown_percent, stacks.unit
         )
     })
