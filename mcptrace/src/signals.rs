@@ -1,5 +1,7 @@
 //! Names of signals.
 
+use crate::suggest::nearest;
+
 /// Signals 1 to 31 (include/uapi/asm-generic/signal.h and arch/x86/include/uapi/asm/signal.h, which agree).
 const NAMES: [&str; 31] = [
     "SIGHUP",
@@ -57,6 +59,12 @@ pub fn number(name: &str) -> Option<i32> {
     (1..=64).find(is)
 }
 
+/// The name nearest to one that no signal has.
+pub fn nearest_to(name: &str) -> Option<String> {
+    let known: Vec<_> = (1..=64).map(self::name).collect();
+    nearest(&name.to_ascii_uppercase(), known.iter().map(String::as_str)).map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +77,6 @@ mod tests {
         assert_eq!((name(libc::SIGSYS), name(libc::SIGCHLD)), ("SIGSYS".into(), "SIGCHLD".into()));
         assert_eq!(name(libc::SIGRTMIN() + 3), "SIGRTMIN+3");
         assert_eq!((number("kill"), number("9"), number("SIGNONE"), number("0")), (Some(9), Some(9), None, None));
+        assert_eq!(nearest_to("sigtrem").as_deref(), Some("SIGTERM"));
     }
 }

@@ -29,7 +29,7 @@ pub struct NetTraffic {
 }
 
 /// Options of the probe.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// What results are grouped by, beyond what the probe always tells apart
@@ -40,6 +40,13 @@ pub struct Options {
     pub port: Option<u16>,
 }
 
+/// By process: the question is who.
+impl Default for Options {
+    fn default() -> Self {
+        Self { by: By::Pid, port: None }
+    }
+}
+
 /// What a row is of: the group, and with whom it talks.
 type Key = (Who, TrafficKey);
 
@@ -48,7 +55,7 @@ impl Probe for NetTraffic {
     const SUMMARY: &'static str = "Who sends and receives how much over the network, and with whom?";
     const CATEGORY: &'static str = "network";
     const DETAILS: &'static str = "Payload that programs give to and take from TCP, UDP and other IP sockets, by process (of one command together with \
-        options.by = comm, of one container or unit with container), protocol, peer and port. sends and receives are calls that moved it: of UDP one is a datagram, of TCP it may be many packets or a \
+        options.by = comm, of one container or unit with container, of all with total), protocol, peer and port. sends and receives are calls that moved it: of UDP one is a datagram, of TCP it may be many packets or a \
         part of one; segments sent again and headers are not in it. port is the lower of both ports, as a rule that of the service; port_of says \
         whose it is. A UDP socket that is not connected shows no peer (0.0.0.0 or ::). What a program peeks at counts when it is taken. Not seen: \
         unix sockets, kernel-internal users, splice and zero-copy out of a TCP socket, calls that fail. Needs 6.4.";
@@ -85,10 +92,8 @@ impl Probe for NetTraffic {
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
         plan.globals.push(("PORT", u32::from(options.port.unwrap_or(0)).to_ne_bytes().to_vec()));
-        // Processes are told apart unless something else is.
-        let by = if options.by == By::Total { By::Pid } else { options.by };
-        names::group(&mut plan, by);
-        Ok((Self { by }, plan))
+        names::group(&mut plan, options.by);
+        Ok((Self { by: options.by }, plan))
     }
 
     fn report(&self, maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
@@ -181,6 +186,9 @@ mod tests {
         let processes = [key(7, [0; 16]), key(8, [0; 16])];
         let rows = table(&processes, By::Pid).rows;
         assert_eq!((rows.len(), &rows[0]["comm"], &rows[1]["comm"]), (2, &"curl".into(), &"wget".into()));
+        let of_all = table(&[key(0, [0; 16])], By::Total);
+        assert_eq!((of_all.rows[0].get("pid"), &of_all.key[0]), (None, &"protocol".to_owned()));
+        assert_eq!(Options::default().by, By::Pid, "who, unless asked for something else");
     }
 
     #[test]

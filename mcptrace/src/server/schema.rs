@@ -24,6 +24,7 @@ pub(super) fn options(_: &mut schemars::SchemaGenerator) -> Schema {
         for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
             let known = merged.entry(name).or_insert_with(|| property.clone());
             add_choices(known, property);
+            keep_common_default(known, property);
             takers.entry(name.clone()).or_default().push(entry.name);
         }
     }
@@ -41,6 +42,15 @@ fn add_choices(known: &mut Value, other: &Value) {
         let Some((known, other)) = choices else { continue };
         let missing: Vec<_> = other.iter().filter(|choice| !known.contains(choice)).cloned().collect();
         known.extend(missing);
+    }
+}
+
+/// What is left out means the same for all probes, or nothing is said: clients send defaults as if they had been chosen.
+fn keep_common_default(known: &mut Value, other: &Value) {
+    if known.get("default") != other.get("default")
+        && let Some(known) = known.as_object_mut()
+    {
+        known.remove("default");
     }
 }
 
@@ -295,6 +305,19 @@ mod tests {
                 let takers = PROBES.iter().filter(|entry| entry.option_names().contains(&option)).count();
                 let named = if takers > NAMED { text.ends_with(" [many]") } else { text.contains(entry.name) };
                 assert!(named && text.ends_with(']'), "{option}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_default_is_that_of_every_probe_that_takes_the_option() {
+        let all = options(&mut schemars::SchemaGenerator::default());
+        for entry in PROBES {
+            let schema = (entry.schema)();
+            for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                if let Some(default) = all.get("properties").unwrap()[name].get("default") {
+                    assert_eq!(property.get("default"), Some(default), "{}: {name}", entry.name);
+                }
             }
         }
     }
