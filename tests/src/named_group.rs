@@ -1,7 +1,9 @@
-//! A control group of a name that a test chooses.
+//! Control groups of names that a test chooses.
 #![expect(clippy::unwrap_used, reason = "part of the tests")]
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
+
+use tempfile::TempDir;
 
 use crate::workload::Workload;
 
@@ -37,5 +39,39 @@ impl Named {
 impl Drop for Named {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A hierarchy of version 1 as container runtimes use it, of which the kernel's programs see nothing; unmounted when dropped.
+#[derive(Debug)]
+pub struct Version1(TempDir);
+
+impl Version1 {
+    /// Mounts it, with a group in it.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be mounted.
+    pub fn new(group: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = ["-t", "cgroup", "-o", "none,name=mcptrace_tests", "none"];
+        let mounted = Command::new("mount").args(mount).arg(folder.path()).status().unwrap();
+        assert!(
+            mounted.success(),
+            "a hierarchy without controllers can be mounted by every kernel with control groups"
+        );
+        fs::create_dir_all(folder.path().join(group)).unwrap();
+        Self(folder)
+    }
+
+    /// Moves a workload into the group.
+    pub fn put(&self, group: &str, workload: &Workload) {
+        fs::write(self.0.path().join(group).join("cgroup.procs"), workload.pid().to_string()).unwrap();
+    }
+}
+
+impl Drop for Version1 {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }

@@ -52,7 +52,8 @@ fn a_program_of_another_process_has_its_runs_place_and_holder_and_statistics_end
     for row in own {
         let place = format!("tp_btf/sys_{}", row["name"].as_str().unwrap());
         assert_eq!((&row["attached_to"], &row["kind"]), (&json!(place), &json!("tracing")));
-        assert_eq!(row["holders"], other.pid().to_string());
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", other.pid())).unwrap();
+        assert_eq!(row["holders"], format!("{} {}", other.pid(), comm.trim_end()));
         let (runs, time) = (row["runs"].as_u64().unwrap(), row["total_ns"].as_u64().unwrap());
         assert!(runs >= OPENS && time / runs == row["ns_per_run"].as_u64().unwrap() && time > 0, "{row:?}");
         // What another reader of the same counters saw in between and around.

@@ -9,7 +9,7 @@ use mcptrace::{
     report::{Envelope, Report, Row},
 };
 use mcptrace_tests::{
-    named_group::Named,
+    named_group::{Named, Version1},
     probing::{around, events, kernel_version, of_pid, rows},
     workload,
     workload::{Workload, hex},
@@ -150,6 +150,9 @@ const BY_PROCESS: &[(&str, &str)] = &[
     ("page_cache", "file_write FILE 7 4096"),
 ];
 
+/// Those whose rows are always of processes.
+const HAVE_NO_BY: [&str; 2] = ["page_faults", "futex_waits"];
+
 /// Those that group by container as well.
 const BY_CONTAINER: [&str; 6] =
     ["syscall_counts", "file_io", "page_cache", "net_traffic", "cpu_slices", "runq_latency"];
@@ -161,7 +164,7 @@ fn rows_of_processes_say_in_which_container_they_are_and_rows_of_containers_are_
         let (group, name) = container(0x3_0001);
         let mut workload = workload!();
         group.add(&workload);
-        let has_by = !["page_faults", "futex_waits"].contains(probe);
+        let has_by = !HAVE_NO_BY.contains(probe);
         for by in ["pid", "container"].iter().filter(|by| **by == "pid" || BY_CONTAINER.contains(probe)) {
             let options = if has_by { json!({ "by": by }) } else { json!({}) };
             let envelope = around(probe, &options, &of_pid(workload.pid()), || {
@@ -173,6 +176,42 @@ fn rows_of_processes_say_in_which_container_they_are_and_rows_of_containers_are_
         }
         workload.end();
     }
+}
+
+/// Kernel programs see nothing of version 1: its containers are found by their processes.
+#[test]
+fn processes_in_containers_of_version_1_are_shown_with_them_and_rows_by_container_say_that_they_cannot() {
+    let id = format!("6{:063x}", std::process::id());
+    let group = format!("docker/{id}");
+    let hierarchy = Version1::new(&group);
+    let file = File::new("version_1");
+    let mut workload = workload!();
+    hierarchy.put(&group, &workload);
+    for (probe, command) in BY_PROCESS.iter().filter(|(probe, _)| is_there(probe)) {
+        let options = if HAVE_NO_BY.contains(probe) { json!({}) } else { json!({"by": "pid"}) };
+        let envelope = around(probe, &options, &of_pid(workload.pid()), || {
+            workload.run(&file.in_command(command));
+        });
+        assert_all_in(probe, &all(&envelope), "container", &id[..12]);
+    }
+    let family = Filter { descendants: true, ..of_pid(workload.pid()) };
+    let envelope = around("signals", &json!({"signal": "SIGUSR1"}), &family, || {
+        workload.run(&format!("spawn 1 {}", ["/bin/sh", "-c", "kill -USR1 $$"].map(hex).join(" ")));
+    });
+    assert_eq!(events(&envelope).len(), 1);
+    assert_all_in("signals", events(&envelope), "sender_container", &id[..12]);
+    assert_all_in("signals", events(&envelope), "target_container", &id[..12]);
+    let open = format!("open openat {} 0 7 -100", hex("/dev/null"));
+    let envelope = around("file_opens", &json!({}), &of_pid(workload.pid()), || {
+        workload.run(&open);
+        workload.end();
+    });
+    assert_all_in("file_opens", events(&envelope), "container", &id[..12]);
+    let note = |by: &str| {
+        let envelope = around("syscall_counts", &json!({ "by": by }), &of_pid(std::process::id()), || {});
+        envelope.notes.iter().any(|note| note.contains("version 1"))
+    };
+    assert_eq!((note("container"), note("pid")), (true, false));
 }
 
 /// Nobody can look a process up in /proc that has ended, nor a control group that was removed.

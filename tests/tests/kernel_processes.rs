@@ -9,13 +9,12 @@ use mcptrace::{
 };
 use mcptrace_tests::{
     memory_group::Limited,
-    named_group::Named,
+    named_group::{Named, Version1},
     probing::{around, assert_no_loss, calls, events, of_pid},
     workload,
     workload::{Workload, hex},
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// A process and all that it starts.
 fn family(workload: &Workload) -> Filter {
@@ -59,33 +58,6 @@ fn every_program_is_seen_once_with_its_parent_and_masked_arguments() {
     }
 }
 
-/// A hierarchy of version 1 as container runtimes use it, of which the kernel's programs see nothing; unmounted when dropped.
-struct Version1(TempDir);
-
-impl Version1 {
-    fn new(group: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mount = ["-t", "cgroup", "-o", "none,name=mcptrace_tests", "none"];
-        let mounted = Command::new("mount").args(mount).arg(folder.path()).status().unwrap();
-        assert!(
-            mounted.success(),
-            "a hierarchy without controllers can be mounted by every kernel with control groups"
-        );
-        fs::create_dir_all(folder.path().join(group)).unwrap();
-        Self(folder)
-    }
-
-    fn put(&self, group: &str, workload: &Workload) {
-        fs::write(self.0.path().join(group).join("cgroup.procs"), workload.pid().to_string()).unwrap();
-    }
-}
-
-impl Drop for Version1 {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn containers_of_version_1_are_named_and_filters_say_why_they_cannot() {
     let id = "0123456789abcdef".repeat(4);
@@ -114,7 +86,6 @@ fn containers_of_version_1_are_named_and_filters_say_why_they_cannot() {
     assert!(none.contains("is the container running?"), "{none}");
 }
 
-/// Those who start and end are shown with their container or unit, those who signal with their container.
 #[test]
 fn whoever_runs_in_a_container_or_unit_is_shown_with_it() {
     let id = format!("4f2a99{:058x}", std::process::id());
@@ -141,8 +112,7 @@ fn whoever_runs_in_a_container_or_unit_is_shown_with_it() {
         let rows = with(&envelope, "signal", &json!("SIGUSR1"));
         assert_eq!(rows.len(), 1, "{:?}", events(&envelope));
         for role in ["sender", "target"] {
-            let shown = rows[0].get(&format!("{role}_container"));
-            assert_eq!(shown, (field == "container").then(|| json!(name)).as_ref(), "{:?}", rows[0]);
+            assert_eq!(rows[0].get(&format!("{role}_{field}")), Some(&json!(name)), "{:?}", rows[0]);
         }
     }
 }

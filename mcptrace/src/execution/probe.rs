@@ -26,7 +26,11 @@ use crate::{
         loader::chain,
         processes::{process_has_ended, thread_has_ended},
     },
-    probes::{Found, Prepared, Reader, places},
+    probes::{
+        Found, Prepared, Reader,
+        options::{self, By},
+        places,
+    },
     report::{Events, Loss, Report},
     store::Store,
 };
@@ -44,6 +48,12 @@ const SHORTEST_SAMPLED: Duration = Duration::from_millis(300);
 /// How soon after the start of a run the first is opened, at most.
 const FIRST_SAMPLE: Duration = Duration::from_millis(500);
 
+/// What a reader must know of rows by container on a host of version 1.
+const VERSION_1: &str = "some containers here have control groups of version 1, which programs in the kernel do not see: rows are of groups of \
+    version 2, and those containers are together in one of them; options.by = pid names the container of each process that still runs";
+/// Records of one look at the buffer whose process is looked up in groups of version 1.
+const MOST_ASKED: usize = 32;
+
 /// A native probe at work.
 pub struct ProbeSource {
     live: Mutex<Option<Attached>>,
@@ -56,6 +66,8 @@ pub struct ProbeSource {
     narrowed: Narrowed,
     /// The control group of the last record, where rows say to which container or unit a process belongs.
     last_cgroup: Option<AtomicU64>,
+    /// Whether rows are of containers, and there are some that the kernel side cannot tell apart.
+    misses_containers: bool,
     counts: &'static str,
     cost_ns: f64,
     /// The only process and the only thread that are looked at.
@@ -131,16 +143,18 @@ impl Last {
 impl ProbeSource {
     /// Takes over an attached probe.
     pub fn new(attached: Attached, prepared: Prepared, filtered: bool, subject: Subject, cost_ns: f64) -> Self {
+        let by_container = prepared.options.get("by").is_some_and(|by| by == By::Container.as_str());
         let sends_events = prepared.plan.event_bytes > 0 && !prepared.reader.event_fields().is_empty();
         Self {
             live: Mutex::new(Some(attached)),
-            narrowed: Narrowed { by_filters: filtered, by_options: !prepared.options.is_empty() },
+            narrowed: Narrowed { by_filters: filtered, by_options: options::narrow(&prepared.options) },
             reader: prepared.reader,
             store: Mutex::new(Store::new(STORE_BYTES)),
             clock: Clock::now(),
             sends: prepared.plan.event_bytes > 0,
             sends_events,
             last_cgroup: prepared.plan.places.then(AtomicU64::default),
+            misses_containers: by_container && cgroups::version_1::has_containers(),
             counts: prepared.plan.counts,
             cost_ns,
             subject,
@@ -160,10 +174,11 @@ impl ProbeSource {
         let records = lock(&self.live).as_mut().map(|attached| attached.drain(BATCH_BYTES)).unwrap_or_default();
         let bytes = records.iter().map(Bytes::len).sum();
         let mut malformed = 0;
+        let mut asked = 0;
         let mut store = lock(&self.store);
         for record in records {
             if self.sends_events && self.reader.accepts(&record) {
-                self.learn_place(&record);
+                self.learn_place(&record, &mut asked);
                 store.push(record);
             } else if !self.reader.take(&record) {
                 malformed += 1;
@@ -176,12 +191,17 @@ impl ProbeSource {
         bytes
     }
 
-    /// Has the name of its control group found now: the group may be gone when the record is shown.
-    fn learn_place(&self, record: &[u8]) {
+    /// Has the name of its control group found now: the group may be gone when the record is shown. A process's groups of version 1 are
+    /// looked at by making the row, which costs some microseconds: so not for every record of a flood.
+    fn learn_place(&self, record: &[u8], asked: &mut usize) {
         let Some(last) = &self.last_cgroup else { return };
         let cgroup = mcptrace_wire::cgroup_of(record);
         if last.swap(cgroup, Ordering::Relaxed) != cgroup && cgroup != 0 {
             cgroups::path(cgroup);
+        }
+        if *asked < MOST_ASKED && cgroups::version_1::is_mounted() {
+            *asked += 1;
+            self.reader.row(record, &self.clock);
         }
     }
 
@@ -283,6 +303,9 @@ impl ProbeSource {
         }
         if let Some(ended) = lock(&self.state).ended {
             notes.push(format!("the {ended} had ended before the time was up: rates and shares are of the whole time"));
+        }
+        if self.misses_containers {
+            notes.push(VERSION_1.into());
         }
         if self.sends_events {
             notes.extend(evicted_note(lock(&self.store).evicted(), page));

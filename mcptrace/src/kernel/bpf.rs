@@ -9,7 +9,7 @@ use std::{
 
 use libbpf_rs::query::{LinkInfo, LinkInfoIter, LinkTypeInfo, PerfEventType};
 
-use super::btf::KernelBtf;
+use super::{btf::KernelBtf, cgroups};
 
 /// How many descriptors of other processes are looked at.
 const MOST_DESCRIPTORS: usize = 200_000;
@@ -39,7 +39,24 @@ pub struct Uses {
     /// Where it is attached.
     pub attached: BTreeSet<String>,
     /// Processes that have a descriptor of it or of a link to it.
-    pub holders: BTreeSet<u32>,
+    pub holders: BTreeMap<u32, Holder>,
+}
+
+/// A process that holds programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Its command name, as it is.
+    pub comm: Vec<u8>,
+    /// The path of its control group that names its container or unit, if one does.
+    pub group: Option<String>,
+}
+
+impl Holder {
+    fn of(pid: u32) -> Self {
+        let mut comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm.pop_if(|last| *last == b'\n');
+        Self { comm, group: cgroups::of_process(pid) }
+    }
 }
 
 /// Uses by program.
@@ -179,6 +196,7 @@ fn place(link: &LinkTypeInfo, traced: impl Fn() -> Option<String>) -> String {
 fn descriptors(uses: &mut AllUses) {
     let mut seen = 0;
     for pid in numbers("/proc").unwrap_or_default() {
+        let mut holder = None;
         for descriptor in numbers(&format!("/proc/{pid}/fd")).unwrap_or_default() {
             seen += 1;
             if seen > MOST_DESCRIPTORS {
@@ -187,7 +205,7 @@ fn descriptors(uses: &mut AllUses) {
             }
             if let Some((program, place)) = held(pid, descriptor) {
                 let uses = uses.by_program.entry(program).or_default();
-                uses.holders.insert(pid);
+                uses.holders.insert(pid, holder.get_or_insert_with(|| Holder::of(pid)).clone());
                 uses.attached.extend(place);
             }
         }

@@ -31,6 +31,21 @@ pub fn path(id: u64) -> Option<String> {
     with_known(|known| known.path(id))
 }
 
+/// The path of a process's group that names its container, else its unit, of either version; `None` if none does or the process has ended.
+pub fn of_process(pid: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    naming(text.lines(), |controllers| controllers.is_empty() || controllers == version_1::SYSTEMD)
+}
+
+/// The path of the group that names a container, else of one that names a unit where the hierarchy is for that. Lines are
+/// `number:controllers:path` (cgroups(7)); that of version 2 names no controllers.
+fn naming<'a>(lines: impl Iterator<Item = &'a str>, has_units: impl Fn(&str) -> bool) -> Option<String> {
+    let groups: Vec<_> = lines.filter_map(|line| line.split_once(':')?.1.split_once(':')).collect();
+    let of_container = groups.iter().find(|(_, path)| container(path).is_some());
+    let of_unit = || groups.iter().find(|(controllers, path)| has_units(controllers) && unit(path).is_some());
+    of_container.or_else(of_unit).map(|(_, path)| (*path).to_owned())
+}
+
 /// Takes in the path of a control group that is gone, as the kernel told it.
 pub fn remember(id: u64, path: String) {
     with_known(|known| known.remember(id, path));

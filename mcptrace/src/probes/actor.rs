@@ -2,8 +2,8 @@
 
 use mcptrace_wire::Actor;
 
-use super::{places, put};
-use crate::{kernel::cgroups::version_1, report::Row, text::comm};
+use super::{places::Place, put};
+use crate::{report::Row, text::comm};
 
 /// Names of the fields that [`insert`] gives.
 pub(super) const FIELDS: [&str; 7] = ["pid", "tid", "comm", "uid", "ppid", "container", "unit"];
@@ -15,12 +15,10 @@ pub(super) fn insert(row: &mut Row, actor: &Actor) {
     put(row, "comm", comm(&actor.comm));
     put(row, "uid", actor.uid);
     put(row, "ppid", actor.ppid);
-    places::insert(row, actor.cgroup);
-    // Containers of version 1 are in a group of version 2 that is not their own.
-    if !row.contains_key("container")
-        && let Some(container) = version_1::container(actor.pid, actor.ppid)
-    {
-        row.remove("unit");
-        put(row, "container", container);
-    }
+    place(actor).insert(row);
+}
+
+/// Where it belongs.
+pub(super) fn place(actor: &Actor) -> Place {
+    Place::of_process(actor.cgroup, actor.pid, actor.ppid)
 }

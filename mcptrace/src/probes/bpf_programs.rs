@@ -7,15 +7,15 @@ use std::{
 
 use aya::maps::MapError;
 
-use super::{Context, Found, NoOptions, OptionError, Probe, plan_of, put};
+use super::{Context, Found, NoOptions, OptionError, Probe, places::Place, plan_of, put};
 use crate::{
     kernel::{
         attached::{Maps, Plan},
-        bpf::{self, AllUses, Program, Statistics, Uses},
+        bpf::{self, AllUses, Holder, Program, Statistics, Uses},
         hook::Attach,
     },
     report::{Field, Report, Row, Table},
-    text::untrusted,
+    text::{comm, untrusted},
 };
 
 /// Holders and places that a row names.
@@ -37,7 +37,7 @@ impl Probe for BpfPrograms {
         of one run and of all in percent of one CPU. The kernel's run-time statistics are on meanwhile for every program of the machine, \
         which costs each run about 80 ns more, and they leave out what it costs to enter a program. attached_to is known of links and of \
         events in descriptors; a program that is attached otherwise (tc, a pinned program of a cgroup) has none. holders are processes \
-        with a descriptor of it; a program without any is pinned or held by its hook. A program that was unloaded meanwhile is counted in \
+        with a descriptor of it, by pid, command, and container or unit; a program without any is pinned or held by its hook. A program that was unloaded meanwhile is counted in \
         a note. It takes no filter: it looks at programs, not at threads.";
     const NEXT: &'static [&'static str] =
         &["one is expensive: its holders tell whose it is", "who loads programs: privileged_actions, kind bpf"];
@@ -134,9 +134,15 @@ fn row(id: u32, program: &Program, (runs, time): (u64, u64), uses: &Uses, second
         put(&mut row, "ns_per_run", mean);
     }
     put(&mut row, "attached_to", named(uses.attached.iter().map(|place| untrusted(place.as_bytes(), 128))));
-    put(&mut row, "holders", named(uses.holders.iter().map(u32::to_string)));
+    put(&mut row, "holders", named(uses.holders.iter().map(holder)));
     put(&mut row, "loaded_by_uid", program.uid);
     row
+}
+
+/// A process as text: number, command, and container or unit.
+fn holder((pid, holder): (&u32, &Holder)) -> String {
+    let group = holder.group.as_deref().map(|path| format!(" ({})", Place::of_path(path)));
+    format!("{pid} {}{}", comm(&holder.comm), group.unwrap_or_default())
 }
 
 /// The first few, and how many more there are.
@@ -165,6 +171,15 @@ mod tests {
         assert_eq!((&table.rows[1]["runs"], &table.rows[1]["ns_per_run"]), (&10.into(), &200.into()));
         assert_eq!((&table.rows[0]["cpu_percent"], table.rows[2].get("ns_per_run")), (&0.004.into(), None));
         assert!(found.notes[0].starts_with("1 programs"));
+    }
+
+    #[test]
+    fn a_holder_is_named_with_its_container_or_unit() {
+        let of =
+            |group: Option<&str>| holder((&7, &Holder { comm: b"agent".to_vec(), group: group.map(str::to_owned) }));
+        assert_eq!(of(None), "7 agent");
+        assert_eq!(of(Some("/system.slice/agent.service")), "7 agent (agent.service)");
+        assert_eq!(of(Some(&format!("/docker/{}", "4f2a99ab".repeat(8)))), "7 agent (container 4f2a99ab4f2a)");
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn row(key: &CapabilityKey, count: CapabilityCount, by: By) -> Row {
     put(&mut row, "comm", comm(&key.comm));
     if by == By::Pid {
         put(&mut row, "pid", key.pid);
-        places::insert(&mut row, count.cgroup);
+        places::insert(&mut row, count.cgroup, key.pid);
     }
     put(&mut row, "checks", count.granted + count.refused);
     put(&mut row, "granted", count.granted);

@@ -37,9 +37,11 @@ no room to follow.
 it had last, which is that of its first thread.
 
 Events and rows of a process have its `container` (the first 12 digits of its id) or, outside of containers, its systemd `unit`, by its
-control group (version 2): of an event where the thread was then, of a row where its process was when it last executed a program or took a
+control group: of an event where the thread was then, of a row where its process was when it last executed a program or took a
 name, else when it was first seen. Groups that have been removed meanwhile are known all the same. With `by = container` a row is of a
 container or unit; what is in neither is one row without a name. Text shows units only there: beside a process they are in the JSON.
+Programs in the kernel see groups of version 2. A container or unit in those of version 1 is found by the process, in /proc, when an event
+is taken in or a row made: a row of a process that had ended by then has none, and rows by container cannot tell such containers apart.
 ";
 
 fn section(entry: &Entry) -> String {

@@ -126,7 +126,7 @@ impl Probe for DnsLatency {
         put(&mut row, "pid", lookup.pid);
         put(&mut row, "tid", lookup.tid);
         put(&mut row, "comm", comm(&lookup.comm));
-        places::insert(&mut row, lookup.cgroup);
+        places::insert(&mut row, lookup.cgroup, lookup.pid);
         Some(row)
     }
 }

@@ -114,7 +114,7 @@ impl Probe for FileOpens {
         row.insert("tid".into(), open.tid.into());
         row.insert("comm".into(), comm(&open.comm).into());
         row.insert("uid".into(), open.uid.into());
-        places::insert(&mut row, open.cgroup);
+        places::insert(&mut row, open.cgroup, open.pid);
         row.insert("syscall".into(), syscall_name(open.syscall).into());
         if unreadable {
             row.insert("path_error".into(), "EFAULT".into());

@@ -124,7 +124,7 @@ impl Probe for FsSync {
         row.insert("pid".into(), event.pid.into());
         row.insert("tid".into(), event.tid.into());
         row.insert("comm".into(), comm(&event.comm).into());
-        places::insert(&mut row, event.cgroup);
+        places::insert(&mut row, event.cgroup, event.pid);
         if event.result < 0 {
             row.insert("errno".into(), errno::name(event.result.wrapping_neg()).into());
         }

@@ -152,7 +152,7 @@ impl Probe for FunctionLatency {
         put(&mut row, "pid", slow.pid);
         put(&mut row, "tid", slow.tid);
         put(&mut row, "comm", comm(&slow.comm));
-        places::insert(&mut row, slow.cgroup);
+        places::insert(&mut row, slow.cgroup, slow.pid);
         Some(row)
     }
 }

@@ -1,6 +1,6 @@
 //! What rows are grouped by, and the names of processes in them.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use aya::maps::MapError;
 use mcptrace_wire::{Comm, GroupBy, Process, cgroup_of_comm};
@@ -69,17 +69,12 @@ pub(super) struct Who {
     place: Place,
 }
 
-impl fmt::Display for Who {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.comm, self.pid) {
-            (Some(comm), Some(pid)) => write!(formatter, "{comm} {pid}"),
-            (Some(comm), None) => formatter.write_str(comm),
-            (None, _) => write!(formatter, "{}", self.place),
-        }
-    }
-}
-
 impl Who {
+    /// What a sentence calls it: by its number, since names that programs choose have no place in sentences.
+    pub(super) fn in_words(&self) -> String {
+        self.pid.map_or_else(|| "the row with most of it".to_owned(), |pid| format!("process {pid}"))
+    }
+
     /// The fields of [`key_fields`].
     pub(super) fn row(&self) -> Row {
         let mut row = Row::new();
@@ -122,7 +117,7 @@ impl Names {
     /// A process as it was last: it may have had another name when its row was made.
     pub(super) fn process(&self, pid: u32, first: &Process) -> Who {
         let last = self.0.get(&pid).unwrap_or(first);
-        Who { pid: Some(pid), comm: Some(comm(&last.comm)), place: Place::of(last.cgroup) }
+        Who { pid: Some(pid), comm: Some(comm(&last.comm)), place: Place::of_process(last.cgroup, pid, 0) }
     }
 }
 

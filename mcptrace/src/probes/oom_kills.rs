@@ -4,8 +4,7 @@ use aya::maps::MapError;
 use mcptrace_wire::OomKill;
 
 use super::{
-    Context, Found, OptionError, Probe, actor, options::EventOptions, options::Transport, parse, places, plain,
-    plan_of, put,
+    Context, Found, OptionError, Probe, actor, options::EventOptions, options::Transport, parse, plain, plan_of, put,
 };
 use crate::{
     clock::Clock,
@@ -144,9 +143,5 @@ fn insert_group(row: &mut Row, kill: &OomKill, page: u64) {
 fn insert_trigger(row: &mut Row, kill: &OomKill) {
     put(row, "trigger_pid", kill.trigger.pid);
     put(row, "trigger_comm", comm(&kill.trigger.comm));
-    let mut place = Row::new();
-    places::insert(&mut place, kill.trigger.cgroup);
-    for (name, value) in place {
-        put(row, &format!("trigger_{name}"), value);
-    }
+    actor::place(&kill.trigger).insert_as(row, "trigger_");
 }

@@ -56,6 +56,16 @@ pub fn check_group(probe: &str, groups: &[By], given: &Map<String, Value>) -> Re
     })
 }
 
+/// Options that say how what is seen is shown.
+const OF_SHAPE: [&str; 10] =
+    ["by", "events", "hertz", "histogram", "sample", "side", "slower_than_us", "stacks", "texts", "transport"];
+
+/// Whether options, with their defaults filled in, leave out what the probe would see without them.
+pub fn narrow(options: &Map<String, Value>) -> bool {
+    let leaves_out = |value: &Value| *value != false && *value != "any" && *value != "*";
+    options.iter().any(|(name, value)| !OF_SHAPE.contains(&name.as_str()) && leaves_out(value))
+}
+
 /// Which part of a stack is kept
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -120,4 +130,25 @@ pub fn syscall(name: &str) -> Result<u32, OptionError> {
         message: format!("options.syscall: there is no system call `{}` on this architecture", quoted(name)),
         did_you_mean: nearest(name, arch::syscall_names()).map(str::to_owned),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_leaves_something_out_narrows() {
+        let narrows = |options: Value| narrow(options.as_object().unwrap());
+        assert!(!narrows(
+            json!({"by": "pid", "slower_than_us": 0, "events": true, "transport": "ring", "failed_only": false})
+        ));
+        assert!(!narrows(json!({"state": "any", "side": "user", "usdt": "*"})));
+        for options in [json!({"failed_only": true}), json!({"port": 443}), json!({"state": "interruptible"})] {
+            assert!(narrows(options.clone()), "{options}");
+        }
+        let known: Vec<_> = crate::probes::PROBES.iter().flat_map(crate::probes::Entry::option_names).collect();
+        assert!(OF_SHAPE.iter().all(|name| known.iter().any(|option| option == name)), "{known:?}");
+    }
 }

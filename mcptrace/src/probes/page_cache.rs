@@ -43,7 +43,7 @@ impl Probe for PageCache {
     const NAME: &'static str = "page_cache";
     const SUMMARY: &'static str = "Do reads find their data in memory, who misses, and who dirties pages?";
     const CATEGORY: &'static str = "memory";
-    const DETAILS: &'static str = "Pages (4 KB as a rule) by process, or in all with options.by = total; comm is a command. read_pages are pages that reads asked \
+    const DETAILS: &'static str = "Pages (4 KB as a rule) in all, or by process, command or container with options.by. read_pages are pages that reads asked \
         for, read_missed_pages those of them that were not there and had to be brought in while the read waited, hit_percent the rest. \
         A page that read-ahead has brought in before is a hit: a sequential read of a cold file hits nearly always, and added_pages shows what \
         came from the disk. faults are page faults on mapped files that the kernel could not settle by mapping what is around (so the hits \
@@ -187,7 +187,7 @@ fn note_ahead((who, cell): &(Who, CacheCell)) -> Option<String> {
     if pages * 10 < cell.read || pages == 0 {
         return None;
     }
-    let who = who.to_string();
+    let who = who.in_words();
     Some(format!(
         "hit_percent says how seldom reads waited, not that the data was in memory: of {who}, read-ahead brought in some {pages} of the {} pages \
          read just before they were asked for",
@@ -237,7 +237,7 @@ mod tests {
         let note = |cell: CacheCell| note_ahead(&(Names::default().process(3, &CELL.process), cell));
         let cold = CacheCell { read: 1000, read_missed: 32, added: 1007, dirtied: 0, fault_missed: 0, ..CELL };
         let text = note(cold).unwrap();
-        assert!(text.contains("of cat 3, read-ahead brought in some 975 of the 1000 pages"), "{text}");
+        assert!(text.contains("of process 3, read-ahead brought in some 975 of the 1000 pages"), "{text}");
         assert_eq!(note(CacheCell { added: 32, ..cold }), None, "all that came in was waited for");
         assert_eq!(note(CacheCell { dirtied: 975, ..cold }), None, "what came in was written");
     }

@@ -9,7 +9,7 @@ use super::put;
 use crate::{
     kernel::{
         attached::{Maps, Plan},
-        cgroups,
+        cgroups::{self, version_1},
         hook::Attach,
         layout::Layout,
     },
@@ -39,7 +39,7 @@ impl fmt::Display for Place {
         match (&self.container, &self.unit) {
             (Some(container), _) => write!(formatter, "container {container}"),
             (None, Some(unit)) => formatter.write_str(unit),
-            (None, None) => formatter.write_str("all processes"),
+            (None, None) => Ok(()),
         }
     }
 }
@@ -50,7 +50,19 @@ impl Place {
         cgroups::path(cgroup).map_or_else(Self::default, |path| Self::of_path(&path))
     }
 
-    fn of_path(path: &str) -> Self {
+    /// That of a process: its control group's, or that of its groups of version 1, which the kernel side does not see. The parent is
+    /// asked for who has ended; 0 if it is not known.
+    pub(super) fn of_process(cgroup: u64, pid: u32, parent: u32) -> Self {
+        let place = Self::of(cgroup);
+        if place.container.is_some() {
+            return place;
+        }
+        let other = version_1::path(pid, parent).map_or_else(Self::default, |path| Self::of_path(&path));
+        if other.container.is_some() || place.unit.is_none() { other } else { place }
+    }
+
+    /// That of a control group, by its path.
+    pub(super) fn of_path(path: &str) -> Self {
         let container = cgroups::container(path);
         let unit = if container.is_some() { None } else { cgroups::unit(path) };
         Self { container, unit: unit.map(|unit| untrusted(unit.as_bytes(), LONGEST_UNIT)) }
@@ -58,17 +70,22 @@ impl Place {
 
     /// Puts what there is of it.
     pub(super) fn insert(&self, row: &mut Row) {
+        self.insert_as(row, "");
+    }
+
+    /// The same with something before the names of the fields.
+    pub(super) fn insert_as(&self, row: &mut Row, prefix: &str) {
         for (name, value) in FIELDS.into_iter().zip([&self.container, &self.unit]) {
             if let Some(value) = value {
-                put(row, name, value.clone());
+                put(row, &format!("{prefix}{name}"), value.clone());
             }
         }
     }
 }
 
-/// Puts where a control group's processes belong.
-pub(super) fn insert(row: &mut Row, cgroup: u64) {
-    Place::of(cgroup).insert(row);
+/// Puts where a process belongs.
+pub(super) fn insert(row: &mut Row, cgroup: u64, pid: u32) {
+    Place::of_process(cgroup, pid, 0).insert(row);
 }
 
 /// Whether events say where their process belongs.

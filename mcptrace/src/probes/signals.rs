@@ -5,7 +5,7 @@ use mcptrace_wire::{Actor, Signal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Found, OptionError, Probe, options::Transport, parse, places, plain, plan_of, put};
+use super::{Context, Found, OptionError, Probe, actor, options::Transport, parse, plain, plan_of, put};
 use crate::{
     clock::Clock,
     kernel::{
@@ -65,7 +65,10 @@ impl Probe for Signals {
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let mut plan = plan_of::<Self>(context);
         if let Some(name) = &options.signal {
-            let unknown = || OptionError::new(format!("options.signal: there is no signal `{}`", quoted(name)));
+            let unknown = || OptionError {
+                message: format!("options.signal: there is no signal `{}`", quoted(name)),
+                did_you_mean: signals::nearest_to(name),
+            };
             let signal = signals::number(name).ok_or_else(unknown)?;
             plan.globals.push(("ONLY_SIGNAL", signal.to_ne_bytes().to_vec()));
         }
@@ -94,11 +97,13 @@ impl Probe for Signals {
             "sender_comm",
             "sender_uid",
             "sender_container",
+            "sender_unit",
             "target_pid",
             "target_tid",
             "target_comm",
             "target_uid",
             "target_container",
+            "target_unit",
         ])
     }
 
@@ -128,11 +133,7 @@ fn insert(row: &mut Row, role: &str, thread: &Actor) {
     put(row, &format!("{role}_tid"), thread.tid);
     put(row, &format!("{role}_comm"), comm(&thread.comm));
     put(row, &format!("{role}_uid"), thread.uid);
-    let mut place = Row::new();
-    places::insert(&mut place, thread.cgroup);
-    if let Some(container) = place.remove("container") {
-        put(row, &format!("{role}_container"), container);
-    }
+    actor::place(thread).insert_as(row, &format!("{role}_"));
 }
 
 /// Where a signal comes from, by its `si_code` (include/uapi/asm-generic/siginfo.h), and whether the running thread is its sender.

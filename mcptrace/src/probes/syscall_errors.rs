@@ -161,7 +161,7 @@ fn row((syscall, errno, pid, comm): Key, all: ErrorCount, by: By) -> Row {
     put(&mut row, "comm", comm);
     if by == By::Pid {
         put(&mut row, "pid", pid);
-        places::insert(&mut row, all.cgroup);
+        places::insert(&mut row, all.cgroup, pid);
     }
     put(&mut row, "errors", all.count);
     row

@@ -129,7 +129,7 @@ impl Probe for SyscallLatency {
         row.insert("pid".into(), slow.pid.into());
         row.insert("tid".into(), slow.tid.into());
         row.insert("comm".into(), comm(&slow.comm).into());
-        places::insert(&mut row, slow.cgroup);
+        places::insert(&mut row, slow.cgroup, slow.pid);
         Some(row)
     }
 }

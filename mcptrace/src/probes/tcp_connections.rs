@@ -71,7 +71,7 @@ impl Probe for TcpConnections {
         threads, connections of unknown owner are left out.";
     const NEXT: &'static [&'static str] = &[
         "connect slow or failing: tcp_retransmits, packet_drops",
-        "accept slow: runq_latency and offcpu time of the server's process",
+        "accept slow: runq_latency and offcpu_stacks with the server's filter.pid",
         "many short connections from one process: net_traffic, and whether it could keep them open",
     ];
     const EXAMPLE: &'static str = r#"{"probe":"tcp_connections","options":{"port":443},"seconds":10}"#;
@@ -158,7 +158,7 @@ impl Probe for TcpConnections {
             row.insert("pid".into(), event.pid.into());
             row.insert("comm".into(), comm(&event.comm).into());
             row.insert("uid".into(), event.uid.into());
-            places::insert(&mut row, event.cgroup);
+            places::insert(&mut row, event.cgroup, event.pid);
         }
         match event.side {
             SIDE_CLIENT => _ = row.insert("side".into(), "client".into()),

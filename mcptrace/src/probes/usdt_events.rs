@@ -157,7 +157,7 @@ impl Probe for UsdtEvents {
         put(&mut row, "pid", event.pid);
         put(&mut row, "tid", event.tid);
         put(&mut row, "comm", comm(&event.comm));
-        places::insert(&mut row, event.cgroup);
+        places::insert(&mut row, event.cgroup, event.pid);
         Some(row)
     }
 }

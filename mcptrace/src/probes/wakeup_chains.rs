@@ -40,8 +40,8 @@ impl Probe for WakeupChains {
         from the innermost outwards. Wakeups by an interrupt (timers, devices) have `interrupt` for a waker. Filters look at the thread that \
         waits. Sleeps that began before tracing are dropped as start_missing. User stacks are found by frame pointers.";
     const NEXT: &'static [&'static str] = &[
-        "the waker itself waits: wakeup_chains with its pid",
-        "the waker is slow because it computes: cpu_profile with its pid; because it gets no CPU: runq_latency",
+        "the waker itself waits: wakeup_chains with filter.comm = its command",
+        "the waker is slow because it computes: cpu_profile with filter.comm; because it gets no CPU: runq_latency with filter.comm",
     ];
     const EXAMPLE: &'static str = r#"{"probe":"wakeup_chains","filter":{"pid":1234},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/wakeup_chains.o");

@@ -2,23 +2,80 @@
 //! group of version 2 only, which there is that of all containers together; a process that runs is found in the others by `/proc`.
 
 use std::{
+    collections::HashMap,
     fs,
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+/// The hierarchy in which systemd keeps its units.
+pub(super) const SYSTEMD: &str = "name=systemd";
 /// How long it is remembered whether any is mounted.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long the groups of a process are taken for those that were read: a page has many events of one process, and what starts a container
+/// moves into it milliseconds before it executes its program.
+const FRESH: Duration = Duration::from_millis(5);
+/// Processes whose groups are kept, for what is shown of them after they have ended.
+const MOST: usize = 20_000;
+/// Control groups that are looked through for a container.
+const MOST_GROUPS: usize = 20_000;
 
-/// The container of a process by its groups of version 1, or by its parent's if it has ended: a process begins where its parent is. Numbers
-/// are not given out again before all others have been.
-pub fn container(pid: u32, parent: u32) -> Option<String> {
-    if !is_mounted() {
+/// The path of a process's groups of version 1 that names its container, else its unit; that of a process that has ended as it was when it
+/// was last asked for, or its parent's: a process begins where its parent is. Numbers are not given out again before all others have been.
+pub fn path(pid: u32, parent: u32) -> Option<String> {
+    if !is_mounted() || pid == 0 {
         return None;
     }
-    let groups = |pid| fs::read_to_string(format!("/proc/{pid}/cgroup"));
-    of_groups(&groups(pid).or_else(|_| groups(parent)).ok()?)
+    if let Some(kept) = with_kept(|kept| kept.get(&pid).filter(|kept| kept.at.elapsed() < FRESH).cloned()) {
+        return kept.path;
+    }
+    let before = || with_kept(|kept| kept.get(&pid)?.path.clone()).or_else(|| of_process(parent));
+    let path = of_process(pid).or_else(|| if is_gone(pid) { before() } else { None });
+    with_kept(|kept| {
+        if kept.len() >= MOST {
+            kept.clear();
+        }
+        kept.insert(pid, Kept { path: path.clone(), at: Instant::now() });
+    });
+    path
+}
+
+/// Whether there is a container in any hierarchy of version 1.
+pub fn has_containers() -> bool {
+    let mut left = mounts();
+    let mut seen = 0;
+    while let Some(directory) = left.pop().filter(|_| seen < MOST_GROUPS) {
+        let name = directory.file_name().unwrap_or_default();
+        if super::container(&name.to_string_lossy()).is_some() {
+            return true;
+        }
+        seen += 1;
+        left.extend(crate::kernel::filter::subdirectories(&directory));
+    }
+    false
+}
+
+/// What was read of a process's groups, and when.
+#[derive(Clone)]
+struct Kept {
+    path: Option<String>,
+    at: Instant,
+}
+
+fn with_kept<T>(act: impl FnOnce(&mut HashMap<u32, Kept>) -> T) -> T {
+    static KEPT: Mutex<Option<HashMap<u32, Kept>>> = Mutex::new(None);
+    act(KEPT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+}
+
+fn of_process(pid: u32) -> Option<String> {
+    of_groups(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+}
+
+/// Whether a process has ended. One that its parent has not asked for yet is shown in the root of each hierarchy of version 1.
+fn is_gone(pid: u32) -> bool {
+    let state = |text: String| text.rsplit_once(") ").map(|(_, rest)| rest.starts_with(['Z', 'X']));
+    fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(state).unwrap_or(true)
 }
 
 /// Whether containers may be in groups of version 1 here.
@@ -45,13 +102,9 @@ pub(in crate::kernel) fn mounts() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Lines are `number:controllers:path` (cgroups(7)); that of version 2 names no controllers.
+/// That of version 2 is asked by its id.
 fn of_groups(text: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':');
-        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-        if controllers.is_empty() { None } else { super::container(path) }
-    })
+    super::naming(text.lines().filter(|line| !line.starts_with("0::")), |controllers| controllers == SYSTEMD)
 }
 
 #[cfg(test)]
@@ -59,18 +112,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_is_found_in_any_hierarchy_of_version_1() {
+    fn a_container_is_found_in_any_hierarchy_of_version_1_and_a_unit_in_that_of_systemd() {
         let id = "4f2a99".repeat(10) + "abcd";
-        let docker = format!("9:name=systemd:/\n4:memory:/docker/{id}\n0::/\n");
-        assert_eq!(of_groups(&docker).as_deref(), Some("4f2a994f2a99"));
+        let of = |text: &str| of_groups(text).unwrap_or_default();
+        let docker = format!("9:name=systemd:/system.slice/docker.service\n4:memory:/docker/{id}\n0::/\n");
+        assert_eq!(of(&docker), format!("/docker/{id}"));
         let kubernetes =
             format!("2:cpu,cpuacct:/kubepods/burstable/pod1:2/{id}\n0::/system.slice/containerd.service\n");
-        assert_eq!(of_groups(&kubernetes).as_deref(), Some("4f2a994f2a99"));
-        assert_eq!(
-            of_groups(&format!("4:memory:/user.slice\n0::/docker/{id}\n")),
-            None,
-            "version 2 is asked by its id"
-        );
+        assert_eq!(of(&kubernetes), format!("/kubepods/burstable/pod1:2/{id}"));
+        let ssh = "4:memory:/other.service\n1:name=systemd:/system.slice/ssh.service\n0::/\n";
+        assert_eq!(of(ssh), "/system.slice/ssh.service");
+        let version_2 = format!("4:memory:/user.slice\n0::/docker/{id}\n");
+        assert_eq!(of_groups(&version_2), None, "version 2 is asked by its id");
         assert_eq!(of_groups("nonsense\n\n1:\n"), None);
     }
 }
