@@ -78,7 +78,7 @@ fn given(matches: &ArgMatches) -> Option<&Path> {
 fn check(matches: &ArgMatches) -> Result<(), Failure> {
     let named = matches.get_one::<PathBuf>("file").map(PathBuf::as_path).or_else(|| given(matches));
     if let Some(path) = named {
-        let text = std::fs::read_to_string(path)
+        let text = config::text(path)
             .map_err(|error| Failure::usage(format!("{}: cannot be read: {error}", path.display())))?;
         let errors = config::check(path, &text);
         if !errors.is_empty() {
