@@ -165,9 +165,10 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "wakeup_chains",
         workload: Workload::PingPong,
-        script: "tracepoint:sched:sched_wakeup { @[args->comm, kstack, ustack, comm] = count(); }",
+        script: "tracepoint:sched:sched_switch /args->prev_state/ { @since[args->prev_pid] = nsecs; @kernel[args->prev_pid] = kstack; @user[args->prev_pid] = ustack; }
+            tracepoint:sched:sched_waking /@since[args->pid]/ { @ns[@kernel[args->pid], @user[args->pid], args->comm, kstack, ustack, comm] = sum(nsecs - @since[args->pid]); delete(@since[args->pid]); }",
         tool: &["wakeuptime"],
-        remark: "Two wakeups to an event.",
+        remark: "Two wakeups to an event. wakeuptime takes the stack of the waker alone, and only that of the kernel's code.",
         ..CASE
     },
     Case {
@@ -229,8 +230,12 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "fs_sync",
         workload: Workload::Sync,
-        script: "tracepoint:syscalls:sys_enter_fsync, tracepoint:syscalls:sys_enter_fdatasync { @start[tid] = nsecs; } tracepoint:syscalls:sys_exit_fsync, tracepoint:syscalls:sys_exit_fdatasync /@start[tid]/ { @ns[pid, comm] = hist(nsecs - @start[tid]); delete(@start[tid]); }",
-        remark: "The script knows processes, not files.",
+        script: "tracepoint:syscalls:sys_enter_fsync, tracepoint:syscalls:sys_enter_fdatasync { @start[tid] = nsecs; @fd[tid] = args->fd; }
+            tracepoint:syscalls:sys_exit_fsync, tracepoint:syscalls:sys_exit_fdatasync /@start[tid]/ {
+                $ns = nsecs - @start[tid]; @ns = hist($ns);
+                printf(\"%d %s %d %d %d\\n\", pid, comm, @fd[tid], args->ret, $ns);
+                delete(@start[tid]); delete(@fd[tid]); }",
+        remark: "The script prints the descriptor and not the file: its bpftrace finds no path in this kernel's struct file.",
         ..CASE
     },
     Case {
@@ -244,8 +249,8 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "page_faults",
         workload: Workload::TouchPage,
-        script: "tracepoint:exceptions:page_fault_user { @[pid, comm] = count(); }",
-        remark: "The script does not tell minor from major.",
+        script: "software:minor-faults:1 { @minor[pid, comm] = count(); } software:major-faults:1 { @major[pid, comm] = count(); }",
+        remark: "The script does not look at the process's memory.",
         ..CASE
     },
     Case {
@@ -271,7 +276,7 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         probe: "packet_drops",
         workload: Workload::RefusedDatagram,
-        script: "tracepoint:skb:kfree_skb { @[args->reason, args->location] = count(); }",
+        script: "tracepoint:skb:kfree_skb { @[args->reason, args->location, args->protocol] = count(); @bytes[args->reason, args->location, args->protocol] = sum(((struct sk_buff *)args->skbaddr)->len); }",
         remark: "libbpf-tools have no such program.",
         ..CASE
     },
