@@ -1,5 +1,4 @@
 //! The history's answers, out of simulated seconds of known values.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use mcptrace::recorder::{
     history::{self, HistoryError, Query},

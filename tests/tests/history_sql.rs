@@ -1,5 +1,4 @@
 //! Queries in SQL on the history: what they may, and that they can do no more.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::path::Path;
 
@@ -53,7 +52,7 @@ fn sql_goes_alone() {
 }
 
 #[test]
-fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
+fn sql_can_neither_write_nor_leave() {
     let folder = folder();
     let mut keeper = keeper(folder.path());
     keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));
@@ -125,6 +124,28 @@ fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
         let error = sql(folder.path(), attack).map(|answer| format!("{answer:?}")).unwrap_err();
         assert!(matches!(error, HistoryError::Sql(_)), "{attack}: {error}");
     }
+    let many = sql(
+        folder.path(),
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 5000) SELECT n FROM r",
+    )
+    .unwrap();
+    assert!(table(&many).rows.len() <= 1000 && many.notes.iter().any(|note| note.contains("more rows")));
+    let large =
+        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 900) SELECT hex(randomblob(3000)) FROM r";
+    let large = sql(folder.path(), large).unwrap();
+    assert!(serde_json::to_string(&large).unwrap().len() < 3 << 20);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "no file more");
+    assert!(!Path::new("/dev/shm/mcptrace-stolen.db").exists());
+    // Whoever is attacked goes on.
+    keep(&mut keeper, (61..=62).map(|n| tick(n, vec![calls("a", "user", 3)])));
+    let answer = ask(folder.path(), &query("test_calls", 0, 62), 62);
+    assert_eq!(total(&answer), 186);
+}
+
+#[test]
+fn sql_does_not_run_for_ever() {
+    let folder = folder();
+    keep(&mut keeper(folder.path()), (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));
     let endless = [
         "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r",
         "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r ORDER BY n DESC",
@@ -143,20 +164,4 @@ fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
         let error = sql(folder.path(), &format!("SELECT {name}('{{}}', '{{}}'{third})")).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("for ever"), "{name} of two long texts takes hours: {error}");
     }
-    let many = sql(
-        folder.path(),
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 5000) SELECT n FROM r",
-    )
-    .unwrap();
-    assert!(table(&many).rows.len() <= 1000 && many.notes.iter().any(|note| note.contains("more rows")));
-    let large =
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 900) SELECT hex(randomblob(3000)) FROM r";
-    let large = sql(folder.path(), large).unwrap();
-    assert!(serde_json::to_string(&large).unwrap().len() < 3 << 20);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "no file more");
-    assert!(!Path::new("/dev/shm/mcptrace-stolen.db").exists());
-    // Whoever is attacked goes on.
-    keep(&mut keeper, (61..=62).map(|n| tick(n, vec![calls("a", "user", 3)])));
-    let answer = ask(folder.path(), &query("test_calls", 0, 62), 62);
-    assert_eq!(total(&answer), 186);
 }

@@ -24,7 +24,7 @@ const LLVM_COV: Tool = Tool { name: "cargo-llvm-cov", version: "0.9.1" };
 /// What is tested: the library, and the records that it shares with the kernel programs.
 const PACKAGES: [&str; 2] = ["mcptrace", "mcptrace-wire"];
 /// Their unit and integration tests, and of the tests of the built program those of the history, which need no kernel either.
-const TESTS: [&str; 6] = [
+const TESTS: [&str; 8] = [
     "--package=mcptrace-tests",
     "--lib",
     "--test=links",
