@@ -366,9 +366,19 @@ pub fn script(options: &Map<String, Value>, text: &str) -> Value {
 }
 
 fn bounded(map: &Map<String, Value>) -> Value {
-    let text = Value::from(map.clone());
-    let bytes = text.to_string().len();
-    if bytes <= OPTIONS_BYTES { text } else { json!(format!("{bytes} bytes")) }
+    let given = Value::from(map.clone());
+    let bytes = given.to_string().len();
+    if bytes <= OPTIONS_BYTES { escaped(given) } else { json!(format!("{bytes} bytes")) }
+}
+
+/// Strings of a caller as a reader of the log should see them.
+fn escaped(given: Value) -> Value {
+    match given {
+        Value::String(text) => untrusted(text.as_bytes(), OPTIONS_BYTES).into(),
+        Value::Array(all) => all.into_iter().map(escaped).collect(),
+        Value::Object(all) => all.into_iter().map(|(name, one)| (name, escaped(one))).collect(),
+        other => other,
+    }
 }
 
 fn reason_of(text: &str) -> Option<String> {
@@ -387,6 +397,14 @@ mod tests {
     fn lines(path: &Path) -> Vec<Value> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_a_caller_gives_cannot_turn_a_line_around() {
+        let given = json!({ "comm": "a\u{202e}b", "paths": ["\u{1b}[2J", "\u{e0041}"], "pid": 7 });
+        let what = probe("file_opens", given.as_object().unwrap(), &Map::new());
+        let wanted = json!({ "comm": "a\\u{202e}b", "paths": ["\\u{1b}[2J", "\\u{e0041}"], "pid": 7 });
+        assert_eq!(what["options"], wanted);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     keys::{KEYS, Key},
-    read::{ConfigError, Loaded, check, load},
+    read::{ConfigError, Loaded, check, load, text},
     show::{document, show, summary},
 };
 use crate::{

@@ -105,6 +105,7 @@ pub struct Control {
     stopped: Mutex<bool>,
     changed: Condvar,
     collected: OnceLock<Duration>,
+    trail: Trail,
 }
 
 impl Control {
@@ -117,7 +118,13 @@ impl Control {
             stopped: Mutex::new(false),
             changed: Condvar::new(),
             collected: OnceLock::new(),
+            trail: Trail::default(),
         }
+    }
+
+    /// With the records of what is run.
+    fn recorded(self, trail: Trail) -> Self {
+        Self { trail, ..self }
     }
 
     /// Waits at most so long; true if it is time to end.
@@ -152,6 +159,14 @@ impl Control {
     /// Whether somebody asked for the end.
     pub fn is_stopped(&self) -> bool {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends what costs too much. That nobody has asked for it is recorded first.
+    pub fn end_for_cost(&self, reason: Option<&str>) {
+        if !self.is_stopped() {
+            self.trail.stopped(&Principal::cli(), reason.unwrap_or("it costs too much"));
+        }
+        self.stop();
     }
 
     /// Asks for the end.
@@ -267,7 +282,7 @@ impl Execution {
         let execution = Arc::new(Self {
             identity,
             started_at: SystemTime::now(),
-            control: Control::new(length),
+            control: Control::new(length).recorded(trail.clone()),
             source,
             outcome: Mutex::new(None),
             begun: Mutex::default(),

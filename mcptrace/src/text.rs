@@ -1,5 +1,7 @@
 //! Strings that come from traced programs: data, never instructions. Bounded, escaped, always in fields of their own.
 
+use std::ops::RangeInclusive;
+
 /// A command name as the kernel keeps it, up to its first NUL.
 pub fn comm(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -39,10 +41,35 @@ pub fn clipped(mut text: String, longest: usize) -> String {
     text
 }
 
+/// Letters that show as nothing or change where others show: those that turn text around, have no width, or carry bytes unseen, as tags
+/// and variation selectors do (Unicode's Default_Ignorable_Code_Point, bidirectional and format controls).
+const DECEPTIVE: &[RangeInclusive<char>] = &[
+    '\u{ad}'..='\u{ad}',
+    '\u{34f}'..='\u{34f}',
+    '\u{61c}'..='\u{61c}',
+    '\u{115f}'..='\u{1160}',
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180b}'..='\u{180f}',
+    '\u{200b}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{3164}'..='\u{3164}',
+    '\u{fe00}'..='\u{fe0f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{ffa0}'..='\u{ffa0}',
+    '\u{fff0}'..='\u{fffb}',
+    '\u{1bca0}'..='\u{1bca3}',
+    '\u{1d173}'..='\u{1d17a}',
+    '\u{e0000}'..='\u{e0fff}',
+];
+
+/// Whether a letter that is no control character hides or reorders what stands beside it.
+pub fn is_deceptive(letter: char) -> bool {
+    letter >= *DECEPTIVE[0].start() && DECEPTIVE.iter().any(|range| range.contains(&letter))
+}
+
 fn push_safe(text: &mut String, letter: char) {
-    let turns =
-        matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    if letter.is_control() || turns {
+    if letter.is_control() || is_deceptive(letter) {
         text.extend(letter.escape_unicode());
     } else {
         text.push(letter);
@@ -89,6 +116,11 @@ mod tests {
     fn what_could_fool_a_terminal_or_a_reader_is_escaped() {
         assert_eq!(untrusted(b"a\x1b[31mb\n", 99), "a\\u{1b}[31mb\\u{a}");
         assert_eq!(untrusted("x\u{202e}y".as_bytes(), 99), "x\\u{202e}y");
+        for hidden in "\u{ad}\u{34f}\u{61c}\u{180e}\u{200b}\u{2029}\u{2064}\u{2067}\u{206a}\u{3164}\u{fe0f}\u{feff}\u{fffa}\u{e0049}\u{e01ef}".chars() {
+            let code = u32::from(hidden);
+            assert_eq!(untrusted(format!("x{hidden}y").as_bytes(), 99), format!("x\\u{{{code:x}}}y"));
+        }
+        assert_eq!(untrusted("naïve 名前 😀 —".as_bytes(), 99), "naïve 名前 😀 —");
         assert_eq!(untrusted(&[b'a', 0xff, b'b'], 99), "a\\xffb");
     }
 

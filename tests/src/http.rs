@@ -84,7 +84,8 @@ impl HttpServer {
             let line = line.unwrap_or_else(|| panic!("it has ended and said: {said}"));
             said.push_str(&line);
             said.push('\n');
-            if let Some((_, rest)) = line.split_once("://") {
+            // What is recorded before has addresses in it too.
+            if let Some((_, rest)) = line.split_once("serving MCP at ").and_then(|(_, url)| url.split_once("://")) {
                 break rest.split('/').next().unwrap().parse().unwrap();
             }
         };

@@ -12,6 +12,7 @@ use std::{
 };
 
 use mcptrace::{
+    audit::{Audit, Destination, Settings},
     execution::Execution,
     executions::{Executions, Limits, ScriptRequest},
     kernel::filter::Filter,
@@ -19,7 +20,8 @@ use mcptrace::{
     report::{Envelope, Report, Status},
 };
 use mcptrace_tests::probing::{ALL, assert_adds_up, assert_gone, programs_of, request};
-use serde_json::json;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 /// A thread that makes system calls as fast as it can.
 struct Hot {
@@ -52,6 +54,24 @@ fn within(budget: Option<f64>) -> Executions {
     Executions::new(Limits { budget, ..Limits::default() })
 }
 
+/// The same, with the file that it records in.
+fn recorded_within(budget: f64) -> (Executions, NamedTempFile) {
+    let file = NamedTempFile::new().unwrap();
+    let settings = Settings { to: Destination::File(file.path().to_owned()), ..Settings::default() };
+    (Executions::audited(Limits { budget: Some(budget), ..Limits::default() }, Audit::new(&settings)), file)
+}
+
+/// That nobody asked for the end is recorded, with the reason, before the end is.
+fn assert_recorded(file: &NamedTempFile) {
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+    assert_eq!(events, ["start", "stop", "end"], "{text}");
+    let reason = lines[1]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("detached before its time") && reason.contains("over the budget of 0.5 %"), "{reason}");
+    assert!(lines[2]["cost"]["cpu_percent"].as_f64().unwrap() > 0.0, "{text}");
+}
+
 fn filter() -> Filter {
     Filter { pid: Some(std::process::id()), ..Filter::default() }
 }
@@ -64,7 +84,7 @@ fn ended(execution: &Execution) -> Envelope {
 #[test]
 fn a_hot_probe_is_detached_with_the_reason_and_its_loss_adds_up() {
     let _hot = Hot::start();
-    let executions = within(Some(0.5));
+    let (executions, records) = recorded_within(0.5);
     let execution = executions.start_probe(&request("syscall_counts", &json!({}), &filter())).unwrap();
     let programs = programs_of(std::process::id());
     let envelope = ended(&execution);
@@ -79,6 +99,7 @@ fn a_hot_probe_is_detached_with_the_reason_and_its_loss_adds_up() {
     let getppid = table.rows.iter().find(|row| row["syscall"] == "getppid").expect("what was hot");
     assert!(getppid["calls"].as_u64().unwrap() > 10_000);
     assert_gone(&programs);
+    assert_recorded(&records);
 }
 
 #[test]
@@ -98,7 +119,7 @@ fn what_stays_within_its_budget_runs_to_its_end() {
 #[test]
 fn a_hot_script_is_detached_with_the_reason_and_keeps_its_maps() {
     let _hot = Hot::start();
-    let executions = within(Some(0.5));
+    let (executions, records) = recorded_within(0.5);
     let pid = std::process::id();
     let program = format!("tracepoint:raw_syscalls:sys_enter /pid == {pid}/ {{ @calls = count(); }}");
     let asked = ScriptRequest { program, seconds: 50.0, by: Caller::default(), ..ScriptRequest::default() };
@@ -109,4 +130,5 @@ fn a_hot_script_is_detached_with_the_reason_and_keeps_its_maps() {
     assert!(note.contains("over the budget of 0.5 %"), "{note}");
     assert_eq!(envelope.overhead.as_ref().unwrap().method, "measured");
     assert!(!envelope.reports.is_empty(), "what it counted until then: {envelope:?}");
+    assert_recorded(&records);
 }

@@ -240,6 +240,18 @@ fn recorded(server: &HttpServer, event: &str) -> Vec<Value> {
 mod audit {
     use super::*;
 
+    /// As the daemon does: what is in force is known from the log alone.
+    #[tokio::test]
+    async fn what_is_in_force_is_the_first_record() {
+        let server = HttpServer::start_with(&["--allow-scripts", "never", "--execution-budget", "2.5"]).await;
+        let first = server.log().lines().find_map(|line| line.strip_prefix("audit: ").map(str::to_owned));
+        let first: Value = serde_json::from_str(&first.expect("before anybody is served")).unwrap();
+        assert_eq!((&first["event"], &first["principal"]), (&json!("configured"), &json!("process")));
+        let what = &first["what"];
+        assert_eq!((&what["scripts"]["allow"], &what["limits"]["execution_percent"]), (&json!("never"), &json!(2.5)));
+        assert!(!server.log().contains(ALICE), "no secret is recorded");
+    }
+
     /// The first that come, and no more than them: what is written is read by another task.
     async fn records(server: &HttpServer, event: &str, count: usize) -> Vec<Value> {
         let begun = Instant::now();

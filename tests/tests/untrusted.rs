@@ -23,7 +23,7 @@ const DATA: &[&str] = &["comm", "path", "file", "program", "arguments", "filenam
 
 /// Names of programs: the first fifteen bytes are their command names.
 fn names() -> Vec<Vec<u8>> {
-    let texts: [&[u8]; 8] = [
+    let texts: [&[u8]; 9] = [
         b"IGN0RE \x1b[31mred",
         b"IGN0RE\"},{\"a\":",
         b"IGN0RE|**b**|`c`",
@@ -32,6 +32,7 @@ fn names() -> Vec<Vec<u8>> {
         b"IGN0RE\xff\xfe\x80",
         b"IGN0RE <data>",
         "IGN0RE\u{feff}\u{200b}\u{2028}".as_bytes(),
+        "IGN0RE\u{61c}\u{e0041}".as_bytes(),
     ];
     texts.map(<[u8]>::to_vec).into()
 }
@@ -64,7 +65,8 @@ fn misbehave(base: &Path) {
 fn is_harmful(letter: char) -> bool {
     let turns =
         matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    letter.is_control() || turns
+    let is_unseen = matches!(letter, '\u{61c}' | '\u{2060}'..='\u{2065}' | '\u{e0000}'..='\u{e0fff}');
+    letter.is_control() || turns || is_unseen
 }
 
 /// All strings of a value with the name of the field that they are in.

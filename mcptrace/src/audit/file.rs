@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -76,8 +76,18 @@ impl File {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(self.mode).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
         let file = options.open(&self.path)?;
-        if !file.metadata()?.is_file() {
+        let status = file.metadata()?;
+        if !status.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+        }
+        // One that was there before may be open to others, who could write what never happened, or take away what did. One that is another
+        // user's, and this process may write as a member of its group, is not for it to narrow.
+        let narrowed = fs::Permissions::from_mode(status.mode() & self.mode);
+        if status.mode() & 0o777 & !self.mode != 0
+            && let Err(error) = file.set_permissions(narrowed)
+            && status.mode() & 0o002 != 0
+        {
+            return Err(error);
         }
         self.open = Some(file.try_clone()?);
         Ok(file)
@@ -115,8 +125,6 @@ fn write_line(mut file: &fs::File, line: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     fn file(folder: &Path, bytes: u64, kept: u32) -> File {
@@ -129,6 +137,15 @@ mod tests {
         fs::write(folder.path().join("log"), "before\n").unwrap();
         file(folder.path(), 1000, 1).append(b"after\n").unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("log")).unwrap(), "before\nafter\n");
+        for (wide, group_reads, narrowed) in
+            [(0o666, false, 0o600), (0o666, true, 0o640), (0o640, true, 0o640), (0o644, false, 0o600)]
+        {
+            let path = folder.path().join(format!("wide{wide:o}{group_reads}"));
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(wide)).unwrap();
+            File::new(&path, &Settings { group_reads, ..Settings::default() }).append(b"x\n").unwrap();
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, narrowed, "{wide:o}");
+        }
         for (group_reads, mode) in [(false, 0o600), (true, 0o640)] {
             let path = folder.path().join(format!("new{mode}"));
             File::new(&path, &Settings { group_reads, ..Settings::default() }).append(b"x\n").unwrap();

@@ -83,20 +83,20 @@ pub struct Hook {
     pub text: String,
     /// Where in the program, in bytes.
     pub at: usize,
-    /// What it sends to user space at each event.
-    pub output: Option<Output>,
+    /// What it sends to user space at each event, and under a condition.
+    pub outputs: Vec<Output>,
 }
 
-/// A call that sends something to user space.
+/// Calls that send something to user space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// The function.
+    /// The function that does so most.
     pub function: String,
     /// Where in the program, in bytes.
     pub at: usize,
     /// Not at each event: there is a predicate, an `if` or a `?`.
     pub conditional: bool,
-    /// How often at each event: the loops around it are unrolled.
+    /// How often at each event, all together, with the loops around them.
     pub times: u64,
 }
 
@@ -173,5 +173,7 @@ impl Fault {
     }
 }
 
+#[cfg(test)]
+mod escapes;
 #[cfg(test)]
 mod tests;

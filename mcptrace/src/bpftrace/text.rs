@@ -2,6 +2,7 @@
 
 use super::record::{MapKind, Node};
 use super::reports::{Bucket, buckets, split_key};
+use crate::text::is_deceptive;
 
 /// The width of a bar; bpftrace 0.17, `src/output.cpp`.
 const BAR: usize = 52;
@@ -77,10 +78,9 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// C0 and C1 controls, and the marks that reorder text (Unicode bidirectional formatting).
+/// C0 and C1 controls, and what hides or reorders text.
 fn needs_escape(character: char) -> bool {
-    (character.is_control() && character != '\t')
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    (character.is_control() && character != '\t') || is_deceptive(character)
 }
 
 /// The longest beginning of `text` that is at most `limit` bytes and ends between two characters.
@@ -110,6 +110,10 @@ mod tests {
     #[test]
     fn control_characters_are_escaped_and_text_is_not() {
         assert_eq!(escape("a\u{1b}[31m\r\n\tb é\u{202e}"), "a\\u{1b}[31m\\r\\n\tb é\\u{202e}");
+        assert_eq!(escape("\u{61c}\u{200b}\u{2028}\u{feff}\u{e0041}"), "\\u{61c}\\u{200b}\\u{2028}\\u{feff}\\u{e0041}");
+        let (hidden, shown) =
+            ("\u{61c}\u{200b}\u{2028}\u{feff}\u{e0041}", "\\u{61c}\\u{200b}\\u{2028}\\u{feff}\\u{e0041}");
+        assert_eq!(escape(hidden), shown);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! `mcptrace config`: the configuration checked and shown; and how every command gets it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use serde_json::Value;
-
 use super::{Failure, output};
 use crate::{
+    audit::Audit,
     config::{self, Config, ConfigError, DEFAULT_FILE, Loaded, VARIABLE},
     kernel::shed,
     recorder::place,
@@ -66,9 +68,12 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     }
 }
 
-/// The settings as they are recorded.
-pub(super) fn in_force(config: &Config) -> Value {
-    serde_json::to_value(config).unwrap_or_default()
+/// The audit log of a server, in which the first record is what is in force. To be called when there are no more processes to fork.
+pub(super) fn audited(config: &Config, serves_others: bool) -> Result<Arc<Audit>, Failure> {
+    let audit = Audit::new(&config.audit(serves_others));
+    let in_force = serde_json::to_value(config).unwrap_or_default();
+    audit.configured(in_force).map_err(|error| Failure::failed(error.to_string()))?;
+    Ok(audit)
 }
 
 fn given(matches: &ArgMatches) -> Option<&Path> {
@@ -78,7 +83,7 @@ fn given(matches: &ArgMatches) -> Option<&Path> {
 fn check(matches: &ArgMatches) -> Result<(), Failure> {
     let named = matches.get_one::<PathBuf>("file").map(PathBuf::as_path).or_else(|| given(matches));
     if let Some(path) = named {
-        let text = std::fs::read_to_string(path)
+        let text = config::text(path)
             .map_err(|error| Failure::usage(format!("{}: cannot be read: {error}", path.display())))?;
         let errors = config::check(path, &text);
         if !errors.is_empty() {

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, config, http, policy, run::interrupts, serve::chain};
 use crate::{
-    audit::Audit,
     bpftrace::launcher,
     config::Config,
     executions::Executions,
@@ -201,9 +200,7 @@ impl Open {
 
 /// Serves on the socket and over HTTP, as far as they are open: the same executions.
 async fn serving(config: &Config, open: Open) -> Result<Served, Failure> {
-    let audit = Audit::new(&config.audit(true));
-    audit.configured(config::in_force(config)).map_err(|error| Failure::failed(error.to_string()))?;
-    let executions = Arc::new(Executions::audited(config.served_limits(), audit));
+    let executions = Arc::new(Executions::audited(config.served_limits(), config::audited(config, true)?));
     let (hub, end) = (Hub::new(Arc::clone(&executions)), CancellationToken::new());
     let http = match open.http {
         Some(bound) => Some(over_http(bound, &hub, &end).await?),

@@ -6,8 +6,8 @@ use clap::{ArgMatches, Command};
 
 use super::{Failure, config, http, policy, pump};
 use crate::{
-    audit::Audit,
     bpftrace::launcher,
+    config::Config,
     executions::Executions,
     kernel::{loader, privilege, shed},
     memory,
@@ -27,14 +27,13 @@ pub(super) fn define() -> Command {
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let settings = http::of(matches, policy::of(matches, config::load(matches)?.config));
     let over_http = http::is_asked_for(matches);
-    let executions = Executions::audited(settings.served_limits(), Audit::new(&settings.audit(over_http)));
     if over_http {
         launcher::start(&settings.launcher());
         // What a low port takes is not needed once it is bound.
-        let bound = http::Bound::new(settings.http)?;
+        let bound = http::Bound::new(settings.http.clone())?;
         // Before there is a second thread: each has capabilities of its own.
         shed::shed(shed::needed())?;
-        return http::run(executions, bound);
+        return http::run(executions(&settings, true)?, bound);
     }
     if loader::lack_of_privilege().is_some() {
         match pump::connect(&settings.socket.path) {
@@ -47,7 +46,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     // Every client asks for it first. What writes the schemas is not needed again.
     drop(tools::list());
     memory::release_start();
-    stdio::run(executions).map_err(|error| Failure::failed(chain(&error)))
+    stdio::run(executions(&settings, false)?).map_err(|error| Failure::failed(chain(&error)))
+}
+
+fn executions(settings: &Config, over_http: bool) -> Result<Executions, Failure> {
+    Ok(Executions::audited(settings.served_limits(), config::audited(settings, over_http)?))
 }
 
 /// Both ways to go on, for whoever reads the log of the client; answers to calls say them too.

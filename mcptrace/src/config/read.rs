@@ -1,7 +1,11 @@
 //! From text to settings, or to an error with its place.
 
 use std::{
-    fmt, io,
+    env::VarError,
+    fmt,
+    fs::{File, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -73,6 +77,10 @@ pub fn load(given: Option<&Path>) -> Result<Loaded, ConfigError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => None,
         Err(error) => return Err(fault(&path, format!("cannot be read: {error}"))),
     };
+    if let Some(key) = KEYS.iter().find(|key| matches!(std::env::var(key.variable), Err(VarError::NotUnicode(_)))) {
+        let (place, message) = (key.variable.to_owned(), "it is no text".to_owned());
+        return Err(ConfigError { place, message, ..ConfigError::default() });
+    }
     let environment = |name: &str| std::env::var(name).ok();
     assemble(text.as_deref().map(|text| (path.as_path(), text)), environment)
 }
@@ -87,17 +95,29 @@ pub fn check(path: &Path, text: &str) -> Vec<ConfigError> {
 
 /// A file that only root or this process's user can have written: settings decide what others may do.
 fn read(path: &Path) -> io::Result<String> {
-    use std::{io::Read as _, os::unix::fs::MetadataExt as _};
-    let file = std::fs::File::open(path)?;
+    let file = open(path)?;
     let status = file.metadata()?;
     let own = status.uid() == 0 || status.uid() == rustix::process::geteuid().as_raw();
-    if !status.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
-    }
     if !own || status.mode() & 0o022 != 0 {
         let why = "others than root and this process's user may write it: chown it and chmod go-w";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
+    bounded(file)
+}
+
+/// The text of any file, to be checked.
+pub fn text(path: &Path) -> io::Result<String> {
+    bounded(open(path)?)
+}
+
+/// Without waiting for whoever may write into a pipe.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "it is no file");
+    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
+}
+
+fn bounded(file: File) -> io::Result<String> {
     let mut text = String::new();
     file.take(MOST_BYTES + 1).read_to_string(&mut text)?;
     let fits = text.len() as u64 <= MOST_BYTES;
@@ -149,23 +169,27 @@ fn parse(path: &Path, text: &str) -> Result<Table, Vec<ConfigError>> {
 fn unknown(path: &Path, text: &str, table: &DeTable<'_>) -> Vec<ConfigError> {
     let mut errors = Vec::new();
     let sections: std::collections::BTreeSet<_> = KEYS.iter().filter_map(|key| key.name.split('.').next()).collect();
-    let mut push = |start: usize, what: &str, name: &str, near: Option<&str>| {
-        let message = format!("there is no {what} `{}`", untrusted(name.as_bytes(), 60));
+    let none = |what: &str, name: &str| format!("there is no {what} `{}`", untrusted(name.as_bytes(), 60));
+    let mut push = |start: usize, message: String, near: Option<&str>| {
         let (at, did_you_mean) = (Some(position(text, start)), near.map(str::to_owned));
         errors.push(ConfigError { at, did_you_mean, ..fault(path, message) });
     };
     for (section, rows) in table {
         let (start, name) = (section.span().start, section.get_ref().as_ref());
         let Some(rows) = rows.get_ref().as_table().filter(|_| sections.contains(name)) else {
+            if sections.contains(name) {
+                push(start, format!("`{name}` is a section: write [{name}], and its keys below"), None);
+                continue;
+            }
             // A key without its section.
             let inside = KEYS.iter().find(|key| key.name.split('.').nth(1) == Some(name)).map(|key| key.name);
-            push(start, "section", name, inside.or_else(|| nearest(name, sections.iter().copied())));
+            push(start, none("section", name), inside.or_else(|| nearest(name, sections.iter().copied())));
             continue;
         };
         for key in rows.keys() {
             let full = format!("{name}.{}", key.get_ref());
             if !KEYS.iter().any(|known| known.name == full) {
-                push(key.span().start, "key", &full, nearest(&full, KEYS.iter().map(|known| known.name)));
+                push(key.span().start, none("key", &full), nearest(&full, KEYS.iter().map(|known| known.name)));
             }
         }
     }
@@ -274,6 +298,8 @@ mod tests {
         for (text, said) in [
             ("[scripts]\nalow = \"any\"\n", ":2:1: there is no key `scripts.alow`; did you mean `scripts.allow`?"),
             ("\n[script]\n", ":2:2: there is no section `script`; did you mean `scripts`?"),
+            ("limits = 3\n", ":1:1: `limits` is a section: write [limits], and its keys below"),
+            ("[[limits]]\nrunning = 1\n", ":1:3: `limits` is a section"),
             ("running = 3\n", ":1:1: there is no section `running`; did you mean `limits.running`?"),
             ("[limits]\n  running = \"many\"\n", ":2:13: invalid type: string \"many\", expected usize"),
             ("[limits]\nrunning = 0\n", ":2:11: `limits.running`: use 1 to 256"),
@@ -323,5 +349,11 @@ mod tests {
         }
         assert!(load(Some(&folder.path().join("missing"))).unwrap_err().to_string().contains("cannot be read"));
         assert!(load(Some(folder.path())).is_err());
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        for endless in [pipe.as_path(), Path::new("/dev/zero")] {
+            assert!(load(Some(endless)).unwrap_err().to_string().contains("it is no file"), "{}", endless.display());
+            assert!(text(endless).is_err());
+        }
     }
 }

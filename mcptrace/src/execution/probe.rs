@@ -199,7 +199,8 @@ impl ProbeSource {
                 _ => Duration::ZERO,
             };
             if sampler.step(self) {
-                control.stop();
+                let note = lock(&self.state).governor.note();
+                control.end_for_cost(note.as_deref());
             }
             if end {
                 return;

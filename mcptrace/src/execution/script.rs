@@ -120,7 +120,7 @@ impl ScriptSource {
             last = now;
             let mut cost = lock(&self.cost);
             if cost.take(programs, own) {
-                control.stop();
+                control.end_for_cost(cost.governor.note().as_deref());
                 return;
             }
             next = Instant::now() + cost.governor.pause();

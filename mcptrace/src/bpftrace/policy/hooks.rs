@@ -1,6 +1,7 @@
 //! What the machine says about the hooks of a program: how many a wildcard stands for, and how often they fire.
 
 use std::{
+    cell::LazyCell,
     ffi::CString,
     fs, io,
     os::fd::{FromRawFd as _, OwnedFd},
@@ -39,10 +40,11 @@ pub(super) fn check(bpftrace: &Bpftrace, hooks: &[Hook], time: Duration) -> Resu
     }
     let mut sent = Sent::default();
     let cpus = online_cpus();
-    hooks
-        .iter()
-        .filter_map(|hook| Some((hook, hook.output.as_ref()?)))
-        .try_for_each(|(hook, output)| quiet(hook, output, || fires(&hook.text, cpus, time), &mut sent))
+    hooks.iter().try_for_each(|hook| {
+        // Counted once, and only if it matters.
+        let rate = LazyCell::new(|| fires(&hook.text, cpus, time));
+        hook.outputs.iter().try_for_each(|output| quiet(hook, output, || *rate, &mut sent))
+    })
 }
 
 /// CPUs on which clocks tick now.
@@ -267,7 +269,7 @@ mod tests {
     fn counters_that_print_at_each_event_are_refused() {
         let judge = |text: &str, conditional| {
             let output = Output { function: "printf".into(), at: 3, conditional, times: 1 };
-            let hook = Hook { text: text.into(), at: 0, output: Some(output.clone()) };
+            let hook = Hook { text: text.into(), at: 0, outputs: vec![output.clone()] };
             quiet(&hook, &output, || fires(text, 8, Duration::ZERO), &mut Sent::default())
         };
         assert!(judge("software:faults:1", false).is_err());
@@ -281,7 +283,7 @@ mod tests {
             let output = Output { function: "printf".into(), at: 3, conditional, times };
             let mut sent = Sent::default();
             hooks.iter().try_for_each(|text| {
-                let hook = Hook { text: (*text).to_owned(), at: 0, output: Some(output.clone()) };
+                let hook = Hook { text: (*text).to_owned(), at: 0, outputs: vec![output.clone()] };
                 quiet(&hook, &output, || fires(text, cpus, Duration::ZERO), &mut sent)
             })
         };

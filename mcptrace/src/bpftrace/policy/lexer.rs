@@ -4,6 +4,7 @@
 //! string, the text is refused: a disagreement is how code is hidden.
 
 use super::Fault;
+use crate::text::is_deceptive;
 
 /// What a token is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,9 +278,4 @@ fn check_characters(text: &str) -> Result<(), Fault> {
         }
     }
     Ok(())
-}
-
-/// Zero width, bidirectional controls, line and paragraph separators, tags, and the byte order mark.
-fn is_deceptive(letter: char) -> bool {
-    matches!(letter, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }

@@ -70,6 +70,9 @@ const ARRAYS: &[&str] = &[
 ];
 /// Where the kernel keeps the places of a process's arguments and environment.
 const PLACES: &[&str] = &["arg_start", "arg_end", "env_start", "env_end"];
+/// Texts that stand inside of [`OBJECTS`] themselves: what a pointer that is not one to such an object points to would be shown as text.
+/// The name of a task, sixteen bytes far behind its beginning, is not among them: too much is told by it.
+const TEXTS: &[&str] = &["buf", "cb", "d_iname", "d_shortname", "iname"];
 /// What gives the address of a variable of the kernel.
 const SYMBOLS: &[&str] = &["kaddr", "percpu_kaddr"];
 /// Arguments of connect and bind, and what they may be taken for.
@@ -162,7 +165,11 @@ impl Look<'_> {
         let programs = hooks.iter().any(|hook| is_of_programs(hook.text));
         let kernel = hooks.iter().all(|hook| is_of_kernel(hook.text) && !is_call(hook.text));
         match read.how {
-            How::Field(name) => !PLACES.contains(&name),
+            // `args->buf` is a number.
+            How::Field(name, of) => {
+                let is_argument = of.root == "args" && of.field.is_empty();
+                !PLACES.contains(&name) && (is_argument || !TEXTS.contains(&name))
+            }
             How::Call("str", shape) => !programs && self.is_name(&shape),
             How::Definition | How::Call(..) => false,
             How::Star(shape, times) => times == 1 && SYMBOLS.contains(&shape.root) && shape.field.is_empty(),
@@ -174,7 +181,9 @@ impl Look<'_> {
     /// Numbers stay numbers; what the kernel hands to a hook may be taken for an object of its own. What was stored or reckoned may not:
     /// bpftrace reads whatever memory a number points to, that of programs too.
     fn is_known_cast(&self, target: &str, shape: &Shape<'_>, kernel: bool, programs: bool) -> bool {
-        let Some((base, _)) = target.split_once('*') else { return true };
+        let Some((base, _)) = target.split_once('*') else {
+            return !["string", "buffer"].iter().any(|text| target.starts_with(text));
+        };
         if shape.field.is_empty() && SYMBOLS.contains(&shape.root) {
             return true;
         }
@@ -229,12 +238,12 @@ fn is_call(hook: &str) -> bool {
     group.contains("syscalls") || group.contains('*')
 }
 
-/// `args->skb`, `arg0`, `retval`: what the kernel hands to a hook.
+/// `args->skb`, `arg0`, `retval`: what the kernel hands to a hook. `args->skb->data` is what stands in that, the text of a packet.
 fn is_given(shape: &Shape<'_>) -> bool {
     let is_argument = shape.root.strip_prefix("arg").is_some_and(|rest| rest.parse::<u8>().is_ok());
     match shape.field {
         "" => is_argument || shape.root == "retval",
-        _ => shape.root == "args" && !shape.indexed,
+        _ => shape.root == "args" && !shape.indexed && !shape.deep,
     }
 }
 
@@ -245,7 +254,7 @@ fn refused(read: &Read<'_>, kind: Secret) -> Fault {
         How::Star(..) => "`*` is refused".to_owned(),
         How::Index(_) => "an element of what may be a pointer is refused".to_owned(),
         How::Cast(..) => "this cast is refused".to_owned(),
-        How::Field(name) => format!("the field `{name}` is refused"),
+        How::Field(name, _) => format!("the field `{name}` is refused"),
         How::Definition => "a struct of the program's own is refused".to_owned(),
     };
     Fault::policy(read.at, format!("{what}: it reads memory that may hold secrets")).remedy(format!(

@@ -15,6 +15,8 @@ const DEPTH: usize = 64;
 const OPERATORS: usize = 512;
 /// How often loops that are unrolled within each other repeat what stands in them.
 const UNROLLED: u64 = 1000;
+/// How often a loop that is not unrolled is taken to go round, where it matters what it prints.
+const ROUNDS: u64 = 1000;
 /// Statements of a program, counted as often as they are unrolled.
 const STATEMENTS: u64 = 16_384;
 
@@ -54,7 +56,7 @@ pub(super) struct Call<'a> {
     pub probe: usize,
     /// It does not happen at each event: there is a predicate, an `if` or a `?`.
     pub conditional: bool,
-    /// How often the loops around it are unrolled.
+    /// How often the loops around it are unrolled, or taken to go round.
     pub times: u64,
 }
 
@@ -78,8 +80,8 @@ pub(super) enum How<'a> {
     Index(Shape<'a>),
     /// `(struct x *)y`: as what, and what.
     Cast(&'a str, Shape<'a>),
-    /// A field of this name.
-    Field(&'a str),
+    /// A field of this name, and of what.
+    Field(&'a str, Shape<'a>),
     /// A struct or union of the program's own.
     Definition,
 }
@@ -91,6 +93,8 @@ pub(super) struct Shape<'a> {
     pub root: &'a str,
     /// The last of the fields behind it; empty if there is none.
     pub field: &'a str,
+    /// There is more than one.
+    pub deep: bool,
     /// There are elements of arrays among them.
     pub indexed: bool,
 }
@@ -113,6 +117,7 @@ pub(super) fn parse(text: &str, takes_path: fn(&str) -> bool) -> Result<Script<'
         operators: 0,
         branches: 0,
         times: 1,
+        rounds: 1,
         statements: 0,
         shape: Shape::default(),
     };
@@ -144,6 +149,8 @@ struct Parser<'a> {
     branches: usize,
     /// How often the loops around are unrolled.
     times: u64,
+    /// How often the other loops around are taken to go round.
+    rounds: u64,
     /// Those read so far, as often as they are unrolled.
     statements: u64,
     /// Of the expression that was read last.
@@ -324,7 +331,7 @@ impl<'a> Parser<'a> {
         let keyword = if self.token.kind == Kind::Word { self.token.text } else { "" };
         match keyword {
             "if" => return self.branch(),
-            "while" => return self.advance().and_then(|()| self.expression()).and_then(|()| self.block()),
+            "while" => return self.advance().and_then(|()| self.expression()).and_then(|()| self.again_and_again()),
             "unroll" => return self.unroll(),
             "for" => return self.each(),
             "let" => self.variable_declaration()?,
@@ -389,7 +396,16 @@ impl<'a> Parser<'a> {
         if bracket {
             self.need(")")?;
         }
-        self.block()
+        self.again_and_again()
+    }
+
+    /// The body of a loop of which nobody knows beforehand how often it goes round.
+    fn again_and_again(&mut self) -> Parsed {
+        let outer = self.rounds;
+        self.rounds = outer.saturating_mul(ROUNDS);
+        self.block()?;
+        self.rounds = outer;
+        Ok(())
     }
 
     /// `let $x: uint64 = 1`
@@ -425,7 +441,11 @@ impl<'a> Parser<'a> {
         let (name, sign) = (self.shape.root, self.token);
         let assigns =
             sign.kind == Kind::Sign && sign.text.ends_with('=') && !matches!(sign.text, "==" | "!=" | "<=" | ">=");
-        if assigns { self.advance().and_then(|()| self.value_of(name, sign.is("="))) } else { Ok(()) }
+        if !assigns {
+            return Ok(());
+        }
+        settable(sign.at, self.shape)?;
+        self.advance().and_then(|()| self.value_of(name, sign.is("=")))
     }
 
     /// What a variable or map is set to: itself, or something that is made with it.
@@ -512,6 +532,7 @@ impl<'a> Parser<'a> {
             self.read(begins.at, How::Star(shape, stars));
         }
         if changes {
+            settable(begins.at, shape)?;
             self.set(shape.root, Shape::default());
         }
         if !plain {
@@ -634,7 +655,8 @@ impl<'a> Parser<'a> {
 
     fn call(&mut self, name: Token<'a>) {
         let probe = self.script.probes.len() - 1;
-        self.script.calls.push(Call { name, probe, conditional: self.branches > 0, times: self.times });
+        let times = self.times.saturating_mul(self.rounds);
+        self.script.calls.push(Call { name, probe, conditional: self.branches > 0, times });
     }
 
     /// `(struct x)` of `sizeof`, `(struct x, a.b)` of `offsetof`.
@@ -681,6 +703,7 @@ impl<'a> Parser<'a> {
             return Ok(true);
         }
         if self.accept("++")? || self.accept("--")? {
+            settable(at, shape)?;
             self.set(shape.root, Shape::default());
             return Ok(true);
         }
@@ -692,8 +715,8 @@ impl<'a> Parser<'a> {
             return Err(self.expected("the name of a field"));
         }
         self.advance()?;
-        self.read(field.at, How::Field(field.text));
-        self.shape = Shape { field: field.text, ..shape };
+        self.read(field.at, How::Field(field.text, shape));
+        self.shape = Shape { field: field.text, deep: !shape.field.is_empty(), ..shape };
         Ok(true)
     }
 
@@ -747,4 +770,10 @@ impl<'a> Parser<'a> {
         };
         Fault::syntax(self.token.at, format!("unexpected {found}: expected {what}"))
     }
+}
+
+/// A variable or a map. What stands in brackets is none: it would be set without being known by its name.
+fn settable(at: usize, shape: Shape<'_>) -> Parsed {
+    let message = "only a variable or a map can be set, such as $x or @x[1]";
+    if shape.root.starts_with(['$', '@']) { Ok(()) } else { Err(Fault::syntax(at, message)) }
 }

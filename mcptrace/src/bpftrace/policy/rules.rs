@@ -276,19 +276,26 @@ pub(super) fn too_many(at: usize, count: usize) -> Fault {
 
 fn list(script: &Script<'_>) -> Vec<Hook> {
     let of_probe = |(index, probe): (usize, &super::parser::Probe<'_>)| {
-        let output = output(script, index);
-        let hook = move |token: &Token<'_>| Hook { text: token.text.to_owned(), at: token.at, output: output.clone() };
+        let outputs = outputs(script, index);
+        let hook =
+            move |token: &Token<'_>| Hook { text: token.text.to_owned(), at: token.at, outputs: outputs.clone() };
         probe.hooks.iter().map(hook).collect::<Vec<_>>()
     };
     script.probes.iter().enumerate().flat_map(of_probe).collect()
 }
 
-/// The call that sends most: one that is always reached, if there is one, and of those the one that is unrolled most.
-fn output(script: &Script<'_>, probe: usize) -> Option<Output> {
-    let sends = |call: &&Call<'_>| call.probe == probe && OUTPUT.contains(&call.name.text);
-    let first = script.calls.iter().filter(sends).min_by_key(|call| (call.conditional, Reverse(call.times)))?;
-    let Call { name, conditional, times, .. } = *first;
-    Some(Output { function: name.text.to_owned(), at: name.at, conditional, times })
+/// What is sent at each event, and what is under a condition: how often together, and the call that does so most.
+fn outputs(script: &Script<'_>, probe: usize) -> Vec<Output> {
+    let of = |conditional| {
+        let sends = |call: &&Call<'_>| {
+            call.probe == probe && call.conditional == conditional && OUTPUT.contains(&call.name.text)
+        };
+        let all = || script.calls.iter().filter(sends);
+        let Call { name, .. } = all().max_by_key(|call| (call.times, Reverse(call.name.at)))?;
+        let times = all().fold(0_u64, |sum, call| sum.saturating_add(call.times));
+        Some(Output { function: name.text.to_owned(), at: name.at, conditional, times })
+    };
+    [false, true].into_iter().filter_map(of).collect()
 }
 
 fn harmless(name: &Token<'_>) -> Result<(), Fault> {
@@ -426,7 +433,8 @@ fn setting(key: Token<'_>, value: Token<'_>) -> Result<(), Fault> {
         return Err(Fault::policy(key.at, format!("the setting `{}` is refused", clip(key.text)))
             .remedy(format!("these may be set: {}", setting_names())));
     };
-    if value.kind == Kind::Number { at_most(value, *most, &format!("{name} is")) } else { Ok(()) }
+    // Later versions take a number in quotes for one; words stand for 0 and 1.
+    if value.kind == Kind::Number || *most > 1 { at_most(value, *most, &format!("{name} is")) } else { Ok(()) }
 }
 
 fn setting_names() -> String {

@@ -13,6 +13,8 @@ use object::elf::{self, FileHeader32, FileHeader64};
 use object::read::elf::{ElfFile, FileHeader, ProgramHeader as _, SectionHeader as _, Sym as _};
 use object::{Endianness, FileKind, ReadCache, ReadRef as _};
 
+use crate::text::untrusted;
+
 /// The largest symbol or string table that is read, in bytes. A browser with all its symbols has about 100 MB.
 const MAX_SECTION: u64 = 256 << 20;
 /// The longest symbol that is shown, in bytes. Mangled C++ names pass 1,000.
@@ -288,19 +290,12 @@ fn until_nul(bytes: &[u8]) -> Option<&[u8]> {
     Some(&bytes[..bytes.iter().position(|&byte| byte == 0)?])
 }
 
-/// Text out of a file that nobody vouches for: bounded, control characters escaped.
+/// Text out of a file that nobody vouches for: bounded, and what hides or moves others escaped. Most names are as they are.
 fn printable(bytes: &[u8]) -> Cow<'_, str> {
-    let cut = bytes.len() > MAX_NAME;
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_NAME)]);
-    if !cut && !text.contains(char::is_control) {
-        return text;
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.len() <= MAX_NAME && text.bytes().all(|byte| byte.is_ascii_graphic()) => Cow::Borrowed(text),
+        _ => Cow::Owned(untrusted(&bytes[..bytes.len().min(2 * MAX_NAME)], MAX_NAME)),
     }
-    let escape = |each: char| if each.is_control() { each.escape_default().to_string() } else { each.to_string() };
-    let mut escaped: String = text.chars().map(escape).collect();
-    if cut {
-        escaped.push('…');
-    }
-    Cow::Owned(escaped)
 }
 
 /// Looks for `libc`, `libc.so.6` or `bash` where the dynamic linker and the shell usually look.
@@ -366,7 +361,8 @@ mod tests {
 
     #[test]
     fn names_are_bounded_and_escaped() {
-        assert_eq!(printable(b"a\x1b[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(printable(b"a\x1b[31m\n"), "a\\u{1b}[31m\\u{a}");
+        assert_eq!(printable("a\u{202e}b\u{e0041}".as_bytes()), "a\\u{202e}b\\u{e0041}");
         assert_eq!(printable("naïve".as_bytes()), "naïve");
         assert!(printable(&[b'x'; 10_000]).len() <= MAX_NAME + '…'.len_utf8());
     }

@@ -81,7 +81,12 @@ impl Tokens {
         if tokens.len() > MOST {
             return Err(format!("{} tokens; at most {MOST}", tokens.len()));
         }
-        Ok(Self(tokens))
+        // Two people with one secret would be one principal, without anybody knowing.
+        let is_shared = |at: &usize| tokens[..*at].iter().any(|other| other.digest == tokens[*at].digest);
+        match (1..tokens.len()).find(is_shared) {
+            Some(at) => Err(format!("{} has the secret of another line: each needs its own", tokens[at].name)),
+            None => Ok(Self(tokens)),
+        }
     }
 
     /// The name of whoever may show this secret now.
@@ -208,6 +213,18 @@ mod tests {
             assert!(!error.contains(ALICE) && !error.contains("short"), "{error}");
         }
         assert!(!format!("{:?}", tokens()).contains(ALICE));
+    }
+
+    #[test]
+    fn each_line_has_a_secret_of_its_own_and_a_name_may_have_several() {
+        let both = Tokens::parse(&format!("alice {ALICE} 2001-09-09T01:46:40Z\nalice {BOB}\n")).unwrap();
+        assert_eq!(both.find(BOB.as_bytes(), SystemTime::now()), Ok("alice"), "the one that follows");
+        assert_eq!(both.find(ALICE.as_bytes(), SystemTime::now()), Err(Refused::Expired));
+        let hash = format!("{:x}", Sha256::digest(ALICE));
+        for shared in [ALICE, &format!("sha256:{hash}")] {
+            let error = Tokens::parse(&format!("alice {ALICE}\nbob {shared}\n")).unwrap_err();
+            assert!(error.starts_with("bob has the secret of another line") && !error.contains(ALICE), "{error}");
+        }
     }
 
     /// How long a look-up takes must not tell whose token a guess is near to: every digest is compared, whichever it is. That one comparison
