@@ -75,7 +75,10 @@ fn prefix() -> String {
 }
 
 async fn serve(program: &Path, style: Style, per_second: u32, seconds: u32) -> Measured {
-    let mut process = ServerProcess::start_by(Command::new(program)).await;
+    let mut command = Command::new(program);
+    // What else the machine opens is not to end it.
+    command.args(["serve", "--execution-budget", "400"]);
+    let mut process = ServerProcess::start_by(command).await;
     let client = &mut process.client;
     let prefix = prefix();
     let arguments = json!({ "probe": "file_opens", "options": { "path_prefix": prefix }, "seconds": seconds + 30, "background": true });
@@ -93,7 +96,8 @@ async fn serve(program: &Path, style: Style, per_second: u32, seconds: u32) -> M
         let came = now();
         let rows = found["report"]["rows"].as_array().map_or(&[][..], Vec::as_slice);
         seen.extend(rows.iter().filter_map(|row| Some((called(row["path"].as_str()?, &prefix)?, came))));
-        found["more"]["cursor"].as_str().unwrap().clone_into(&mut cursor);
+        let next = found["more"]["cursor"].as_str().unwrap_or_else(|| panic!("it has ended: {found}"));
+        next.clone_into(&mut cursor);
     }
     let made = maker.join().unwrap();
     client.tool("stop_execution", json!({ "execution_id": id })).await.success();

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod boxes;
+pub mod histories;
 pub mod http;
 pub mod lacks;
 pub mod latency;

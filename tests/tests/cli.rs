@@ -73,6 +73,8 @@ fn attached(arguments: &[&str]) -> (Child, BTreeSet<u32>) {
     let mut command = mcptrace(&["run", "file_opens"]);
     let child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let programs = wait_for("the programs", || Some(programs_of(child.id())).filter(|programs| programs.len() >= 2));
+    // What is loaded is not attached yet.
+    sleep(Duration::from_millis(500));
     (child, programs)
 }
 
@@ -348,6 +350,39 @@ fn following_ends_when_its_reader_leaves() {
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{words:?}");
     }
+}
+
+/// A pager that is not scrolled, a terminal after Ctrl-S.
+#[test]
+fn a_second_interrupt_ends_a_run_that_nobody_reads() {
+    let mut child = mcptrace(&["run", "file_opens", "--follow", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let output = child.stdout.take().unwrap();
+    let waiting = || rustix::io::ioctl_fionread(&output).unwrap();
+    let until = Instant::now() + Duration::from_mins(1);
+    // As full as lines fill a pipe, and no fuller: it waits in the middle of a write.
+    let mut before = 0;
+    while waiting() < 32 << 10 || waiting() > before {
+        before = waiting();
+        assert!(Instant::now() < until, "{before} bytes are in the pipe");
+        (0..3000).for_each(|_| _ = fs::File::open("/no/such/file"));
+        sleep(Duration::from_millis(200));
+    }
+    let pid = child.id() as i32;
+    for _ in 0..2 {
+        // SAFETY: kill takes numbers only; the process is our child and has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+        sleep(Duration::from_millis(500));
+    }
+    let ended = (0..200).find_map(|_| {
+        sleep(Duration::from_millis(100));
+        child.try_wait().unwrap()
+    });
+    let _ = child.kill();
+    assert_eq!(ended.and_then(|status| status.code()), Some(130));
 }
 
 #[test]

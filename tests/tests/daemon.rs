@@ -575,3 +575,19 @@ async fn clients_that_do_not_read_cost_bounded_memory_and_nobodys_time() {
         sleep(Duration::from_millis(200)).await;
     }
 }
+
+/// Its rows take twenty times what is kept of them.
+#[tokio::test]
+async fn keeping_a_large_result_leaves_its_events_in_memory_and_no_more() {
+    let daemon = Daemon::start().await;
+    let (mut root, mut workload) = (daemon.root().await, workload!());
+    let probe = json!({ "probe": "file_opens", "filter": { "pid": workload.pid() }, "seconds": 3, "background": true });
+    let before = own_memory(daemon.pid());
+    let id = root.tool("run_probe", probe).await.success()["execution_id"].clone();
+    let opens = workload.run(&format!("flood 1 40000 {}", hex("/etc/../etc/../etc/../etc/passwd")))[0];
+    assert_eq!(status(&mut root, &id, 50).await, "completed");
+    let kept = Kept::read(&daemon.folder.path().join("state")).unwrap().load(id.as_str().unwrap()).unwrap().unwrap().1;
+    assert!(kept.notes.iter().any(|note| note.contains("rows were not kept")), "{opens} opens: {:?}", kept.notes);
+    let grown = own_memory(daemon.pid()).saturating_sub(before);
+    assert!(grown < 40 << 20, "{} MB more for 8 MB of events", grown >> 20);
+}

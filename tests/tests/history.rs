@@ -1,81 +1,15 @@
-//! The recorder's store and the history's answers, on real files with simulated seconds of known values.
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+//! The history's answers, out of simulated seconds of known values.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
+use mcptrace::recorder::{
+    history::{self, HistoryError, Query},
+    metrics,
+    tick::{self, Tick},
 };
-
-use mcptrace::{
-    distribution::RELATIVE_ERROR,
-    recorder::{
-        history::{self, Answer, HistoryError, Query, coverage::Coverage},
-        metrics::{self, METRICS},
-        place,
-        status::{self, Status},
-        store::{self, Keeper, Limits, OpenError, Reason, State, kept::Kept},
-        tick::{self, Tick},
-    },
-    report::{Envelope, Report, Row, Table},
+use mcptrace_tests::{
+    histories::{self, ask, at, folder, keep, keeper, missing, query, row, table, total},
+    simulated::{SECOND, START, SYSCALLS, calls, latencies, level, tick},
 };
-use mcptrace_tests::simulated::{SECOND, START, SYSCALLS, calls, latencies, level, tick};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-fn folder() -> TempDir {
-    // In memory: the tests write days of seconds, and what a disk takes for that is not theirs.
-    tempfile::tempdir_in("/dev/shm").unwrap()
-}
-
-fn limits() -> Limits {
-    Limits { spare_bytes: 0, retry: Duration::ZERO, ..Limits::default() }
-}
-
-fn keeper(folder: &Path) -> Keeper {
-    let keeper = Keeper::open(&place::file(folder), limits()).unwrap();
-    assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
-    keeper
-}
-
-fn keep(keeper: &mut Keeper, ticks: impl IntoIterator<Item = Tick>) {
-    for tick in ticks {
-        keeper.keep(&tick);
-        assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
-    }
-}
-
-fn ask(folder: &Path, query: &Query, second: i64) -> Answer {
-    history::ask_at(folder, query, START + second).unwrap()
-}
-
-/// A query about a window in seconds after [`START`].
-fn query(metric: &str, from: i64, to: i64) -> Query {
-    let at = |second| history::range::stamp(START + second);
-    Query { metric: metric.into(), from: at(from), to: at(to), ..Query::default() }
-}
-
-fn table(answer: &Answer) -> &Table {
-    match &answer.report {
-        Some(Report::Table(table)) => table,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn row<'a>(answer: &'a Answer, key: &str, value: &str) -> &'a Row {
-    let rows = &table(answer).rows;
-    rows.iter().find(|row| row[key] == value).unwrap_or_else(|| panic!("no {key}={value} in {rows:?}"))
-}
-
-fn total(answer: &Answer) -> u64 {
-    let others = table(answer).others.iter();
-    table(answer).rows.iter().chain(others).map(|row| row["total"].as_u64().unwrap()).sum()
-}
-
-fn missing(coverage: &Coverage) -> Vec<(&str, f64)> {
-    coverage.missing.iter().map(|missing| (missing.why.as_str(), missing.seconds)).collect()
-}
 
 #[test]
 fn a_minute_is_answered_to_the_unit() {
@@ -123,42 +57,6 @@ fn what_is_unknown_is_named_with_the_nearest() {
 }
 
 #[test]
-fn every_tick_goes_into_every_tier_once_whatever_ends_the_process() {
-    let folder = folder();
-    let second = |n: i64| {
-        tick(n, vec![calls("redis", "user", n as u64), level("sda", n as f64), latencies("sda", &[n as u64 * 1000])])
-    };
-    // Ends without a word after odd numbers of seconds, in the middle of spans of both tiers.
-    let ends = [1, 97, 98, 1009, 2003, 4999, 5000, 7507];
-    let mut before = 0;
-    for end in ends {
-        let mut keeper = keeper(folder.path());
-        keep(&mut keeper, (before + 1..=end).map(second));
-        before = end;
-    }
-    let last = before as u64;
-    let whole =
-        |metric: &str, step: &str| ask(folder.path(), &Query { step: step.into(), ..query(metric, 0, before) }, before);
-    for step in ["60s", "10s", "7m"] {
-        let answer = whole("test_calls", step);
-        assert_eq!(total(&answer), last * (last + 1) / 2, "{step}");
-        assert_eq!(answer.coverage[0].recorded_seconds as i64, before, "{step}");
-    }
-    let level = whole("test_level", "60s");
-    let row = &table(&level).rows[0];
-    assert_eq!((row["least"].as_f64(), row["greatest"].as_f64()), (Some(1.0), Some(before as f64)));
-    assert!((row["average"].as_f64().unwrap() - f64::midpoint(before as f64, 1.0)).abs() < 1.0, "{row:?}");
-    let latency = whole("test_latency_ns", "60s");
-    let row = &table(&latency).rows[0];
-    assert_eq!((row["count"].as_u64(), row["greatest"].as_u64()), (Some(last), Some(last * 1000)));
-    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
-        let exact = (last as f64 * share).ceil() * 1000.0;
-        let found = row[name].as_f64().unwrap();
-        assert!((found - exact).abs() <= exact * RELATIVE_ERROR, "{name}: {found} for {exact}");
-    }
-}
-
-#[test]
 fn percentiles_are_of_all_values_and_not_averages_of_percentiles() {
     let folder = folder();
     let mut keeper = keeper(folder.path());
@@ -188,7 +86,7 @@ fn a_clock_set_back_loses_nothing_and_rates_stay_right() {
         assert!(answer.notes.iter().any(|note| note.contains("set back by 300 s")), "{:?}", answer.notes);
     }
     drop(keeper);
-    let reopened = self::keeper(folder.path());
+    let reopened = histories::keeper(folder.path());
     drop(reopened);
     let answer = ask(folder.path(), &Query { step: "60s".into(), ..query("test_calls", 0, 700) }, 700);
     assert_eq!(total(&answer), 10_000, "after a restart");
@@ -314,10 +212,6 @@ fn rates_of_a_duty_cycle_depend_neither_on_the_step_nor_on_how_long_it_looked() 
     }
 }
 
-fn at(second: i64) -> String {
-    history::range::stamp(START + second)
-}
-
 #[test]
 fn what_had_no_values_before_is_not_said_to_have_been_0() {
     let folder = folder();
@@ -343,6 +237,10 @@ fn windows_that_are_compared_have_no_second_in_common_and_are_shown() {
     assert!((window.seconds - other.seconds).abs() < 20.0, "{window:?} {other:?}");
     let text = history::text::answer(&compared, 4096);
     assert!(text.contains(&format!("compared with {} to {}", other.start, window.start)), "{text}");
+    assert!(!text.contains("in both"), "{text}");
+    let both = format!("{}..{}", at(1084), at(1784));
+    let both = ask(folder.path(), &Query { compare_to: both, ..query("test_calls", 1484, 2384) }, 2384);
+    assert!(both.notes.iter().any(|note| note.contains(" s are in both windows")), "{:?}", both.notes);
     let nothing = ask(folder.path(), &Query { compare_to: at(-5000), ..query("test_calls", 1484, 2384) }, 2384);
     assert!(history::text::answer(&nothing, 4096).contains("nothing could be compared"));
 }
@@ -382,452 +280,6 @@ fn no_step_is_no_length_and_nothing_recorded_is_not_less_than_nothing() {
             && serde_json::to_string(&answer).unwrap().contains("\"recorded_seconds\":0.0"),
         "{text}"
     );
-}
-
-#[test]
-fn there_is_one_writer() {
-    let folder = folder();
-    let keeper = keeper(folder.path());
-    let second = Keeper::open(&place::file(folder.path()), limits());
-    assert!(matches!(second, Err(OpenError::Taken(_))), "{second:?}");
-    drop(keeper);
-    self::keeper(folder.path());
-}
-
-/// A daemon must begin however often somebody looks whether one runs.
-#[test]
-fn who_looks_whether_it_is_recorded_keeps_nobody_from_beginning() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    drop(keeper(folder.path()));
-    let end = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !end.load(std::sync::atomic::Ordering::Relaxed) {
-                    store::is_recorded(&file);
-                }
-            });
-        }
-        let begun: Vec<bool> = (0..50).map(|_| Keeper::open(&file, limits()).is_ok()).collect();
-        let seen = Keeper::open(&file, limits()).map(|_keeper| store::is_recorded(&file));
-        end.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(begun.iter().all(|begun| *begun), "{begun:?}");
-        assert!(seen.unwrap() && !store::is_recorded(&file));
-    });
-}
-
-fn sql(folder: &Path, sql: &str) -> Result<Answer, HistoryError> {
-    history::ask_at(folder, &Query { sql: sql.into(), ..Query::default() }, START + 60)
-}
-
-#[test]
-fn the_views_say_what_the_answers_say() {
-    let folder = folder();
-    let mut keeper = keeper(folder.path());
-    let second = |n: i64| tick(n, vec![calls("a", "user", 3), level("sda", 2.5), latencies("sda", &[100, 100_000])]);
-    keep(&mut keeper, (1..=130).map(second));
-    let one = |text: &str| {
-        let answer = sql(folder.path(), text).unwrap();
-        table(&answer).rows[0].values().next().unwrap().clone()
-    };
-    assert_eq!(one("SELECT sum(amount) FROM sums WHERE metric = 'test_calls' AND step = 1"), 390);
-    assert_eq!(one("SELECT sum(amount) FROM sums WHERE metric = 'test_calls' AND step = 60"), 360);
-    assert_eq!(
-        one("SELECT sum(amount) + 30 FROM sums WHERE metric = 'test_calls' AND step = 10 AND labels ->> 'comm' = 'a'"),
-        390
-    );
-    assert_eq!(one("SELECT average FROM gauges WHERE metric = 'test_level' AND step = 60"), 2.5);
-    assert_eq!(one("SELECT count FROM distributions WHERE step = 60 ORDER BY t LIMIT 1"), 120);
-    assert_eq!(one("SELECT sum(count) FROM buckets WHERE step = 60 AND low <= 100 AND high > 100"), 120);
-    assert_eq!(one("SELECT sum(seconds) FROM coverage WHERE step = 60 AND \"group\" = 'cpu' AND why = ''"), 120.0);
-    assert_eq!(one("SELECT count(*) FROM marks WHERE kind = 'start'"), 1);
-    assert_eq!(one("SELECT count(*) FROM metrics WHERE metric LIKE 'test%'"), 3);
-    assert_eq!(one("WITH s AS (SELECT t, amount FROM sums WHERE step = 1) SELECT count(*) FROM s WHERE t >= 0"), 390);
-    // Nothing of the view's columns is taken.
-    assert_eq!(one("SELECT count(*) FROM Marks"), 1);
-    assert_eq!(one("SELECT 7 FROM metrics"), 7);
-    assert_eq!(one("SELECT count(*) FROM (SELECT kind FROM events)"), 0);
-    for view in ["metrics", "samples", "sums", "gauges", "distributions", "buckets", "coverage", "events"] {
-        assert!(one(&format!("SELECT count(*) FROM {view}")).as_u64().unwrap() > 0 || view == "events", "{view}");
-    }
-    let text = history::text::answer(&sql(folder.path(), "SELECT max(t) AS t FROM sums WHERE step = 1").unwrap(), 4096);
-    assert!(text.contains(&(START + 129).to_string()), "{text}");
-}
-
-#[test]
-fn sql_can_neither_write_nor_leave_nor_run_for_ever() {
-    let folder = folder();
-    let mut keeper = keeper(folder.path());
-    keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));
-    let other = folder.path().join("other.db");
-    std::fs::write(&other, "").unwrap();
-    let before = std::fs::read_dir(folder.path()).unwrap().count();
-    let attach = format!("ATTACH '{}' AS other", other.display());
-    let attacks = [
-        "DELETE FROM kept",
-        "INSERT INTO meta VALUES ('a', 1)",
-        "UPDATE tick SET t = 0",
-        "WITH a AS (SELECT 1) DELETE FROM tick",
-        "INSERT INTO meta VALUES ('a', 1) RETURNING *",
-        "DROP TABLE tick",
-        "CREATE TABLE a (b)",
-        "CREATE TEMP TABLE a (b)",
-        "CREATE TEMP VIEW sums AS SELECT * FROM tick",
-        "CREATE TEMP TRIGGER a AFTER INSERT ON tick BEGIN SELECT 1; END",
-        "CREATE VIRTUAL TABLE a USING fts5(b)",
-        "ALTER TABLE tick RENAME TO tock",
-        "PRAGMA user_version = 5",
-        "PRAGMA user_version",
-        "PRAGMA query_only = 0",
-        "PRAGMA writable_schema = 1",
-        "PRAGMA journal_mode = delete",
-        "PRAGMA wal_checkpoint(TRUNCATE)",
-        "SELECT * FROM pragma_user_version",
-        "SELECT * FROM pragma_journal_mode('delete')",
-        &attach,
-        "DETACH main",
-        "VACUUM",
-        "VACUUM INTO '/dev/shm/mcptrace-stolen.db'",
-        "REINDEX",
-        "ANALYZE",
-        "BEGIN",
-        "BEGIN EXCLUSIVE",
-        "COMMIT",
-        "SAVEPOINT a",
-        "SELECT load_extension('/lib/x.so')",
-        "SELECT 1; DELETE FROM tick",
-        "SELECT 1; SELECT 2",
-        "SELECT * FROM tick",
-        "SELECT * FROM kept",
-        "SELECT body FROM tier_1",
-        "SELECT * FROM sqlite_schema",
-        "SELECT * FROM sqlite_master",
-        "SELECT * FROM dbstat",
-        "WITH sums AS (SELECT * FROM kept) SELECT * FROM sums",
-        "WITH sums AS (SELECT * FROM sqlite_schema) SELECT * FROM sums",
-        "WITH \"Sums\" AS MATERIALIZED (SELECT * FROM tick) SELECT * FROM sums",
-        "WITH events(a, b) AS (SELECT * FROM meta) SELECT * FROM events",
-        "SELECT count(*) FROM kept",
-        "SELECT count(*) FROM executions",
-        "SELECT count(*) FROM meta",
-        "SELECT count(*) FROM sqlite_schema",
-        "SELECT * FROM executions",
-        "SELECT (SELECT max(seq) FROM tick) FROM sums",
-        "SELECT readfile('/etc/passwd')",
-        "SELECT writefile('/dev/shm/mcptrace-stolen', 'x')",
-        "SELECT fts3_tokenizer('simple')",
-        "SELECT zeroblob(1000000000)",
-        "SELECT printf('%.*c', 1000000000, 'x')",
-        "SELECT * FROM sums WHERE",
-        "",
-        "-- nothing",
-        "\0SELECT 1",
-    ];
-    for attack in attacks.iter().filter(|attack| !attack.is_empty()) {
-        let error = sql(folder.path(), attack).map(|answer| format!("{answer:?}")).unwrap_err();
-        assert!(matches!(error, HistoryError::Sql(_)), "{attack}: {error}");
-    }
-    let endless = [
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r",
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r ORDER BY n DESC",
-        "WITH RECURSIVE r(n) AS (SELECT randomblob(1000) UNION ALL SELECT randomblob(1000) FROM r) SELECT n FROM r ORDER BY n",
-        "SELECT count(*) FROM samples a, samples b, samples c, samples d, samples e",
-        "SELECT group_concat(a.labels || b.labels || c.labels || d.labels) FROM samples a, samples b, samples c, samples d",
-    ];
-    for attack in endless {
-        let begun = std::time::Instant::now();
-        let error = sql(folder.path(), attack).map(|answer| format!("{answer:?}")).unwrap_err();
-        assert!(error.to_string().contains("narrow it") || error.to_string().contains("too big"), "{attack}: {error}");
-        assert!(begun.elapsed().as_secs() < 10, "{attack}: {:?}", begun.elapsed());
-    }
-    let many = sql(
-        folder.path(),
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 5000) SELECT n FROM r",
-    )
-    .unwrap();
-    assert!(table(&many).rows.len() <= 1000 && many.notes.iter().any(|note| note.contains("more rows")));
-    let large =
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 900) SELECT hex(randomblob(3000)) FROM r";
-    let large = sql(folder.path(), large).unwrap();
-    assert!(serde_json::to_string(&large).unwrap().len() < 3 << 20);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "no file more");
-    assert!(!Path::new("/dev/shm/mcptrace-stolen.db").exists());
-    // Whoever is attacked goes on.
-    keep(&mut keeper, (61..=62).map(|n| tick(n, vec![calls("a", "user", 3)])));
-    let answer = ask(folder.path(), &query("test_calls", 0, 62), 62);
-    assert_eq!(total(&answer), 186);
-}
-
-/// Runs a process that writes from a second on, kills it after so long, and gives the last second that it said it had handed over.
-fn write_and_kill(folder: &Path, first: i64, after: Duration) -> i64 {
-    let mut writer = Command::new(env!("CARGO_BIN_EXE_history_writer"));
-    writer.arg(folder).arg(first.to_string()).stdout(Stdio::piped());
-    let mut writer = writer.spawn().unwrap();
-    let output = writer.stdout.take().unwrap();
-    let reader = std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).last());
-    std::thread::sleep(after);
-    writer.kill().unwrap();
-    writer.wait().unwrap();
-    reader.join().unwrap().map_or(first - 1, |last| last.parse().unwrap())
-}
-
-#[test]
-fn a_killed_writer_loses_nothing_that_it_had_handed_over() {
-    let folder = folder();
-    keep(&mut keeper(folder.path()), [tick(0, vec![calls("a", "user", 1)])]);
-    let mut next = 1;
-    for round in 0..25_u64 {
-        // Whoever is killed at any moment has said at most one second less than it has written.
-        let last = write_and_kill(folder.path(), next, Duration::from_millis(20 + round * 23 % 170));
-        let mut keeper = keeper(folder.path());
-        let answer =
-            ask(folder.path(), &Query { step: "1s".into(), ..query("test_calls", last - 500, last + 5) }, last + 5);
-        let rates =
-            answer.points.first().map(|points| points["per_second"].as_array().unwrap().clone()).unwrap_or_default();
-        if last >= next {
-            assert_eq!(rates[499].as_f64(), Some(1.0), "round {round}: second {last} of {next}..: {rates:?}");
-        }
-        // The next process begins two seconds later, so that nothing is written twice.
-        next = last + 3;
-        keep(&mut keeper, [tick(next - 1, vec![calls("a", "user", 1)])]);
-        drop(keeper);
-    }
-    assert!(next > 500, "{next}: the writer hardly wrote");
-    // In parts, because an answer has a bounded number of steps, and a quick machine writes many seconds.
-    let whole = |step: &str| -> u64 {
-        let parts = (0..next).step_by(12_000).map(|from| query("test_calls", from, next.min(from + 12_000)));
-        parts.map(|part| total(&ask(folder.path(), &Query { step: step.into(), ..part }, next))).sum()
-    };
-    let (fine, coarse) = (whole("10s"), whole("60s"));
-    assert_eq!(fine, coarse, "both tiers hold the same ticks");
-    assert!(fine as i64 >= next - 1 - 25 && fine as i64 <= next + 1, "{fine} of {next}");
-    let checked = rusqlite_check(folder.path());
-    assert_eq!(checked, "ok");
-}
-
-fn rusqlite_check(folder: &Path) -> String {
-    let connection = rusqlite::Connection::open(place::file(folder)).unwrap();
-    connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap()
-}
-
-/// A file system in memory of so many megabytes, which is unmounted with it.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn new(megabytes: u64) -> Self {
-        let folder = folder();
-        let size = format!("size={megabytes}m");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).status();
-        assert!(mounted.unwrap().success(), "needs root to mount a small file system");
-        Self(folder)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
-#[test]
-fn a_full_disk_stops_the_recording_and_nothing_else() {
-    let disk = SmallDisk::new(8);
-    let folder = disk.0.path();
-    let mut keeper = keeper(folder);
-    keep(&mut keeper, (1..=100).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    let ballast = folder.join("ballast");
-    let filled = std::fs::write(&ballast, vec![1; 16 << 20]);
-    assert!(filled.is_err(), "the disk is full");
-    for n in 101..=160 {
-        keeper.keep(&tick(n, vec![calls("a", "user", 1), latencies("sda", &[n as u64; 50])]));
-    }
-    let State::Stopped { reason, message, since } = keeper.state().clone() else { panic!("{:?}", keeper.state()) };
-    assert_eq!((reason, since.len()), (Reason::DiskFull, 24), "{message}");
-    let answer = ask(folder, &query("test_calls", 0, 100), 160);
-    assert_eq!(total(&answer), 100, "what was recorded can be read");
-    std::fs::remove_file(&ballast).unwrap();
-    keep(&mut keeper, (161..=200).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    let answer = ask(folder, &Query { step: "10s".into(), ..query("test_calls", 0, 200) }, 200);
-    assert!((140..160).contains(&total(&answer)), "{}", total(&answer));
-    let marks = sql(folder, "SELECT kind, seconds FROM marks WHERE kind = 'disk_full'").unwrap();
-    assert_eq!(table(&marks).rows.len(), 1, "{marks:?}");
-}
-
-/// What stops the recording passes, be it before the first file is made.
-#[test]
-fn a_folder_that_takes_no_file_at_first_is_waited_for() {
-    let disk = SmallDisk::new(8);
-    let folder = disk.0.path();
-    let remount = |options: &str| {
-        let done = Command::new("mount").args(["-o", options]).arg(folder).status();
-        assert!(done.unwrap().success(), "{options}");
-    };
-    remount("remount,ro");
-    let file = place::file(folder);
-    let mut keeper = Keeper::open(&file, limits()).unwrap();
-    keeper.keep(&tick(1, vec![calls("a", "user", 1)]));
-    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::ReadOnly, .. }), "{:?}", keeper.state());
-    assert!(keeper.trouble().unwrap().1.contains("Read-only"), "{:?}", keeper.trouble());
-    remount("remount,rw");
-    keep(&mut keeper, (2..=9).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    assert!(store::is_recorded(&file));
-    assert_eq!(total(&ask(folder, &query("test_calls", 0, 10), 10)), 8);
-    // Nor has a lock file any room.
-    drop(keeper);
-    std::fs::remove_file(place::lock_file(&file)).unwrap();
-    remount("remount,nr_inodes=20");
-    let files = (0..20).take_while(|n| std::fs::write(folder.join(format!("file-{n}")), "").is_ok()).count();
-    assert!(files < 20, "there is no room for a file");
-    let mut keeper = Keeper::open(&file, limits()).unwrap();
-    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::DiskFull, .. }), "{:?}", keeper.state());
-    let second = Keeper::open(Path::new("/dev/null/history.db"), limits());
-    assert!(matches!(second, Err(OpenError::Folder { .. })), "what does not pass ends the start: {second:?}");
-    (0..files).for_each(|n| std::fs::remove_file(folder.join(format!("file-{n}"))).unwrap());
-    keep(&mut keeper, [tick(11, vec![calls("a", "user", 1)])]);
-}
-
-#[test]
-fn a_file_that_is_removed_or_replaced_is_begun_anew_and_that_is_said() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    let mut keeper = keeper(folder.path());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
-    let second = |n: i64| tick(now - START + n, vec![calls("a", "user", 1)]);
-    keep(&mut keeper, (-5..=0).map(second));
-    std::thread::sleep(Duration::from_millis(2100));
-    std::fs::remove_file(&file).unwrap();
-    keeper.keep(&second(1));
-    let (reason, message, since) = keeper.trouble().unwrap();
-    assert!(reason == Reason::Removed && message.contains("removed or replaced") && since > 0, "{message}");
-    keep(&mut keeper, (2..=4).map(second));
-    let seconds = |kind: &str| {
-        let marks = sql(folder.path(), &format!("SELECT kind, seconds FROM marks WHERE kind = '{kind}'")).unwrap();
-        table(&marks).rows.first().map(|row| row["seconds"].as_f64().unwrap())
-    };
-    assert!(seconds("removed").is_some_and(|seconds| seconds > 2.0), "{:?}", seconds("removed"));
-    let from = now - START;
-    assert_eq!(total(&ask(folder.path(), &query("test_calls", from, from + 5), from + 4)), 3);
-    // Another file in its place is as good as none.
-    let other = folder.path().join("other.db");
-    std::fs::write(&other, "").unwrap();
-    std::fs::rename(&other, &file).unwrap();
-    keeper.keep(&second(5));
-    assert_eq!(keeper.trouble().map(|(reason, ..)| reason), Some(Reason::Removed));
-    keep(&mut keeper, (6..=7).map(second));
-}
-
-#[test]
-fn while_nothing_can_be_kept_the_reason_is_that_of_the_recorder() {
-    let disk = SmallDisk::new(8);
-    let folder = disk.0.path();
-    let mut keeper = keeper(folder);
-    keep(&mut keeper, (1..=100).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    let stopped_ns = Some((START + 100) as u64 * SECOND);
-    let error = Some("31 MB are left".to_owned());
-    status::write(folder, &Status { error, stopped_by: Some("disk_full".into()), stopped_ns, ..Status::default() })
-        .unwrap();
-    let answer = ask(folder, &query("test_calls", 0, 160), 160);
-    assert_eq!(missing(&answer.coverage[0]), [("disk_full", 60.0)]);
-    assert!(answer.notes.iter().any(|note| note.contains("31 MB are left")), "{:?}", answer.notes);
-}
-
-#[test]
-fn room_that_is_for_others_is_left_to_them() {
-    let disk = SmallDisk::new(8);
-    let file = place::file(disk.0.path());
-    let keeper = Keeper::open(&file, Limits { spare_bytes: 9 << 20, ..limits() }).unwrap();
-    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::DiskFull, .. }), "{:?}", keeper.state());
-    assert!(!file.exists());
-}
-
-#[test]
-fn a_damaged_file_is_set_aside_and_a_new_one_begun() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    let mut keeper = keeper(folder.path());
-    keep(&mut keeper, (1..=2000).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    keeper.close();
-    let mut bytes = std::fs::read(&file).unwrap();
-    for at in (4096..bytes.len()).step_by(3 * 4096) {
-        bytes[at..at + 64].fill(0xa5);
-    }
-    std::fs::write(&file, &bytes).unwrap();
-    // Who only reads gets an error or what is left, and no panic.
-    for step in ["1s", "10s", "60s"] {
-        let _ =
-            history::ask_at(folder.path(), &Query { step: step.into(), ..query("test_calls", 0, 2000) }, START + 2000);
-    }
-    let mut keeper = self::keeper(folder.path());
-    keep(&mut keeper, (2001..=2010).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    assert_eq!(total(&ask(folder.path(), &query("test_calls", 1990, 2010), 2010)), 10);
-    let aside = folder.path().join("history.db.damaged");
-    assert_eq!(std::fs::read(&aside).unwrap(), bytes, "the damaged file is kept as it was");
-    let marks = sql(folder.path(), "SELECT text FROM marks WHERE kind = 'set_aside'").unwrap();
-    assert!(table(&marks).rows[0]["text"].as_str().unwrap().contains("history.db.damaged"), "{marks:?}");
-    let marks = sql(folder.path(), "SELECT seconds FROM marks WHERE kind = 'set_aside'").unwrap();
-    assert!(table(&marks).rows[0]["seconds"].as_f64().unwrap() > 0.0, "as long as there was a file: {marks:?}");
-}
-
-#[test]
-fn a_file_of_noise_or_of_somebody_else_never_ends_the_recorder() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    std::fs::write(&file, vec![0x5a; 70_000]).unwrap();
-    keep(&mut keeper(folder.path()), [tick(1, vec![calls("a", "user", 1)])]);
-    assert!(folder.path().join("history.db.damaged").exists());
-    for suffix in ["", "-wal", "-shm"] {
-        let _ = std::fs::remove_file(folder.path().join(format!("history.db{suffix}")));
-    }
-    let other = rusqlite::Connection::open(&file).unwrap();
-    other.execute_batch("CREATE TABLE precious (a); INSERT INTO precious VALUES (1)").unwrap();
-    drop(other);
-    let mut keeper = Keeper::open(&file, limits()).unwrap();
-    keeper.keep(&tick(1, vec![calls("a", "user", 1)]));
-    assert!(matches!(keeper.state(), State::Stopped { reason: Reason::Foreign, .. }), "{:?}", keeper.state());
-    let other = rusqlite::Connection::open(&file).unwrap();
-    let rows: i64 = other.query_row("SELECT count(*) FROM precious", [], |row| row.get(0)).unwrap();
-    assert_eq!(rows, 1, "it is left alone");
-}
-
-#[test]
-fn damage_while_it_records_is_found_and_mended() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    let mut keeper = keeper(folder.path());
-    keep(&mut keeper, (1..=1000).map(|n| tick(n, vec![calls("a", "user", 1)])));
-    let size = std::fs::metadata(&file).unwrap().len();
-    std::fs::write(&file, vec![0xa5; size as usize]).unwrap();
-    for n in 1001..=4500 {
-        keeper.keep(&tick(n, vec![calls("a", "user", 1)]));
-    }
-    assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
-    assert!(folder.path().join("history.db.damaged").exists());
-    assert_eq!(total(&ask(folder.path(), &query("test_calls", 4400, 4500), 4500)), 100);
-}
-
-#[test]
-fn the_file_keeps_to_its_size_and_the_present_to_its_detail() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    let cap = 4 << 20;
-    let mut keeper = Keeper::open(&file, Limits { bytes: cap, ..limits() }).unwrap();
-    let second = |n: i64| {
-        let names: Vec<String> = (0..40).map(|one| format!("process-{one}")).collect();
-        let mut samples: Vec<_> = names.iter().map(|name| calls(name, "user", n as u64 * 1000)).collect();
-        samples.push(latencies("sda", &(0..200).map(|value| value * value * 1000).collect::<Vec<u64>>()));
-        tick(n, samples)
-    };
-    keep(&mut keeper, (1..=9000).map(second));
-    let size = std::fs::metadata(&file).unwrap().len();
-    assert!(size <= cap, "{size}");
-    assert!(size > cap / 2, "{size}: the test fills it");
-    let answer = ask(folder.path(), &Query { step: "1s".into(), ..query("test_calls", 8900, 9000) }, 9000);
-    assert_eq!(answer.step_seconds, Some(1), "the last minutes are there by the second");
-    assert_eq!(answer.coverage[0].recorded_seconds as i64, 100);
-    let early = ask(folder.path(), &query("test_calls", 60, 1200), 9000);
-    assert_eq!(early.coverage[0].recorded_seconds as i64, 1140, "the first minutes are there, but not by the second");
-    assert!(early.step_seconds >= Some(10), "{:?}", early.step_seconds);
 }
 
 #[test]
@@ -966,127 +418,19 @@ fn triage_answers_out_of_the_last_minute_and_says_so() {
     assert!((first.who[0].value - 176.0).abs() < 1.0, "{:?} % of one CPU", first.who[0].value);
     assert!(mcptrace::triage::text(&found).contains(" as recorded"), "{}", mcptrace::triage::text(&found));
     assert!(look(1900, Some(Focus::Disk)).unwrap().findings.is_empty());
-    assert_eq!(look(1960, None), None, "what is a minute old is not now");
+    assert!(!mcptrace::triage::text(&found).contains("not judged"), "{found:?}");
+    // What is not recorded cannot stand out, which is not to say that it is well.
+    let without = |n: i64| {
+        let mut tick = second(n);
+        let groups = tick.coverage.iter_mut().filter(|one| ["syscalls", "tcp"].contains(&one.group));
+        groups.for_each(|one| (one.share, one.why) = (0.0, Some("shed".into())));
+        tick
+    };
+    keep(&mut keeper, (1901..=1960).map(without));
+    let lacking = |focus| mcptrace::triage::text(&look(1960, focus).unwrap());
+    assert!(lacking(None).contains("not judged: tcp, syscalls"), "{}", lacking(None));
+    assert!(!lacking(Some(Focus::Cpu)).contains("not judged"), "{}", lacking(Some(Focus::Cpu)));
+    assert_eq!(look(2020, None), None, "what is a minute old is not now");
     drop(keeper);
-    assert_eq!(look(1900, None), None, "nobody records any more");
-}
-
-/// A second of a busy host, of the metrics that the recorder has.
-fn busy(n: i64) -> Tick {
-    let seed = n as u64;
-    let random = |salt: u64| {
-        (seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(salt.wrapping_mul(1_442_695_040_888_963_407))) >> 33
-    };
-    // Three powers of two wide, as latencies of one kind are for the most part, and now and then a slow one.
-    let values = |salt: u64, count: u64| -> Vec<u64> {
-        let usual: u64 = 1 << (9 + salt % 11);
-        let slow = usual << (3 + random(salt) % 6);
-        (0..count).map(|one| usual + random(salt + one) % (usual * 7)).chain([slow]).collect()
-    };
-    let mut samples = Vec::new();
-    for metric in METRICS {
-        let series: Vec<Vec<String>> = match metric.name {
-            // Forty that stay, and a container that lives for a moment: 1,000 an hour.
-            "cpu_process_ns" => (0..40)
-                .map(|one| {
-                    [format!("{}", 1000 + one), format!("worker-{}", one % 13), "/system.slice/app.service".into()]
-                })
-                .chain([[format!("{}", 100_000 + n / 4), "sh".into(), format!("/docker/{:064x}", n / 4)]])
-                .map(Into::into)
-                .collect(),
-            "interrupts" | "interrupt_ns" => (0..25).map(|one| vec!["hard".into(), format!("eth0-{one}")]).collect(),
-            // A duty cycle: each tenth second.
-            "syscall_ns" | "syscalls" | "syscall_errors" if n % 10 != 0 => Vec::new(),
-            "syscall_ns" | "syscalls" | "syscall_errors" => (0..60).map(|one| vec![format!("call{one}")]).collect(),
-            _ => (0..if metric.labels.is_empty() { 1 } else { 4 })
-                .map(|one| metric.labels.iter().map(|label| format!("{label}{one}")).collect())
-                .collect(),
-        };
-        for (at, labels) in series.iter().enumerate() {
-            let salt = at as u64 * 1000 + metric.name.len() as u64;
-            let value = match metric.kind {
-                tick::Kind::Sum => tick::Value::Sum(random(salt) % 30_000_000),
-                tick::Kind::Gauge => tick::Value::Gauge(random(salt) as f64),
-                tick::Kind::Distribution => {
-                    tick::Value::Distribution(Box::new(mcptrace_tests::simulated::distribution(&values(salt, 60))))
-                }
-            };
-            let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-            samples.push(mcptrace_tests::simulated::sample(metric, &labels, value));
-        }
-    }
-    let coverage = metrics::GROUPS.iter().map(|group| tick::Coverage { group, share: 1.0, why: None });
-    Tick { coverage: coverage.collect(), ..tick(n, samples) }
-}
-
-/// A whole day where the program is optimised, else two hours and what they come to in a day.
-#[test]
-fn a_day_is_small_and_a_question_about_it_quick() {
-    let folder = folder();
-    let file = place::file(folder.path());
-    let mut keeper = keeper(folder.path());
-    let size = || std::fs::metadata(&file).unwrap().len();
-    let hours = std::env::var("HISTORY_HOURS").ok().and_then(|hours| hours.parse().ok());
-    let hours: i64 = hours.unwrap_or(if cfg!(debug_assertions) { 2 } else { 24 });
-    let begun = std::time::Instant::now();
-    keep(&mut keeper, (1..=3600).map(busy));
-    let first = size();
-    keep(&mut keeper, (3601..=hours * 3600).map(busy));
-    let each = begun.elapsed() / (hours * 3600) as u32;
-    let day = if hours == 24 { size() } else { first + 23 * (size() - first) };
-    let end = hours * 3600;
-    let mut longest = Duration::ZERO;
-    for metric in ["cpu_process_ns", "runq_latency_ns", "syscall_ns", "memory_available_bytes"] {
-        let begun = std::time::Instant::now();
-        let answer = ask(
-            folder.path(),
-            &Query {
-                group_by: if metric == "cpu_process_ns" { "comm".into() } else { String::new() },
-                ..query(metric, 0, end)
-            },
-            end,
-        );
-        println!("{metric}: {:?} for {hours} h, {} groups", begun.elapsed(), table(&answer).rows_total);
-        longest = longest.max(begun.elapsed());
-        assert_eq!(answer.coverage[0].recorded_seconds as i64, end);
-    }
-    println!("a tick: {each:?} (with making it up); a day: {} MB; a question: {longest:?}", day >> 20);
-    assert!(day < 200 << 20, "{day}");
-    if hours == 24 {
-        assert!(longest < Duration::from_secs(2), "{longest:?}: far from the 200 ms that are the aim");
-    }
-}
-
-#[test]
-fn results_are_kept_for_their_owner_and_bounded() {
-    let folder = folder();
-    assert!(Kept::open(folder.path()).is_none(), "without a history nothing is kept");
-    drop(keeper(folder.path()));
-    let envelope = |n: usize, bytes: usize| -> Envelope {
-        let text = json!({
-            "execution_id": format!("exec_{n:04}"), "kind": "probe", "probe": "file_opens", "status": "completed",
-            "window": {"start": "2026-01-02T03:04:05.678Z", "seconds": 5.0}, "loss": {"dropped": {}}, "notes": ["x".repeat(bytes)] });
-        serde_json::from_value(text).unwrap()
-    };
-    let mut kept = Kept::open(folder.path()).unwrap();
-    // The recorder writes meanwhile.
-    let mut keeper = keeper(folder.path());
-    for n in 0..300 {
-        assert!(kept.keep("me", &envelope(n, 100)).unwrap());
-        keeper.keep(&tick(n as i64 + 1, vec![calls("a", "user", 1)]));
-    }
-    assert!(matches!(keeper.state(), State::Recording { .. }), "{:?}", keeper.state());
-    drop(kept);
-    let mut kept = Kept::open(folder.path()).unwrap();
-    let loaded = kept.load("exec_0299").unwrap().unwrap();
-    assert_eq!(loaded, ("me".to_owned(), envelope(299, 100)), "after a restart, with its owner");
-    assert!(kept.load("exec_0001").unwrap().is_none(), "the oldest have gone");
-    let list = kept.list().unwrap();
-    assert_eq!((list.len(), &list[0].1.execution_id[..], &list[0].1.probe[..]), (256, "exec_0299", "file_opens"));
-    assert!(!kept.keep("me", &envelope(1000, 5 << 20)).unwrap(), "too large");
-    for n in 2000..2020 {
-        kept.keep("me", &envelope(n, 3 << 20)).unwrap();
-    }
-    assert_eq!(kept.list().unwrap().len(), 10, "of 3 MB each");
-    assert_eq!(total(&ask(folder.path(), &query("test_calls", 0, 300), 300)), 300);
+    assert_eq!(look(1960, None), None, "nobody records any more");
 }

@@ -11,19 +11,28 @@ use mcptrace_tests::{
 };
 use serde_json::{Value, json};
 
-/// The bench measures the same at 10,000 events a second, in a release build on a machine that does little else. Here it is a debug build on
-/// a machine that may be busy, so the bound only tells "as they come" from "when it is over" or "at the next of a few looks a second".
+/// What is promised, a median of less than 20 ms at 10,000 events a second, is measured and held by `cargo xtask bench latency`: a release build
+/// on a machine that does little else. Here it is a debug build on a machine that may be busy, or stand still for a while, so that the least of
+/// three medians is bounded: by less than at the next of four looks a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_reach_every_kind_of_watcher_as_they_come() {
+    const MOST_MS: f64 = 100.0;
     for style in STYLES {
-        let measured = latency::measure(program(), style, 500, 4).await;
-        println!("{style:?}: median {:.1} ms, p99 {:.1} ms", measured.ms(0.5), measured.ms(0.99));
-        assert_eq!(
-            (measured.ns.len() as u64, measured.disorder),
-            (measured.made, false),
-            "{style:?}: each once, in order"
-        );
-        assert!(measured.ms(0.5) < 500.0, "{style:?}: {:.1} ms", measured.ms(0.5));
+        let mut medians = Vec::new();
+        for _ in 0..3 {
+            let measured = latency::measure(program(), style, 500, 4).await;
+            println!("{style:?}: median {:.1} ms, p99 {:.1} ms", measured.ms(0.5), measured.ms(0.99));
+            assert_eq!(
+                (measured.ns.len() as u64, measured.disorder),
+                (measured.made, false),
+                "{style:?}: each once, in order"
+            );
+            medians.push(measured.ms(0.5));
+            if measured.ms(0.5) < MOST_MS {
+                break;
+            }
+        }
+        assert!(medians.iter().any(|median| *median < MOST_MS), "{style:?}: {medians:.1?} ms");
     }
 }
 

@@ -24,8 +24,16 @@ const LLVM_COV: Tool = Tool { name: "cargo-llvm-cov", version: "0.9.1" };
 /// What is tested: the library, and the records that it shares with the kernel programs.
 const PACKAGES: [&str; 2] = ["mcptrace", "mcptrace-wire"];
 /// Their unit and integration tests, and of the tests of the built program those of the history, which need no kernel either.
-const TESTS: [&str; 6] =
-    ["--package=mcptrace-tests", "--lib", "--test=links", "--test=manifest", "--test=security", "--test=history"];
+const TESTS: [&str; 8] = [
+    "--package=mcptrace-tests",
+    "--lib",
+    "--test=links",
+    "--test=manifest",
+    "--test=security",
+    "--test=history",
+    "--test=history_file",
+    "--test=history_sql",
+];
 /// Where their sources are, and what stands in the table before the name of a module.
 const SOURCES: [(&str, &str); 2] = [("mcptrace/src/", ""), ("mcptrace-ebpf/wire/src/", "wire/")];
 /// Modules and files that need nothing but their input and files of their own: decoders, folds, policy, accounts, answers.

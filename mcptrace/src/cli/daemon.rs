@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     executions::Executions,
     kernel::shed,
+    memory,
     recorder::{
         place,
         run::{Options, Recorder},
@@ -31,6 +32,7 @@ use crate::{
     server::{
         Hub,
         http::{Service, StartError},
+        tools,
         unix::{self, Access, Listening},
     },
 };
@@ -119,6 +121,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let folder = place::folder(None);
     let sink = sink(matches, &folder, config.recorder.size_mb)?;
     let folder = (!prints).then_some(folder);
+    // Every client asks for it first. What writes the schemas is not needed again.
+    drop(tools::list());
+    memory::release_start();
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let served = if open.is_nothing() { None } else { Some(serving(&config, open).await?) };

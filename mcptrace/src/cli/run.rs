@@ -1,6 +1,14 @@
 //! `mcptrace run PROBE`: traces for a while and shows what was found.
 
-use std::{ffi::OsString, fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
 use tokio::{
@@ -350,22 +358,31 @@ async fn end_of(workload: Option<&mut Workload>) -> Result<std::process::ExitSta
     }
 }
 
-/// Set by the first SIGINT, SIGTERM or SIGHUP; the second ends the program, and the kernel then detaches everything.
+/// Set by the first SIGINT, SIGTERM or SIGHUP; the second ends the program, and the kernel then detaches everything. They are waited for by a
+/// thread of its own: that which prints waits for as long as nobody reads.
 pub(super) fn interrupts() -> Result<CancellationToken, Failure> {
+    let token = CancellationToken::new();
+    let (set, (begun, begins)) = (token.clone(), mpsc::channel());
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let failed = runtime.and_then(|runtime| runtime.block_on(signals(&set, &begun)));
+        let _ = begun.send(failed);
+    })?;
+    begins.recv().map_err(|error| Failure::failed(error.to_string()))??;
+    Ok(token)
+}
+
+async fn signals(set: &CancellationToken, begun: &mpsc::Sender<io::Result<()>>) -> io::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hangup = signal(SignalKind::hangup())?;
-    let token = CancellationToken::new();
-    let set = token.clone();
-    tokio::spawn(async move {
-        loop {
-            select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
-            if set.is_cancelled() {
-                std::process::exit(i32::from(failure::INTERRUPTED_TWICE));
-            }
-            set.cancel();
+    let _ = begun.send(Ok(()));
+    loop {
+        select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
+        if set.is_cancelled() {
+            std::process::exit(i32::from(failure::INTERRUPTED_TWICE));
         }
-    });
-    Ok(token)
+        set.cancel();
+    }
 }
 
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {

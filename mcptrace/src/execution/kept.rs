@@ -16,6 +16,9 @@ use crate::{
     report::{Envelope, Events, Loss, Report},
 };
 
+/// A row of events has more bytes of JSON than this: more rows are not made than can have room.
+const LEAST_ROW: usize = 64;
+
 /// The result of an execution that has ended, in this process or one before.
 pub struct KeptSource {
     envelope: Envelope,
@@ -25,7 +28,8 @@ pub struct KeptSource {
 impl Execution {
     /// What a reader keeps of it: everything, as far as it has room in so many bytes of JSON. What has none is said in the notes.
     pub fn to_keep(&self, most_bytes: usize) -> Envelope {
-        let mut envelope = self.envelope(&Page { from: 0, limit: usize::MAX, max_bytes: most_bytes });
+        let page = Page { from: 0, limit: most_bytes / LEAST_ROW, max_bytes: most_bytes };
+        let mut envelope = self.envelope(&page);
         if let Some(more) = envelope.more.take() {
             envelope.notes.push(format!("{} rows were not kept: there was no room for them", more.rows_left));
         }
@@ -66,20 +70,17 @@ impl Source for KeptSource {
     }
 
     fn snapshot(&self, _seconds: f64, page: &Page) -> Snapshot {
-        let Envelope { report, events, reports, loss, overhead, notes, .. } = self.envelope.clone();
-        let kept = |report: Option<Report>| match report {
-            Some(Report::Events(events)) => Some(events),
-            _ => None,
-        };
-        let mut found = Snapshot { reports, loss, overhead, notes, ..Snapshot::default() };
+        let Envelope { report, events, reports, loss, overhead, notes, .. } = &self.envelope;
+        let (reports, loss, overhead) = (reports.clone(), loss.clone(), overhead.clone());
+        let mut found = Snapshot { reports, loss, overhead, notes: notes.clone(), ..Snapshot::default() };
         found.notes.push("read from the history, where it was kept when it ended".to_owned());
         let events = if matches!(report, Some(Report::Events(_))) {
-            kept(report)
+            report
         } else {
-            found.report = report;
-            kept(events)
+            found.report.clone_from(report);
+            events
         };
-        if let Some(events) = events {
+        if let Some(Report::Events(events)) = events {
             let (events, next, left) = page_of(events, page);
             (found.events, found.events_next, found.events_left) = (Some(events), Some(next), left);
         }
@@ -113,14 +114,16 @@ impl Source for KeptSource {
 
 /// The rows of a page, the place after them, and how many there are after it. A place counts events from the first that was seen, so those
 /// that were let go count.
-fn page_of(events: Events, page: &Page) -> (Events, u64, u64) {
+fn page_of(events: &Events, page: &Page) -> (Events, u64, u64) {
     let first = events.rows_evicted;
     let from = page.from.max(first);
     let skipped = usize::try_from(from - first).unwrap_or(usize::MAX).min(events.rows.len());
     let rows: Vec<_> = events.rows[skipped..].iter().take(page.limit).cloned().collect();
     let next = first + (skipped + rows.len()) as u64;
     let left = (events.rows.len() - skipped - rows.len()) as u64;
-    (Events { rows, ..events }, next, left)
+    let Events { fields, rows_total, rows_evicted, .. } = events;
+    let (rows_total, rows_evicted) = (*rows_total, *rows_evicted);
+    (Events { fields: fields.clone(), rows, rows_total, rows_evicted }, next, left)
 }
 
 #[cfg(test)]

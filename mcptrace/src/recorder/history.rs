@@ -83,6 +83,18 @@ impl Default for Query {
     }
 }
 
+impl Query {
+    /// That nothing is asked which a query in SQL would pass over.
+    fn nothing_beside_sql(&self) -> Result<(), HistoryError> {
+        let Self { metric, from, to, step, group_by, filter, compare_to, top: _, sql: _ } = self;
+        let others = [metric, from, to, step, group_by, filter, compare_to];
+        if others.iter().all(|other| other.is_empty()) {
+            return Ok(());
+        }
+        Err(HistoryError::Sql("sql goes alone: say metric, times and labels in its WHERE".to_owned()))
+    }
+}
+
 /// What is answered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Answer {
@@ -200,6 +212,7 @@ pub fn ask(folder: &Path, query: &Query) -> Result<Answer, HistoryError> {
 /// Answers a question as if it were that second since 1970.
 pub fn ask_at(folder: &Path, query: &Query, second: i64) -> Result<Answer, HistoryError> {
     if !query.sql.is_empty() {
+        query.nothing_beside_sql()?;
         return sql::ask(folder, &query.sql, second);
     }
     let reader = Reader::open(folder)?;

@@ -1,6 +1,11 @@
 //! What the recorder does at present, and how other processes learn of it: a small file beside the history.
 
-use std::{borrow::Cow, fs, io, path::Path};
+use std::{
+    borrow::Cow,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,11 +63,20 @@ pub struct GroupStatus {
 /// The file in the folder of the history.
 const FILE: &str = "recorder.json";
 
-/// Tells other processes; in place of what stood there, at once.
+/// Tells other processes; in place of what stood there, at once. Where the disk has no room for another file it is written over, because that is
+/// when there is something to tell: whoever reads it just then finds nothing.
 pub fn write(folder: &Path, status: &Status) -> io::Result<()> {
-    let new = folder.join(format!("{FILE}.new"));
-    fs::write(&new, serde_json::to_vec(status).map_err(io::Error::other)?)?;
-    fs::rename(new, folder.join(FILE))
+    let (new, file) = (folder.join(format!("{FILE}.new")), folder.join(FILE));
+    let text = serde_json::to_vec(status).map_err(io::Error::other)?;
+    fs::write(&new, &text)
+        .and_then(|()| fs::rename(&new, &file))
+        .or_else(|error| if error.kind() == io::ErrorKind::StorageFull { write_over(&file, &text) } else { Err(error) })
+}
+
+fn write_over(file: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).open(file)?;
+    file.write_all(text)?;
+    file.set_len(text.len() as u64)
 }
 
 /// What a recorder that writes the history in a folder does at present; `None` if there is none.

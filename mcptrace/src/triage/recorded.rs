@@ -82,10 +82,23 @@ pub fn judge(pasts: &Pasts, focus: Option<Focus>, lately: Lately) -> Draft {
     let rules = KINDS.iter().filter(|(kind, ..)| is_wanted(*kind, focus));
     let found = rules.filter_map(|(kind, metric, rule)| one(pasts, *kind, metric, *rule)).collect();
     let mut notes = vec![UNSEEN.to_owned()];
+    notes.extend(not_judged(&pasts.minute, focus));
     notes.extend(focus.map(super::only));
     let window = pasts.minute.window.clone().unwrap_or_default();
     let looked_at = numbers(&pasts.minute);
     Draft { found, rest: Triage { looked_at, lately, source: Source::Recorder, window, notes, ..Triage::default() } }
+}
+
+/// What cannot have been found because it was not recorded.
+fn not_judged(past: &Past, focus: Option<Focus>) -> Option<String> {
+    let needs = |group: &str| {
+        let of = |metric| metrics::metric(metric).is_some_and(|metric| metric.group == group);
+        KINDS.iter().any(|(kind, metric, _)| is_wanted(*kind, focus) && of(metric))
+    };
+    let lacking: Vec<_> = past.lacking.iter().copied().filter(|group| needs(group)).collect();
+    let all = lacking.join(", ");
+    (!lacking.is_empty())
+        .then(|| format!("not recorded in that minute and so not judged: {all}; give seconds to look live"))
 }
 
 fn is_wanted(kind: Kind, focus: Option<Focus>) -> bool {

@@ -64,6 +64,10 @@ pub(super) fn ask(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, H
     let metrics = if query.metric.is_empty() { reader.metrics()? } else { vec![reader.metric(&query.metric)?] };
     let (window, compared_with) = (Some(plan.window()), Some(other_plan.window()));
     let mut answer = Answer { window, compared_with, notes: now.notes.clone(), ..Answer::default() };
+    let common = plan.grid.span.to.min(other_plan.grid.span.to) - plan.grid.span.from.max(other_plan.grid.span.from);
+    if common > 0 {
+        answer.notes.push(format!("{common} s are in both windows: what happened in them is no difference"));
+    }
     let mut candidates = Vec::new();
     for metric in metrics.iter().filter(|metric| metric.group != "recorder") {
         let (late, coverage) = measured(reader, query, metric, &plan, now)?;

@@ -13,7 +13,10 @@ use super::{
     reader::Reader,
 };
 use crate::{
-    recorder::store::body::{Cell, Level, Sparse},
+    recorder::{
+        metrics::GROUPS,
+        store::body::{Cell, Level, Sparse},
+    },
     report::{Row, Window},
 };
 
@@ -27,6 +30,8 @@ pub struct Past {
     pub window: Option<Window>,
     /// What was kept one by one: kind and fields.
     pub events: Vec<(String, Row)>,
+    /// Groups of metrics that were not recorded in most of it.
+    pub lacking: Vec<&'static str>,
     metrics: BTreeMap<String, Recording>,
 }
 
@@ -70,9 +75,11 @@ fn read(reader: &Reader, span: Span, now: &Now) -> Result<Option<Past>, HistoryE
         let recording = Recording { seconds: recorded.total(), looked: recorded.looked_share(), series };
         metrics.insert(metric.name, recording);
     }
+    let total = |group: &str| groups.get(group).map_or(0.0, Recorded::total);
+    let lacking = GROUPS.iter().copied().filter(|group| total(group) < recorded / 2.0).collect();
     let events = reader.events(plan.grid.span, MOST_EVENTS)?;
     let window = Window { seconds: recorded.round(), ..plan.window() };
-    Ok(Some(Past { window: Some(window), events, metrics }))
+    Ok(Some(Past { window: Some(window), events, lacking, metrics }))
 }
 
 /// Less than this says nothing.

@@ -13,8 +13,8 @@ use crate::{executions::Summary, recorder::place, report::Envelope};
 const MOST: i64 = 256;
 /// Bytes of all of them.
 const BYTES: i64 = 32 << 20;
-/// The largest result, in bytes of JSON.
-pub const LARGEST: usize = 4 << 20;
+/// The largest result, in bytes of JSON. Its rows take twenty times as much in memory while it is kept or read.
+pub const LARGEST: usize = 1 << 20;
 
 /// The results in a history.
 #[derive(Debug)]

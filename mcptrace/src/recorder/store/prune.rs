@@ -24,10 +24,18 @@ const LEAST: &[(&Tier, i64)] = &[
 /// How often something is let go to make room, at one time.
 const ROUNDS: usize = 200;
 
-/// Lets go of what has had its time.
-pub(super) fn by_age(connection: &Connection, limits: &Limits, seq: i64, now: i64) -> Result<()> {
+/// Lets go of what has had its time, as far as that does not take a clock or the clock can be trusted.
+pub(super) fn by_age(connection: &Connection, limits: &Limits, seq: i64, now: Option<i64>) -> Result<()> {
     let rolled = number(connection, TIERS[1].mark())?.min(number(connection, TIERS[2].mark())?);
     seconds_before(connection, (seq - TIERS[0].keep).min(rolled))?;
+    if let Some(now) = now {
+        spans_by_age(connection, now)?;
+    }
+    newest(connection, "event_log", limits.events as i64)?;
+    newest(connection, "mark_log", MARKS)
+}
+
+fn spans_by_age(connection: &Connection, now: i64) -> Result<()> {
     for tier in &TIERS[1..] {
         for metric in metrics(connection)? {
             let least = metric << TIME_BITS;
@@ -37,8 +45,7 @@ pub(super) fn by_age(connection: &Connection, limits: &Limits, seq: i64, now: i6
             connection.prepare_cached(&sql)?.execute((least, old, odd, (metric + 1) << TIME_BITS))?;
         }
     }
-    newest(connection, "event_log", limits.events as i64)?;
-    newest(connection, "mark_log", MARKS)
+    Ok(())
 }
 
 /// Makes room when the file has come near its cap: the oldest and finest go first. True if there is room.

@@ -30,6 +30,11 @@ const SYNC_TICKS: i64 = 5;
 const SWEEP_TICKS: i64 = 60;
 /// Every so many ticks it is looked whether the file is whole, since what is old is not touched otherwise. Takes some 2 ms a megabyte.
 const CHECK_TICKS: i64 = 3600;
+/// For how many ticks a clock must go on as it is, after the start and after it was set, before it tells what is old: many a machine starts
+/// with one that is decades off, and a wrong clock of some minutes must not cost a month.
+const TRUSTED_TICKS: i64 = 3600;
+/// The clock was set by so much that its age of things changes.
+const FAR_NS: i64 = 60_000_000_000;
 /// The longest reason, in bytes.
 const LONGEST_WHY: usize = 80;
 /// The longest fields of an event, in bytes of JSON.
@@ -74,6 +79,8 @@ pub struct Writer {
     seq: i64,
     swept: i64,
     checked: i64,
+    /// The tick since which the clock goes on as it is.
+    clock_since: i64,
 }
 
 impl Writer {
@@ -102,6 +109,7 @@ impl Writer {
             seq,
             swept: seq,
             checked: seq,
+            clock_since: seq,
         })
     }
 
@@ -110,6 +118,9 @@ impl Writer {
         let sync = if self.seq % SYNC_TICKS == 0 { "FULL" } else { "NORMAL" };
         self.connection.pragma_update(None, "synchronous", sync)?;
         let placed = self.timeline.place(tick.at_ns, tick.span_ns, asleep_ns);
+        if placed.jump_ns.abs() >= FAR_NS {
+            self.clock_since = self.seq;
+        }
         let Self { connection, interned, rollups, seq, limits, .. } = self;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         marks(&transaction, tick, &placed)?;
@@ -157,6 +168,7 @@ impl Writer {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.interned.sweep(&transaction, self.seq, self.swept)?;
         series::forget(&transaction, self.seq, self.limits.series)?;
+        let now = (self.seq - self.clock_since >= TRUSTED_TICKS).then_some(now);
         prune::by_age(&transaction, &self.limits, self.seq, now)?;
         prune::by_size(&transaction, &self.limits, self.seq)?;
         transaction.commit()?;
