@@ -95,7 +95,7 @@ fn time_in_code_without_names_is_said_to_be_unknown() {
     let mut parent = workload!();
     let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
     let execution = start("cpu_profile", &json!({"hertz": 499, "side": "user"}), &filter);
-    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"400"].map(hex).join(" ");
+    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"1200"].map(hex).join(" ");
     parent.run(&format!("spawn 1 {words}"));
     let envelope = after_the_end(&execution, parent);
     assert!(stacks(&envelope).unknown_percent > 60.0, "{envelope:#?}");
@@ -114,7 +114,7 @@ fn time_in_a_file_that_is_gone_with_its_process_is_said_to_be_unknown_and_why() 
     let mut parent = workload!();
     let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
     let execution = start("cpu_profile", &json!({"hertz": 499, "side": "user"}), &filter);
-    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"400"].map(hex).join(" ");
+    let words = [copy.as_os_str().as_encoded_bytes(), b"burn", b"1200"].map(hex).join(" ");
     parent.run(&format!("spawn 1 {words}"));
     std::fs::remove_file(&copy).unwrap();
     let envelope = after_the_end(&execution, parent);
