@@ -31,8 +31,8 @@ use cpp_demangle::DemangleOptions;
 use super::privilege;
 use crate::{memory, text::untrusted};
 
-/// How long one question may take, at most.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one question may take, at most. Who stops an execution waits for its names, and for those of whoever looks at it meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long what was read is kept after the last question. Files stay open meanwhile, also those that are deleted.
 const KEEP: Duration = Duration::from_secs(10);
 /// Files whose symbols are kept, at most; one more, and all are let go.
