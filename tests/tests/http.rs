@@ -371,6 +371,14 @@ mod hostile {
         let chunk = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));
         let chunked = Ask { body: chunk.repeat(6) + "0\r\n\r\n", ..large.with("Transfer-Encoding", "chunked") };
         assert_eq!(server.ask(&chunked).await.status, 413);
+        let begun = Instant::now();
+        let promised = Ask::message(ALICE, &list()).with("Content-Length", "5368709120");
+        assert_eq!(server.ask(&promised).await.status, 413);
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "what is too large is not waited for: {:?}",
+            begun.elapsed()
+        );
         let headers = Ask::message(ALICE, &list()).with("X-Long", "x".repeat(64 << 10));
         assert_eq!(server.ask(&headers).await.status, 431);
         let many = (0..100).fold(Ask::message(ALICE, &list()), |mut ask, number| {

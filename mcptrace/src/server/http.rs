@@ -23,7 +23,7 @@ use std::{
 
 use axum::{
     Extension, Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes, HttpBody as _, to_bytes},
     extract::{Request, State},
     http::{HeaderValue, Method, Response, StatusCode, Uri, header},
     middleware::{Next, from_fn_with_state},
@@ -371,12 +371,14 @@ async fn read(request: Request) -> Result<Asked, Response<Body>> {
     if head.method != Method::POST {
         return Ok(Asked { head, body: Bytes::new(), call: None, opens: false });
     }
+    let too_large = || plain(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {MOST_BYTES} bytes"));
+    // What says so beforehand is not waited for.
+    if body.size_hint().lower() > MOST_BYTES as u64 {
+        return Err(too_large());
+    }
     let body = match timeout(BODY_TIME, to_bytes(body, MOST_BYTES)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(_)) => {
-            let text = format!("a message has at most {MOST_BYTES} bytes");
-            return Err(plain(StatusCode::PAYLOAD_TOO_LARGE, &text));
-        }
+        Ok(Err(_)) => return Err(too_large()),
         Err(_) => return Err(plain(StatusCode::REQUEST_TIMEOUT, "the message did not come in time")),
     };
     let (call, opens) = look(&body).map_err(|refusal| *refusal)?;
