@@ -121,8 +121,9 @@ const UNSEEN: &[&str] = &["lock_convoy", "throttled", "slow_names", "signal_stor
 /// How long a fault is at work before the recorder's answer is asked for: longer than its present reaches back, so that the fault before is
 /// over. Of system calls it reaches back twice as far; two that the recorder does not see come after those.
 const PRESENT: Duration = Duration::from_secs(13);
-/// What else the machine does may be worse than a fault for some seconds, but not twice: a miss is made and looked at once more.
-const ATTEMPTS: u32 = 2;
+/// What else the machine does may be worse than a fault for some seconds, but not each time: a miss is made and looked at again, and the
+/// table says so.
+const ATTEMPTS: u32 = 3;
 
 /// Each fault is looked at twice: by probes while it is at work, as for whoever says how long to look, and out of what a daemon has recorded
 /// meanwhile, as for whoever does not.
