@@ -63,7 +63,10 @@ pub(crate) fn run(kernel: &Kernel, job: &Job<'_>, mut line: impl FnMut(&str)) ->
 fn settings(kernel: &Kernel, job: &Job<'_>) -> Result<String> {
     let (modules, config) = (kernel.modules(), kernel.config());
     let mut settings = format!("RELEASE={}\n", quoted(&kernel.release)?);
-    for (name, path) in [("MODULES", modules.as_path()), ("CONFIG", &config), ("SCRATCH", job.scratch)] {
+    let workspace = xtask::workspace_root();
+    let paths =
+        [("MODULES", modules.as_path()), ("CONFIG", &config), ("SCRATCH", job.scratch), ("WORKSPACE", &workspace)];
+    for (name, path) in paths {
         let path = fs::canonicalize(path).with_context(|| path.display().to_string())?;
         writeln!(settings, "{name}={}", quoted(path.to_str().context("a path is not UTF-8")?)?)?;
     }

@@ -41,6 +41,13 @@ mount -t cgroup2 cgroup2 $root/sys/fs/cgroup
 echo +memory >$root/sys/fs/cgroup/cgroup.subtree_control
 mount -t tmpfs -o mode=755 run $root/run
 mount -t tmpfs -o mode=1777 tmp $root/tmp
+# A checkout in a folder that is the guest's own shows through it.
+case $WORKSPACE in /tmp/* | /run/* | /dev/shm/*)
+    mkdir -p "$root$WORKSPACE" /ram/upper-workspace /ram/work-workspace
+    layers="lowerdir=/host$WORKSPACE,upperdir=/ram/upper-workspace,workdir=/ram/work-workspace"
+    mount -t overlay -o "$layers" overlay "$root$WORKSPACE"
+    ;;
+esac
 
 # The kernel's own modules and options, where programs look for them.
 mkdir -p "$root/lib/modules/$RELEASE" $root/boot
