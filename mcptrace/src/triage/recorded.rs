@@ -14,7 +14,7 @@ use super::{
     finding::{Finding, Judged, Kind, Next, Who},
     lately::{self, Lately},
     rank,
-    rules::{RULES, is_short, ms, near_limit, over},
+    rules::{RULES, held_up, is_short, ms, near_limit, over},
     system,
 };
 use crate::recorder::{
@@ -249,6 +249,12 @@ fn waiting(past: &Past, metric: &str, wanted: impl Fn(&[String]) -> bool) -> f64
     series.map(|(_, values, seconds)| values.sum as f64 / SECOND / seconds).sum()
 }
 
+/// How often it was waited, a second: all series together of which the labels are wanted.
+fn often(past: &Past, metric: &str, wanted: impl Fn(&[String]) -> bool) -> f64 {
+    let series = past.distributions(metric).filter(|(labels, ..)| wanted(labels));
+    series.map(|(_, values, seconds)| values.count as f64 / seconds).sum()
+}
+
 fn saturation(past: &Past) -> Option<Judged> {
     let used = cpu_used(past);
     if used < super::rules::USED_UP {
@@ -369,12 +375,17 @@ fn available(past: &Past) -> f64 {
 }
 
 fn limit(past: &Past) -> Option<Judged> {
-    let held = waiting(past, "reclaim_stall_ns", |labels| labels[0] == "cgroup");
+    let of_groups = |labels: &[String]| labels[0] == "cgroup";
+    let stalled = waiting(past, "reclaim_stall_ns", of_groups);
+    let stalls = often(past, "reclaim_stall_ns", of_groups);
     Some(Judged {
-        impact: over(held, 0.02, 0.5)?,
+        impact: held_up(stalls, stalled)?,
         confidence: 0.8,
         summary: "A control group is at its memory limit: its programs stall while they reclaim memory.".into(),
-        evidence: vec![Number::new("stalled_in_reclaim", held * 100.0, "% of one thread's time")],
+        evidence: vec![
+            Number::new("stalls", stalls, "1/s"),
+            Number::new("stalled_in_reclaim", stalled * 100.0, "% of one thread's time"),
+        ],
         who: Vec::new(),
         next: Next::probe("memory_reclaim", json!({}), json!({})),
     })
@@ -747,6 +758,24 @@ mod tests {
         let present = past(10, present_opens, present_refused);
         let minute = past(60, opens, refused);
         judge(&Pasts { minute, present_calls: Some(present.clone()), present: Some(present) }, None, Lately::default())
+    }
+
+    #[test]
+    fn a_limit_that_is_hit_often_explains_the_disk_that_reads_again_what_it_took() {
+        let found = minute(
+            27,
+            vec![
+                of("reclaim_stall_ns", &["cgroup"], waits(923 * 60, 30_000)),
+                of("block_busy_ns", &["vda"], seconds(50)),
+                of("pressure_some_ns", &["io"], seconds(40)),
+            ],
+        );
+        assert_eq!(kinds(&found), [Kind::MemoryLimit, Kind::DiskSaturation]);
+        assert_eq!(found.findings[1].because_of, [Kind::MemoryLimit]);
+        let rare = minute(97, vec![of("reclaim_stall_ns", &["cgroup"], waits(59, 30_000))]);
+        assert!(rare.findings.is_empty(), "{rare:?}");
+        let long = minute(97, vec![of("reclaim_stall_ns", &["cgroup"], waits(30, 500_000_000))]);
+        assert_eq!(kinds(&long), [Kind::MemoryLimit]);
     }
 
     #[test]

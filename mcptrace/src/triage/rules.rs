@@ -10,7 +10,7 @@ mod memory;
 mod network;
 mod processes;
 
-pub(super) use self::memory::{is_short, near_limit};
+pub(super) use self::memory::{held_up, is_short, near_limit};
 use super::{
     Focus,
     evidence::Evidence,

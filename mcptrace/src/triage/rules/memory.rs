@@ -64,6 +64,13 @@ fn largest(evidence: &Evidence) -> Vec<Who> {
     who
 }
 
+/// How bad it is that control groups hit their limits so often a second, and that their threads stall for that share of the time. What was
+/// cached and is read again costs little time in the kernel's reclaim and much at the disk: often is bad even where each time is short.
+pub(in crate::triage) fn held_up(hits: f64, stalled: f64) -> Option<f64> {
+    let (often, long) = (over(hits, 1.0, 1000.0), over(stalled, 0.02, 0.5));
+    often.into_iter().chain(long).max_by(f64::total_cmp)
+}
+
 /// A control group is at its limit.
 fn limit(evidence: &Evidence) -> Option<Judged> {
     let mut at_limit: Vec<_> =
@@ -79,7 +86,7 @@ fn limit(evidence: &Evidence) -> Option<Judged> {
     let mut who = vec![Who { cgroup: path.to_owned(), ..part(used, "% of its limit") }];
     who.extend(if stalls.is_empty() { members(evidence, path) } else { stalls });
     Some(Judged {
-        impact: over(hits, 1.0, 1000.0)?.max(over(stalled, 0.02, 0.5).unwrap_or(0.0)),
+        impact: held_up(hits, stalled)?,
         confidence: 0.9,
         summary: "A control group is at its memory limit and keeps hitting it.".into(),
         evidence: vec![
