@@ -25,7 +25,7 @@ pub fn wait_for_none(most: Duration) -> BTreeSet<u32> {
     }
 }
 
-/// How many programs a process has attached to tracepoints, through links or perf events.
+/// How many programs a process has attached to tracepoints and perf events, each descriptor of them once.
 pub fn attached_by(pid: u32) -> usize {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
     let descriptors = entries.flatten().filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
@@ -37,7 +37,8 @@ fn traces(kind: ProgramType) -> bool {
     matches!(kind, Kprobe | PerfEvent | RawTracepoint | RawTracepointWritable | Tracepoint | Tracing)
 }
 
-/// The id of the program behind a file descriptor of a process, if there is one (`BPF_TASK_FD_QUERY`, bpf(2)).
+/// The id of the program behind a file descriptor of a process, if there is one (`BPF_TASK_FD_QUERY`, bpf(2)); 0 for a program that samples: of
+/// those the kernel says only that it does not tell (`bpf_get_perf_event_info` of kernel/trace/bpf_trace.c, Linux 6.18).
 fn program_of(pid: u32, descriptor: i32) -> Option<(u32, u32)> {
     let (mut name, mut length) = ([0; 128], 128);
     let (mut program, mut kind, mut offset, mut address) = (0, 0, 0, 0);
@@ -55,6 +56,7 @@ fn program_of(pid: u32, descriptor: i32) -> Option<(u32, u32)> {
             &raw mut address,
         )
     };
+    let samples = outcome == -libc::EOPNOTSUPP;
     // One program may be attached to several tracepoints.
-    (outcome == 0).then_some((program, descriptor as u32))
+    (outcome == 0 || samples).then_some((program, descriptor as u32))
 }
