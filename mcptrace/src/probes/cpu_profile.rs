@@ -70,7 +70,7 @@ impl Probe for CpuProfile {
     const NEEDS: &'static [&'static str] = &[];
     const COUNTS: &'static str = "sample";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 3_300.0;
+    const COST_NS: f64 = 2_600.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -59,7 +59,7 @@ impl Probe for FutexWaits {
         &[Attach::tracepoint("exit", "sys_exit"), Attach::tracepoint("enter", "sys_enter")];
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM", "TASK_LEADER"];
     const COUNTS: &'static str = "exit";
-    const COST_NS: f64 = 670.0;
+    const COST_NS: f64 = 830.0;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -63,7 +63,7 @@ impl Probe for ProcessExec {
         "MOUNT_POINT",
     ];
     const COUNTS: &'static str = "exec";
-    const COST_NS: f64 = 6_400.0;
+    const COST_NS: f64 = 4_300.0;
     const HAS_DURATION: bool = false;
     type Options = EventOptions;
 
