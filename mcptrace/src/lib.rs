@@ -18,6 +18,7 @@ mod fuzz;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guarded;
 pub mod kernel;
 pub mod memory;
 pub mod principal;

@@ -52,7 +52,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use self::options::{By, check_group};
+use self::options::{By, check_group, check_numbers};
 use crate::{
     clock::Clock,
     kernel::{
@@ -436,6 +436,7 @@ fn trial<P: Probe>(context: &Context<'_>) -> Plan {
 fn options_of<P: Probe>(given: &Map<String, Value>) -> Result<P::Options, OptionError> {
     let parse = |given: Map<String, Value>| serde_json::from_value::<P::Options>(given.into());
     check_group(P::NAME, P::GROUPS, given)?;
+    check_numbers(schema_for!(P::Options).get("properties"), given)?;
     parse(given.clone()).map_err(|error| {
         // serde does not say which one it was; every option has a default, so each can be tried alone.
         let alone = |(name, value): (&String, &Value)| {

@@ -603,6 +603,17 @@ mod configuration {
     }
 
     #[test]
+    fn doctor_tells_all_and_fails_where_the_configuration_is_wrong() {
+        let (_folder, path) = config("[limits]\nrunnning = 3\n");
+        for json in [&[][..], &["--json"]] {
+            let (status, stdout, stderr) = mcptrace(&[&["doctor", "--config", &path], json].concat(), &[]);
+            let said = "there is no key `limits.runnning`; did you mean `limits.running`?";
+            assert_eq!(status, 2, "{stderr}");
+            assert!(stdout.contains(said) && stderr.contains(said) && stdout.contains("kernel"), "{stdout}\n{stderr}");
+        }
+    }
+
+    #[test]
     fn commands_at_a_shell_are_recorded_too() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("audit.jsonl");

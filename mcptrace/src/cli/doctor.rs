@@ -19,7 +19,7 @@ pub(super) fn define() -> Command {
     Command::new("doctor")
         .about("Check what can be traced here, and say how to get what is missing")
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
-        .after_help("Exit status 3 when native probes cannot run here.")
+        .after_help("Exit status 3 when native probes cannot run here, 2 when the configuration cannot be used.")
 }
 
 /// All that is printed.
@@ -61,19 +61,19 @@ impl Configuration {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    // A configuration that is wrong is one more thing that a doctor tells.
+    // A configuration that is wrong is one more thing that a doctor tells, and does not keep it from telling the rest.
     let loaded = config::load(matches);
     let limits = loaded.as_ref().map(|loaded| loaded.config.limits()).unwrap_or_default();
     let info = support::info(&Options { limits, ..Options::default() });
     let configuration = Configuration::of(loaded);
+    let broken = configuration.error.clone();
     if matches.get_flag("json") {
         output::json(&Checkup { info: &info, configuration })?;
     } else {
         output::text(&(support::text(&info, MOST_BYTES) + &configuration.text()))?;
     }
-    if info.native_works() {
-        Ok(())
-    } else {
-        Err(Failure::cannot_run("no native probe runs here; the problems above say why"))
+    if !info.native_works() {
+        return Err(Failure::cannot_run("no native probe runs here; the problems above say why"));
     }
+    broken.map_or(Ok(()), |error| Err(Failure::usage(error)))
 }

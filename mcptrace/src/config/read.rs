@@ -2,10 +2,7 @@
 
 use std::{
     env::VarError,
-    fmt,
-    fs::{File, OpenOptions},
-    io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -13,13 +10,12 @@ use serde::Deserialize as _;
 use toml::{Table, Value, de::DeTable};
 
 use super::{Config, DEFAULT_FILE, KEYS, Key, VARIABLE};
+pub use crate::guarded::text;
 use crate::{
+    guarded::guarded,
     suggest::nearest,
     text::{clipped, untrusted},
 };
-
-/// The longest file, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
 
 /// Why the configuration cannot be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +68,7 @@ pub fn load(given: Option<&Path>) -> Result<Loaded, ConfigError> {
     let named = given.map(Path::to_path_buf).or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
     let named = named.filter(|path| !path.as_os_str().is_empty());
     let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
-    let text = match read(&path) {
+    let text = match guarded(&path) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => None,
         Err(error) => return Err(fault(&path, format!("cannot be read: {error}"))),
@@ -91,37 +87,6 @@ pub fn check(path: &Path, text: &str) -> Vec<ConfigError> {
         Ok(_) => Vec::new(),
         Err(errors) => errors,
     }
-}
-
-/// A file that only root or this process's user can have written: settings decide what others may do.
-fn read(path: &Path) -> io::Result<String> {
-    let file = open(path)?;
-    let status = file.metadata()?;
-    let own = status.uid() == 0 || status.uid() == rustix::process::geteuid().as_raw();
-    if !own || status.mode() & 0o022 != 0 {
-        let why = "others than root and this process's user may write it: chown it and chmod go-w";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    bounded(file)
-}
-
-/// The text of any file, to be checked.
-pub fn text(path: &Path) -> io::Result<String> {
-    bounded(open(path)?)
-}
-
-/// Without waiting for whoever may write into a pipe.
-fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "it is no file");
-    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
-}
-
-fn bounded(file: File) -> io::Result<String> {
-    let mut text = String::new();
-    file.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    let fits = text.len() as u64 <= MOST_BYTES;
-    fits.then_some(text).ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 1 MB"))
 }
 
 fn assemble(file: Option<(&Path, &str)>, environment: impl Fn(&str) -> Option<String>) -> Result<Loaded, ConfigError> {

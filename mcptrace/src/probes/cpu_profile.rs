@@ -35,6 +35,7 @@ pub struct CpuProfile {
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Samples a second and CPU, 1 to 1000
+    #[schemars(range(min = 1, max = MOST_HERTZ))]
     pub hertz: u32,
     /// Which part of a stack is kept
     pub side: Side,
@@ -75,9 +76,6 @@ impl Probe for CpuProfile {
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let hertz = options.hertz;
-        if !(1..=MOST_HERTZ).contains(&hertz) {
-            return Err(OptionError::new(format!("options.hertz: takes 1 to {MOST_HERTZ}, not {hertz}")));
-        }
         let mut plan = plan_of::<Self>(context);
         plan.attach = vec![Attach::clock("sample", hertz)];
         plan.transport = Transport::resolve(options.transport, plan.transport);

@@ -54,6 +54,7 @@ pub struct Options {
     #[schemars(with = "String")]
     pub binary: Option<String>,
     /// Look at one in so many, and multiply
+    #[schemars(range(min = 1))]
     pub sample: u32,
 }
 
@@ -96,9 +97,6 @@ impl Probe for HeapGrowth {
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {
         let Options { binary, sample } = options;
         let binary = binary.as_deref().unwrap_or(functions::LIBC);
-        if *sample == 0 {
-            return Err(OptionError::new("options.sample: takes 1 or more, not 0"));
-        }
         let pid = context.filter.pid;
         if pid.is_none() && !binary.contains('/') {
             return Err(OptionError::new(format!(

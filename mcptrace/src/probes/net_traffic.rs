@@ -36,7 +36,7 @@ pub struct Options {
     pub by: By,
     /// Only connections with this port on either side
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u16")]
+    #[schemars(with = "u16", range(min = 1))]
     pub port: Option<u16>,
 }
 

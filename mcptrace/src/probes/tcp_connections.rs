@@ -48,7 +48,7 @@ pub struct Options {
     pub failed_only: bool,
     /// Only connections with this port on either side
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u16")]
+    #[schemars(with = "u16", range(min = 1))]
     pub port: Option<u16>,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,7 +15,7 @@ use jsonwebtoken::{
 use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm};
 use serde::Deserialize;
 
-use super::watched::read_guarded;
+use crate::guarded::guarded;
 
 /// How far clocks may differ, in seconds.
 const LEEWAY: u64 = 30;
@@ -54,7 +54,7 @@ struct Claims {
 impl Keys {
     /// The keys of a file.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
-        Self::parse(&read_guarded(path)?)
+        Self::parse(&guarded(path).map_err(|error| error.to_string())?)
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -11,13 +11,13 @@ use tokio_rustls::{
     },
 };
 
-use super::watched::{read_bounded, read_private};
+use crate::guarded;
 
 /// Reads a certificate with those above it, and its key, which nobody else may read.
 pub(super) fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, String> {
     let named = |path: &Path, error: String| format!("{}: {error}", path.display());
     let chain = certificates(certificate).map_err(|error| named(certificate, error))?;
-    let text = read_private(key).map_err(|error| named(key, error))?;
+    let text = guarded::private(key).map_err(|error| named(key, error.to_string()))?;
     let key_der = PrivateKeyDer::from_pem_slice(text.as_bytes())
         .map_err(|_| named(key, "no private key in PEM: -----BEGIN PRIVATE KEY-----".to_owned()))?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -30,7 +30,7 @@ pub(super) fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, St
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = read_bounded(path).map_err(|error| error.to_string())?;
+    let text = guarded::text(path).map_err(|error| error.to_string())?;
     let all: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| format!("no certificates in PEM: {error}"))?;

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::watched::read_private;
+use crate::guarded::private;
 
 /// The shortest secret, in bytes: what 128 random bits take in hexadecimal.
 const SHORTEST: usize = 32;
@@ -48,7 +48,7 @@ pub(super) enum Refused {
 impl Tokens {
     /// The tokens of a file: `NAME SECRET [EXPIRY]` a line, `#` before remarks.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
-        let tokens = Self::parse(&read_private(path)?)?;
+        let tokens = Self::parse(&private(path).map_err(|error| error.to_string())?)?;
         if tokens.0.is_empty() { Err(format!("it has no tokens; {HOW_TO}")) } else { Ok(tokens) }
     }
 

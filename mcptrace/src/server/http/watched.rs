@@ -1,15 +1,11 @@
 //! A file that is read again when it changes, so that a token can be withdrawn and a key replaced while the server runs.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
-
-/// How long a file may be, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
 
 /// What a file says.
 pub(super) struct Watched<T> {
@@ -66,42 +62,6 @@ fn stamp(path: &Path) -> Stamp {
     Some((metadata.ctime(), metadata.ctime_nsec(), metadata.len(), metadata.ino()))
 }
 
-/// The text of a file that nobody but its owner and group may read, and nobody but its owner may write.
-pub(super) fn read_private(path: &Path) -> Result<String, String> {
-    read_kept(path, 0o027, "others must not read it nor its group write it (chmod 600)")
-}
-
-/// The text of a file that nobody but its owner may write.
-pub(super) fn read_guarded(path: &Path) -> Result<String, String> {
-    read_kept(path, 0o022, "others must not write it (chmod go-w)")
-}
-
-/// The text of a file that root or this process's user owns, with none of these bits in its mode: whoever may change it decides who is let in.
-fn read_kept(path: &Path, refused: u32, why: &str) -> Result<String, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let status = file.metadata().map_err(|error| error.to_string())?;
-    let (mode, owner) = (status.mode() & 0o777, status.uid());
-    if mode & refused != 0 {
-        return Err(format!("its mode is {mode:03o}: {why}"));
-    }
-    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-        return Err(format!("it belongs to user {owner}: it must be root's or this process's user's (chown)"));
-    }
-    bounded(file).map_err(|error| error.to_string())
-}
-
-/// The text of a file that is not too long.
-pub(super) fn read_bounded(path: &Path) -> io::Result<String> {
-    bounded(File::open(path)?)
-}
-
-fn bounded(file: File) -> io::Result<String> {
-    let mut text = String::new();
-    let length = file.take(MOST_BYTES + 1).read_to_string(&mut text)? as u64;
-    let too_long = || io::Error::other(format!("it has more than {MOST_BYTES} bytes"));
-    (length <= MOST_BYTES).then_some(text).ok_or_else(too_long)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -111,6 +71,10 @@ mod tests {
     fn write(path: &Path, text: &str, mode: u32) {
         fs::write(path, text).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn read(path: &Path) -> Result<String, String> {
+        crate::guarded::private(path).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -123,7 +87,7 @@ mod tests {
         let tell = move |_: &Path, before: &String, after: Result<&String, &str>| {
             told_to.lock().unwrap().push(format!("{before} -> {}", after.map_or("none", String::as_str)));
         };
-        let watched = Watched::open(&path, read_private, tell).unwrap();
+        let watched = Watched::open(&path, read, tell).unwrap();
         assert_eq!(*watched.get(), "one");
         write(&path, "second", 0o600);
         assert_eq!(*watched.get(), "second");
@@ -138,41 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_may_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        for (mode, good) in
-            [(0o600, true), (0o640, true), (0o400, true), (0o644, false), (0o660, false), (0o602, false)]
-        {
-            write(&path, "x", mode);
-            assert_eq!(read_private(&path).is_ok(), good, "{mode:o}");
-        }
-        for (mode, good) in [(0o644, true), (0o444, true), (0o664, false), (0o646, false)] {
-            write(&path, "x", mode);
-            assert_eq!(read_guarded(&path).is_ok(), good, "{mode:o}");
-        }
-        // Its owner is no less another than others are.
-        if rustix::process::geteuid().is_root() {
-            write(&path, "x", 0o600);
-            std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
-            let errors = [read_private(&path).unwrap_err(), read_guarded(&path).unwrap_err()];
-            assert!(errors.iter().all(|error| error.starts_with("it belongs to user 65534")), "{errors:?}");
-        }
-    }
-
-    #[test]
     fn one_that_is_opened_to_others_says_nothing_from_then_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         write(&path, "one", 0o600);
-        let watched = Watched::open(&path, read_private, |_, _, _| {}).unwrap();
+        let watched = Watched::open(&path, read, |_, _, _| {}).unwrap();
         assert_eq!(*watched.get(), "one");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(*watched.get(), "");
-    }
-
-    #[test]
-    fn what_does_not_end_is_not_read_to_its_end() {
-        assert!(read_bounded(Path::new("/dev/zero")).unwrap_err().to_string().contains("more than"));
     }
 }
