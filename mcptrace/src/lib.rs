@@ -23,6 +23,7 @@ pub mod kernel;
 pub mod memory;
 pub mod principal;
 pub mod probes;
+mod range;
 pub mod recorder;
 pub mod report;
 pub mod scripts;

@@ -203,7 +203,7 @@ fn a_side_that_is_not_asked_for_has_no_frames() {
 fn a_frequency_out_of_bounds_is_refused() {
     for hertz in [0, 1001] {
         let error = try_start("cpu_profile", &json!({"hertz": hertz}), &Filter::default()).unwrap_err().to_string();
-        assert!(error.contains("options.hertz: takes 1 to 1000"), "{error}");
+        assert!(error.contains("options.hertz: must be at least 1 and at most 1000"), "{error}");
     }
 }
 

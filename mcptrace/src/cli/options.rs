@@ -102,9 +102,11 @@ pub(super) fn given(entry: &Entry, matches: &ArgMatches) -> Map<String, Value> {
 fn option(name: &str, property: &Value) -> ProbeOption {
     let text = |field: &str| property[field].as_str().unwrap_or_default().to_owned();
     let default = property.get("default").filter(|default| !matches!(default, Value::Bool(_) | Value::Null));
+    let bound = |field: &str| property[field].as_u64();
+    let range = bound("minimum").zip(bound("maximum")).map(|(least, most)| format!(", {least} to {most}"));
     ProbeOption {
         name: name.to_owned(),
-        help: text("description"),
+        help: text("description") + &range.unwrap_or_default(),
         kind: kind(property),
         default: default.map(crate::report::text::units::text),
     }

@@ -34,7 +34,7 @@ pub struct CpuProfile {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Samples a second and CPU, 1 to 1000
+    /// Samples a second and CPU
     #[schemars(range(min = 1, max = MOST_HERTZ))]
     pub hertz: u32,
     /// Which part of a stack is kept

@@ -34,7 +34,7 @@ pub struct NetTraffic {
 pub struct Options {
     /// What results are grouped by, beyond what the probe always tells apart
     pub by: By,
-    /// Only connections with this port on either side
+    /// Only with this port on either side
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u16", range(min = 1))]
     pub port: Option<u16>,

@@ -46,7 +46,7 @@ pub struct TcpConnections;
 pub struct Options {
     /// Only what failed
     pub failed_only: bool,
-    /// Only connections with this port on either side
+    /// Only with this port on either side
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u16", range(min = 1))]
     pub port: Option<u16>,

@@ -46,7 +46,7 @@ pub struct TcpRetransmits {
 pub struct Options {
     /// Also list single events
     pub events: bool,
-    /// Only connections with this port on either side
+    /// Only with this port on either side
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u16", range(min = 1))]
     pub port: Option<u16>,

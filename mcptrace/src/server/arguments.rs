@@ -7,7 +7,7 @@
 use serde_json::{Map, Number, Value};
 
 use super::error::ToolError;
-use crate::{suggest::nearest, text::untrusted};
+use crate::{range, suggest::nearest, text::untrusted};
 
 /// How much of a wrong value an error repeats, in bytes.
 const REPEATED: usize = 60;
@@ -104,25 +104,9 @@ fn as_object(value: Value) -> Result<Map<String, Value>, Value> {
 }
 
 fn check_range(schema: &Value, path: &str, value: &Value) -> Result<(), ToolError> {
-    let Some(given) = value.as_f64() else { return Ok(()) };
-    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
-    let (least, above, most) = (bound("minimum"), bound("exclusiveMinimum"), most(schema));
-    let fits = least.is_none_or(|least| given >= least)
-        && above.is_none_or(|above| given > above)
-        && most.is_none_or(|most| given <= most);
-    if fits {
-        return Ok(());
-    }
-    let parts = [(least, "at least"), (above, "more than"), (most, "at most")];
-    let right: Vec<_> = parts.iter().filter_map(|(bound, word)| bound.map(|bound| format!("{word} {bound}"))).collect();
+    let Some(fault) = range::fault(schema, value) else { return Ok(()) };
     let category = if path == "seconds" { "invalid_seconds" } else { "invalid_argument" };
-    Err(ToolError::new(category, format!("`{path}` must be {}, not {value}", right.join(" and "))))
-}
-
-/// The largest value: what the schema says, or what the type holds.
-fn most(schema: &Value) -> Option<f64> {
-    let stated = schema.get("maximum").and_then(Value::as_f64);
-    stated.or_else(|| (schema.get("format")? == "uint32").then_some(f64::from(u32::MAX)))
+    Err(ToolError::new(category, format!("`{path}` {fault}")))
 }
 
 fn check_enum(schema: &Value, path: &str, value: &Value) -> Result<(), ToolError> {
