@@ -35,7 +35,8 @@ mod tests {
         let port = json!({"minimum": 1, "maximum": 65_535});
         let many = json!({"minimum": 0, "format": "uint32"});
         let seconds = json!({"exclusiveMinimum": 0});
-        for (schema, good) in [(&port, json!(1)), (&port, json!(65_535)), (&port, json!("x")), (&many, json!(u32::MAX))] {
+        for (schema, good) in [(&port, json!(1)), (&port, json!(65_535)), (&port, json!("x")), (&many, json!(u32::MAX))]
+        {
             assert_eq!(fault(schema, &good), None, "{good}");
         }
         assert_eq!((fault(&seconds, &json!(0.001)), fault(&json!({}), &json!(-1))), (None, None));
