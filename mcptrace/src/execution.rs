@@ -21,7 +21,8 @@ use crate::{
     clock,
     principal::{Caller, Principal},
     report::{
-        Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, flamegraph, view,
+        Envelope, Events, Kind, Loss, More, NamedReport, Overhead, Report, Row, Status, Window, cursor::Cursor,
+        flamegraph, view,
     },
 };
 
@@ -62,9 +63,11 @@ pub trait Source: Send + Sync {
 /// Which rows a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The first: a place in the sequence of events, or an index into sorted rows.
+    /// The first of sorted rows: an index.
     pub from: u64,
-    /// How many at most.
+    /// The first of events: a place in their sequence.
+    pub event: u64,
+    /// How many of either at most.
     pub limit: usize,
     /// The JSON of the whole answer, at most, in bytes.
     pub max_bytes: usize,
@@ -72,7 +75,7 @@ pub struct Page {
 
 impl Default for Page {
     fn default() -> Self {
-        Self { from: 0, limit: 20, max_bytes: 20_000 }
+        Self { from: 0, event: 0, limit: 20, max_bytes: 20_000 }
     }
 }
 
@@ -430,16 +433,20 @@ impl Execution {
                 self.name_resources(&mut report);
                 (Some(report), left)
             }
-            other => (other, events_left),
+            other => (other, 0),
         };
-        let shown = view::rows_of(report.as_ref()) as u64;
-        let first = events_next.map_or(page.from, |next| next - shown);
-        let prefix = if is_events { 'e' } else { 'r' };
-        let of = of.map_or_else(String::new, |number| format!("s{number}"));
-        let cursor = |shown: u64| format!("{prefix}{}{of}", first + shown);
+        let left = left + events_left;
+        let shown = |report: Option<&Report>| view::rows_of(report) as u64;
+        let (rows, beside) = (shown(report.as_ref()), shown(events.as_ref()));
+        let first = events_next.map(|next| next - if is_events { rows } else { beside });
+        let cursor = |rows: u64, beside: u64| match first {
+            Some(first) if is_events => Cursor::Events(first + rows),
+            first => Cursor::Rows { row: page.from + rows, event: first.map(|first| first + beside), of },
+        };
         // While it runs there is always a place to read on from.
         let follows = is_events && outcome.is_none();
-        let more = (left > 0 || follows).then(|| More { rows_left: left, cursor: Some(cursor(shown)) });
+        let more =
+            (left > 0 || follows).then(|| More { rows_left: left, cursor: Some(cursor(rows, beside).to_string()) });
         let envelope = Envelope {
             execution_id: self.identity.id.clone(),
             kind: self.identity.kind,
@@ -497,7 +504,7 @@ impl Execution {
         else {
             return;
         };
-        let nothing = Page { from: 0, limit: 0, max_bytes: 0 };
+        let nothing = Page { limit: 0, max_bytes: 0, ..Page::default() };
         let cost = catch_unwind(AssertUnwindSafe(|| self.source.snapshot(seconds, &nothing).overhead)).ok().flatten();
         self.trail.ended(status.as_str(), error.as_deref(), seconds, cost.as_ref());
     }
@@ -584,7 +591,7 @@ mod tests {
 
     /// The names of a page, and where it is read on: a place, and which report.
     fn page(execution: &Execution, from: u64, of: Option<u64>) -> (Vec<String>, Option<(u64, Option<u64>)>) {
-        let envelope = execution.read(&Page { from, limit: 4, max_bytes: 100_000 }, of).unwrap();
+        let envelope = execution.read(&Page { from, event: 0, limit: 4, max_bytes: 100_000 }, of).unwrap();
         let Some(Report::Table(table)) = &envelope.report else { panic!("{envelope:?}") };
         let names = table.rows.iter().map(|row| row["comm"].as_str().unwrap().to_owned()).collect();
         let cursor = envelope.more.and_then(|more| more.cursor).map(|cursor| {
@@ -615,7 +622,7 @@ mod tests {
         let execution = turning();
         let (_, first) = page(&execution, 0, None);
         (0..MOST_BEGUN).for_each(|_| _ = page(&execution, 0, None));
-        let four = Page { from: 4, limit: 4, max_bytes: 100_000 };
+        let four = Page { from: 4, event: 0, limit: 4, max_bytes: 100_000 };
         assert!(execution.read(&four, first.unwrap().1).is_none(), "it has been let go of");
         assert_eq!(execution.begun().kept.len(), MOST_BEGUN);
         assert!(execution.bytes() >= MOST_BEGUN * 30 * ROW_BYTES, "what is kept is counted");

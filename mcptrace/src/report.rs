@@ -3,6 +3,7 @@
 //! Everything a probe or a script finds is one of [`Table`], [`Histogram`], [`Events`] or [`Stacks`]; the command line,
 //! the tools and the resources show all of them through the same few functions. This module is pure.
 
+pub mod cursor;
 pub mod flamegraph;
 pub mod text;
 pub mod view;

@@ -18,7 +18,7 @@ use mcptrace::{
 use serde_json::Value;
 
 /// Everything that there is.
-pub const ALL: Page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX };
+pub const ALL: Page = Page { from: 0, event: 0, limit: usize::MAX, max_bytes: usize::MAX };
 
 /// The executions of a test program.
 pub fn executions() -> &'static Executions {

@@ -508,6 +508,21 @@ fn followed_events_end_with_what_they_came_to_and_no_empty_page() {
 }
 
 #[test]
+fn followed_events_beside_a_report_end_with_the_whole_report() {
+    let script = "for i in 1 2 3 4 5 6 7; do cat /nonexistent_mcptrace; done";
+    let output = output(&["run", "syscall_errors", "--follow", "--json", "--events", "--", "sh", "-c", script]);
+    let text = stdout(&output);
+    let (last, events) =
+        text.lines().collect::<Vec<_>>().split_last().map(|(last, events)| (*last, events.len())).unwrap();
+    let last: Envelope = serde_json::from_str(last).unwrap();
+    let Some(Report::Table(table)) = last.report else { panic!("{:?}", last.report) };
+    assert!(events >= 7 && table.rows_total > 0, "{text}");
+    assert_eq!((table.rows.len() as u64, last.more), (table.rows_total, None), "{text}");
+    let Some(Report::Events(beside)) = last.events else { panic!("{:?}", last.events) };
+    assert_eq!((beside.rows.len(), beside.rows_total), (0, events as u64), "nothing comes twice");
+}
+
+#[test]
 fn a_followed_report_that_stays_as_it_is_comes_once() {
     let text =
         succeeded(&["run", "syscall_counts", "--follow", "--json", "--seconds", "3.5", "--comm", "nobody_is_this"]);

@@ -37,7 +37,7 @@ fn watched(probe: &str, options: &Value, workload: &mut Workload, command: &str)
     workload.run(command);
     execution.stop();
     assert!(execution.wait(Duration::from_mins(2)), "{probe} does not end");
-    execution.envelope(&Page { from: 0, limit: 7, max_bytes: usize::MAX })
+    execution.envelope(&Page { from: 0, event: 0, limit: 7, max_bytes: usize::MAX })
 }
 
 /// Every event that the workload made was delivered, dropped for a reason, or kept from the program by the kernel, who counts that.

@@ -228,7 +228,7 @@ async fn trace(
     let mut view = View::new(flags, workload.is_some());
     let ended = follow(&execution, workload.as_mut(), subject, &interrupted, &mut view).await?;
     let mut page = page(flags.top, flags.json);
-    page.from = view.finish(&execution)?;
+    page.event = view.finish(&execution)?;
     let stacks = write_stacks(&execution, flags).await;
     let mut envelope = blocking(move || execution.envelope(&page)).await?;
     if ended.is_some() && !interrupted.is_cancelled() && envelope.status == Status::Stopped {
@@ -393,7 +393,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 pub(super) fn page(top: Option<u32>, json: bool) -> Page {
     let default = if json { MOST_ROWS as usize } else { DEFAULT_ROWS };
     let limit = top.map_or(default, |top| top as usize);
-    Page { from: 0, limit, max_bytes: MOST_JSON }
+    Page { from: 0, event: 0, limit, max_bytes: MOST_JSON }
 }
 
 pub(super) fn show(envelope: &Envelope, json: bool) -> Result<(), Failure> {

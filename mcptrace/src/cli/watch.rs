@@ -48,7 +48,7 @@ impl Watch {
 
     /// Shows what is new; when to look again.
     pub(super) fn show(&mut self, execution: &Execution) -> Result<Duration, Failure> {
-        let page = Page { from: self.place, limit: MOST_EVENTS, max_bytes: MOST_BYTES };
+        let page = Page { from: 0, event: self.place, limit: MOST_EVENTS, max_bytes: MOST_BYTES };
         if let Some((events, next)) = execution.source().events(&page) {
             self.events(&events, next)?;
             return Ok(if events.rows.is_empty() { IDLE } else { BUSY });
@@ -83,7 +83,7 @@ impl Watch {
     }
 
     fn redraw(&mut self, execution: &Execution) -> Result<(), Failure> {
-        let envelope = execution.envelope(&Page { from: 0, limit: self.rows, max_bytes: MOST_BYTES });
+        let envelope = execution.envelope(&Page { from: 0, event: 0, limit: self.rows, max_bytes: MOST_BYTES });
         let is_terminal = io::stdout().is_terminal();
         if !is_terminal && self.last == envelope.report {
             return Ok(());

@@ -28,7 +28,7 @@ pub struct KeptSource {
 impl Execution {
     /// What a reader keeps of it: everything, as far as it has room in so many bytes of JSON. What has none is said in the notes.
     pub fn to_keep(&self, most_bytes: usize) -> Envelope {
-        let page = Page { from: 0, limit: most_bytes / LEAST_ROW, max_bytes: most_bytes };
+        let page = Page { from: 0, event: 0, limit: most_bytes / LEAST_ROW, max_bytes: most_bytes };
         let mut envelope = self.envelope(&page);
         if let Some(more) = envelope.more.take() {
             envelope.notes.push(format!("{} rows were not kept: there was no room for them", more.rows_left));
@@ -116,7 +116,7 @@ impl Source for KeptSource {
 /// that were let go count.
 fn page_of(events: &Events, page: &Page) -> (Events, u64, u64) {
     let first = events.rows_evicted;
-    let from = page.from.max(first);
+    let from = page.event.max(first);
     let skipped = usize::try_from(from - first).unwrap_or(usize::MAX).min(events.rows.len());
     let rows: Vec<_> = events.rows[skipped..].iter().take(page.limit).cloned().collect();
     let next = first + (skipped + rows.len()) as u64;
@@ -131,7 +131,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{principal::Principal, report::Status};
+    use crate::{
+        principal::Principal,
+        report::{Status, cursor::Cursor},
+    };
 
     fn envelope(report: &serde_json::Value) -> Envelope {
         let bare = json!({
@@ -146,14 +149,45 @@ mod tests {
         let rows: Vec<_> = (3..7).map(|number| json!({ "pid": number })).collect();
         let events = json!({ "shape": "events", "fields": [{ "name": "pid" }], "rows": rows, "rows_total": 7, "rows_evicted": 3 });
         let kept = Execution::kept(Principal::cli().into(), envelope(&events));
-        let page = kept.envelope(&Page { from: 0, limit: 3, max_bytes: usize::MAX });
+        let page = kept.envelope(&Page { from: 0, event: 0, limit: 3, max_bytes: usize::MAX });
         assert_eq!((page.status, &page.window.start[..]), (Status::Completed, "2026-01-02T03:04:05.678Z"));
         assert_eq!(page.window.end.as_deref(), Some("2026-01-02T03:04:07.678Z"));
         let more = page.more.unwrap();
         assert_eq!((more.rows_left, more.cursor.as_deref()), (1, Some("e6")));
-        let rest = kept.envelope(&Page { from: 6, limit: 3, max_bytes: usize::MAX });
+        let rest = kept.envelope(&Page { from: 0, event: 6, limit: 3, max_bytes: usize::MAX });
         let Some(Report::Events(events)) = rest.report else { panic!() };
         assert_eq!((events.rows[0]["pid"].as_u64(), events.rows.len(), rest.more), (Some(6), 1, None));
+    }
+
+    #[test]
+    fn events_beside_a_report_are_read_to_the_last_and_once_each() {
+        let number = |number: u64| json!({ "number": number });
+        let rows = |numbers: std::ops::Range<u64>| numbers.map(number).collect::<Vec<_>>();
+        let mut envelope = envelope(
+            &json!({ "shape": "table", "key": ["number"], "columns": [], "rows": rows(0..3), "rows_total": 3 }),
+        );
+        let events = json!({ "shape": "events", "fields": [{ "name": "number" }], "rows": rows(2..9), "rows_total": 9, "rows_evicted": 2 });
+        envelope.events = serde_json::from_value(events).unwrap();
+        let kept = Execution::kept(Principal::cli().into(), envelope);
+        let (mut page, mut left, mut rows, mut events) = (Page { limit: 2, ..Page::default() }, Vec::new(), 0, 0);
+        loop {
+            let found = kept.envelope(&page);
+            let (Some(Report::Table(table)), Some(Report::Events(beside))) = (found.report, found.events) else {
+                panic!()
+            };
+            rows += table.rows.len();
+            let numbers: Vec<_> = beside.rows.iter().map(|row| row["number"].as_u64().unwrap()).collect();
+            assert!(numbers.iter().copied().eq((2 + events..).take(numbers.len())), "{numbers:?} after {events}");
+            events += numbers.len() as u64;
+            let Some(more) = found.more else { break };
+            left.push((more.rows_left, more.cursor.clone().unwrap()));
+            let cursor = Cursor::parse(&more.cursor.unwrap());
+            let Some(Cursor::Rows { row, event: Some(event), .. }) = cursor else { panic!("{cursor:?}") };
+            (page.from, page.event) = (row, event);
+        }
+        assert_eq!((rows, events), (3, 7));
+        let left: Vec<_> = left.iter().map(|(left, cursor)| (*left, cursor.as_str())).collect();
+        assert_eq!(left, [(6, "r2e4"), (3, "r3e6"), (1, "r3e8")]);
     }
 
     #[test]

@@ -283,7 +283,7 @@ impl ProbeSource {
 
     fn events_page(&self, page: &Page) -> (Events, u64, u64) {
         let store = lock(&self.store);
-        let from = page.from.max(store.evicted());
+        let from = page.event.max(store.evicted());
         let shown: Vec<_> = store.from(from).take(page.limit).map(|(_, record)| record.clone()).collect();
         let (total, evicted) = (store.total(), store.evicted());
         drop(store);
@@ -384,9 +384,8 @@ impl ProbeSource {
             let (events, next, left) = self.events_page(page);
             if snapshot.report.is_none() {
                 delivered = events.rows_total;
-                (snapshot.events_next, snapshot.events_left) = (Some(next), left);
             }
-            snapshot.events = Some(events);
+            (snapshot.events, snapshot.events_next, snapshot.events_left) = (Some(events), Some(next), left);
         }
         snapshot.loss = self.loss_of(&last.counters, last.missed, delivered);
         let seen = if self.counts.is_empty() { delivered } else { last.counters.get(Counter::Seen) };
@@ -398,7 +397,7 @@ impl ProbeSource {
 }
 
 fn evicted_note(evicted: u64, page: &Page) -> Option<String> {
-    let skipped = evicted.saturating_sub(page.from);
+    let skipped = evicted.saturating_sub(page.event);
     (skipped > 0).then(|| {
         format!("{skipped} older events are no longer kept ({} MB of memory for an execution); they are counted in rows_total", STORE_BYTES >> 20)
     })

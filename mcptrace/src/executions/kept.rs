@@ -89,8 +89,8 @@ mod tests {
             let row = |number: u64| {
                 Row::from_iter([("number".to_owned(), number.into()), ("word".to_owned(), "x".repeat(99).into())])
             };
-            let rows: Vec<Row> = (page.from..self.0).take(page.limit).map(row).collect();
-            let next = page.from + rows.len() as u64;
+            let rows: Vec<Row> = (page.event..self.0).take(page.limit).map(row).collect();
+            let next = page.event + rows.len() as u64;
             let events = Events { fields: vec![Field::new("number", "")], rows, rows_total: self.0, rows_evicted: 0 };
             let loss = Loss { seen: Some(self.0), delivered: Some(self.0), ..Loss::default() };
             Snapshot {
@@ -151,7 +151,7 @@ mod tests {
         // As after a restart: nothing is in memory.
         let executions = Executions::new(Limits { history: Some(folder.path().to_owned()), ..Limits::default() });
         let found = executions.get(&user(7), "exec_one").unwrap();
-        let envelope = found.envelope(&Page { from: 0, limit: 3, max_bytes: usize::MAX });
+        let envelope = found.envelope(&Page { from: 0, event: 0, limit: 3, max_bytes: usize::MAX });
         assert_eq!((envelope.status, envelope.loss.seen), (Status::Completed, Some(5)));
         assert_eq!(envelope.more.unwrap().cursor.as_deref(), Some("e3"));
         assert!(envelope.notes.iter().any(|note| note.contains("history")), "{:?}", envelope.notes);
@@ -170,7 +170,7 @@ mod tests {
         store::Keeper::open(&place::file(folder.path()), store::Limits::default()).unwrap().close();
         run(folder.path(), "exec_large", Who::Process, 60_000);
         let found = find(folder.path(), &Principal::cli(), "exec_large").unwrap();
-        let envelope = found.envelope(&Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX });
+        let envelope = found.envelope(&Page { from: 0, event: 0, limit: usize::MAX, max_bytes: usize::MAX });
         let note = envelope.notes.iter().find(|note| note.contains("rows were not kept")).unwrap();
         let lacking: usize = note.split(' ').next().unwrap().parse().unwrap();
         let Some(crate::report::Report::Events(events)) = envelope.report else { panic!() };

@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::{Envelope, Kind, Loss, Overhead, Report, Row, Status};
-use shapes::Line;
+use super::{Envelope, Kind, Loss, Overhead, Report, Row, Status, cursor::Cursor};
+use shapes::{Is, Line};
 use units::{count, decimal, plain, seconds};
 
 /// Text beside the JSON of a tool's answer, unless the caller says otherwise, in bytes.
@@ -60,7 +60,8 @@ pub fn envelope_for(reader: Reader, envelope: &Envelope, most_bytes: usize) -> S
     {
         size -= line.text.len() + 1;
         cut.lines += 1;
-        cut.rows += u64::from(line.is_row);
+        cut.rows += u64::from(line.is == Is::Row);
+        cut.events += u64::from(line.is == Is::Event);
         foot = self::foot(reader, envelope, &cut);
     }
     let body: String = body.iter().flat_map(|line| [line.text.as_str(), "\n"]).collect();
@@ -74,6 +75,8 @@ struct Cut {
     lines: u64,
     /// Rows of the main report among them.
     rows: u64,
+    /// Events beside it among them.
+    events: u64,
 }
 
 fn head(reader: Reader, envelope: &Envelope) -> String {
@@ -115,7 +118,7 @@ fn in_force(envelope: &Envelope) -> Vec<String> {
 fn body(reader: Reader, envelope: &Envelope) -> Vec<Line> {
     let mut sections: Vec<Vec<Line>> = Vec::new();
     sections.extend(filled(envelope.report.as_ref()).map(shapes::lines));
-    sections.extend(filled(envelope.events.as_ref()).map(|events| shapes::section("events", events)));
+    sections.extend(filled(envelope.events.as_ref()).map(shapes::events));
     sections.extend(envelope.reports.iter().map(|one| shapes::section(&plain(&one.name, 64), &one.report)));
     if sections.is_empty() {
         sections.push(vec![Line::of(nothing(reader, envelope))]);
@@ -190,7 +193,7 @@ fn overhead(cost: &Overhead) -> String {
 
 /// What is not shown and the next step that shows it.
 fn more(reader: Reader, envelope: &Envelope, cut: &Cut) -> Option<String> {
-    let left = envelope.more.as_ref().map_or(0, |more| more.rows_left) + cut.rows;
+    let left = envelope.more.as_ref().map_or(0, |more| more.rows_left) + cut.rows + cut.events;
     if left == 0 && cut.lines == 0 {
         return (envelope.status == Status::Running && reader == Reader::Client)
             .then(|| format!("still running: {}", call(envelope, None)));
@@ -211,16 +214,23 @@ fn call(envelope: &Envelope, cursor: Option<&str>) -> String {
     format!("get_result {}", Value::Object(arguments))
 }
 
-/// Where to read on: the envelope's cursor, moved back by the rows that the text had no room for.
+/// Where to read on: the envelope's cursor, moved back by what the text had no room for.
 fn cursor(envelope: &Envelope, cut: &Cut) -> Option<String> {
     let given = envelope.more.as_ref().and_then(|more| more.cursor.clone());
-    if cut.rows == 0 {
+    if cut.rows + cut.events == 0 {
         return given;
     }
-    let report = envelope.report.as_ref()?;
-    let kind = if matches!(report, Report::Events(_)) { "e" } else { "r" };
-    let end = given.as_deref().and_then(|cursor| cursor.get(1..)?.parse().ok()).or_else(|| total(report))?;
-    Some(format!("{kind}{}", end.saturating_sub(cut.rows)))
+    let end = given.as_deref().and_then(Cursor::parse).or_else(|| end(envelope))?;
+    Some(end.back(cut.rows, cut.events).to_string())
+}
+
+/// The place after all that there is.
+fn end(envelope: &Envelope) -> Option<Cursor> {
+    let row = total(envelope.report.as_ref()?)?;
+    Some(match envelope.report {
+        Some(Report::Events(_)) => Cursor::Events(row),
+        _ => Cursor::Rows { row, event: envelope.events.as_ref().and_then(total), of: None },
+    })
 }
 
 fn total(report: &Report) -> Option<u64> {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Envelope, Field, Histogram, Report, Rest, Row, Series, Table};
+use super::{Envelope, Field, Histogram, Report, Rest, Row, Series, Table, cursor::Cursor};
 
 /// Rows `offset..offset + limit` of a report. Tables and histograms sum the rest in `others` on their first page.
 /// Gives the page and how many rows are left after it.
@@ -30,8 +30,15 @@ pub fn page(report: &Report, offset: u64, limit: usize) -> (Report, u64) {
 
 /// Makes an envelope's JSON fit into so many bytes by leaving out buckets first and rows then, last ones first. Says what it left out, and
 /// sums it up on the page that begins with the first row.
-pub fn fit(mut envelope: Envelope, most_bytes: usize, from: u64, cursor_after: impl Fn(u64) -> String) -> Envelope {
-    let before = rows_of(envelope.report.as_ref());
+/// `cursor_after` so many rows, and so many of the events beside them, is where a reader goes on.
+pub fn fit(
+    mut envelope: Envelope,
+    most_bytes: usize,
+    from: u64,
+    cursor_after: impl Fn(u64, u64) -> Cursor,
+) -> Envelope {
+    let shown = |envelope: &Envelope| (rows_of(envelope.report.as_ref()), rows_of(envelope.events.as_ref()));
+    let before = shown(&envelope);
     let mut bare = 0;
     while size(&envelope) > most_bytes && drop_buckets(&mut envelope, &mut bare) {}
     if bare > 0 {
@@ -40,12 +47,12 @@ pub fn fit(mut envelope: Envelope, most_bytes: usize, from: u64, cursor_after: i
         ));
     }
     while size(&envelope) > most_bytes && drop_rows(&mut envelope, from == 0) {}
-    let left_out = before - rows_of(envelope.report.as_ref());
+    let (rows, events) = shown(&envelope);
+    let left_out = before.0 - rows + before.1 - events;
     if left_out > 0 {
-        let shown = rows_of(envelope.report.as_ref()) as u64;
         let more = envelope.more.get_or_insert_default();
         more.rows_left += left_out as u64;
-        more.cursor = Some(cursor_after(shown));
+        more.cursor = Some(cursor_after(rows as u64, events as u64).to_string());
     }
     envelope
 }
@@ -154,10 +161,12 @@ fn drop_buckets(envelope: &mut Envelope, bare: &mut usize) -> bool {
     dropped > 0
 }
 
-/// Drops the last eighth of what there is, and sums it up if it is to; false if only one row is left.
+/// Drops the last eighth of what there is, events beside the report first, and sums it up if it is to; false if only one is left.
 fn drop_rows(envelope: &mut Envelope, sums: bool) -> bool {
+    // With nothing at all on its page a reader would never come further.
+    let least = usize::from(rows_of(envelope.report.as_ref()) == 0);
     if let Some(Report::Events(events)) = &mut envelope.events
-        && shorten(&mut events.rows, 0)
+        && shorten(&mut events.rows, least)
     {
         return true;
     }
@@ -281,7 +290,7 @@ mod tests {
 
     #[test]
     fn fitting_loses_no_count_and_says_where_to_read_on() {
-        let fitted = fit(envelope(table(1000)), 2000, 0, |shown| format!("r{shown}"));
+        let fitted = fit(envelope(table(1000)), 2000, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         assert!(size(&fitted) <= 2100, "{}", size(&fitted));
         assert_eq!(total(fitted.report.as_ref().unwrap()), (0..1000).sum::<u64>());
         let shown = rows_of(fitted.report.as_ref());
@@ -292,7 +301,7 @@ mod tests {
     #[test]
     fn a_later_page_sums_nothing_up() {
         let (later, _) = page(&table(1000), 500, 400);
-        let fitted = fit(envelope(later), 2000, 500, |shown| format!("r{shown}"));
+        let fitted = fit(envelope(later), 2000, 500, |row, _| Cursor::Rows { row, event: None, of: None });
         let Some(Report::Table(table)) = fitted.report else { panic!() };
         assert_eq!(table.others, None);
     }
@@ -319,7 +328,8 @@ mod tests {
             |count| Series { count, buckets: (0..50).map(|low| (low, low + 1, 1)).collect(), ..Series::default() };
         let histogram =
             Histogram { series: (1..=20).rev().map(series).collect(), series_total: 20, ..Histogram::default() };
-        let fitted = fit(envelope(Report::Histogram(histogram)), 4000, 0, |shown| format!("r{shown}"));
+        let fitted =
+            fit(envelope(Report::Histogram(histogram)), 4000, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         assert_eq!(rows_of(fitted.report.as_ref()), 20);
         assert!(fitted.notes[0].contains("buckets of"));
         assert!(fitted.more.is_none());
@@ -368,7 +378,7 @@ mod tests {
     fn every_kind_of_report_can_be_made_to_fit() {
         let few_functions = Stacks { frames: stacks(3).frames, ..stacks(500) };
         for report in [Report::Events(events(500)), Report::Stacks(stacks(500)), Report::Stacks(few_functions)] {
-            let fitted = fit(envelope(report), 3000, 0, |shown| format!("r{shown}"));
+            let fitted = fit(envelope(report), 3000, 0, |row, _| Cursor::Rows { row, event: None, of: None });
             assert!(size(&fitted) <= 3100, "{}", size(&fitted));
             let shown = rows_of(fitted.report.as_ref());
             assert!(shown > 5, "{shown} rows are few for 3,000 bytes");
@@ -387,7 +397,8 @@ mod tests {
             others: Some(Box::new(others)),
             ..Histogram::default()
         };
-        let fitted = fit(envelope(Report::Histogram(histogram)), 3000, 0, |shown| format!("r{shown}"));
+        let fitted =
+            fit(envelope(Report::Histogram(histogram)), 3000, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         let Some(Report::Histogram(histogram)) = fitted.report else { panic!() };
         let rest = histogram.others.unwrap();
         let shown: u64 = histogram.series.iter().map(|one| one.count).sum();
@@ -402,8 +413,8 @@ mod tests {
     fn what_fits_is_left_as_it_is() {
         let whole = envelope(table(20));
         let most = size(&whole);
-        assert_eq!(fit(whole.clone(), most, 0, |_| unreachable!("nothing is left out")), whole);
-        let less = fit(whole, most - 1, 0, |shown| format!("r{shown}"));
+        assert_eq!(fit(whole.clone(), most, 0, |_, _| unreachable!("nothing is left out")), whole);
+        let less = fit(whole, most - 1, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         assert!(rows_of(less.report.as_ref()) < 20);
     }
 
@@ -412,9 +423,9 @@ mod tests {
         let mut both = envelope(table(40));
         both.events = Some(Report::Events(events(300)));
         let alone = size(&envelope(table(40)));
-        let fitted = fit(both.clone(), alone + 100, 0, |shown| format!("r{shown}"));
+        let fitted = fit(both.clone(), alone + 100, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         assert_eq!(rows_of(fitted.report.as_ref()), 40);
-        let least = fit(both, 1, 0, |shown| format!("r{shown}"));
+        let least = fit(both, 1, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         assert_eq!((rows_of(least.report.as_ref()), rows_of(least.events.as_ref())), (1, 0));
     }
 }

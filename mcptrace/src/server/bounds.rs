@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     execution::{Execution, Page},
-    report::{Envelope, Report, text, view},
+    report::{Envelope, Report, cursor::Cursor, text, view},
 };
 
 /// What an answer has at most unless the call says otherwise, in bytes.
@@ -27,6 +27,8 @@ const TRIES: usize = 3;
 pub(super) struct Wanted {
     /// The first row.
     pub(super) from: u64,
+    /// The first event.
+    pub(super) event: u64,
     /// Rows at most.
     pub(super) rows: usize,
     /// Bytes at most.
@@ -64,14 +66,14 @@ fn make(execution: &Execution, wanted: Wanted) -> Result<Reply, ToolError> {
     }
     if size(&envelope) > room {
         let of = of.or_else(|| kept(envelope.more.as_ref()?.cursor.as_deref()?));
-        strip(&mut envelope, wanted.from, of);
+        strip(&mut envelope, wanted, of);
     }
     Reply::with_text(text::envelope(&envelope, text_bytes), &envelope)
 }
 
 /// Which report a cursor belongs to.
 fn kept(cursor: &str) -> Option<u64> {
-    cursor.split_once('s')?.1.parse().ok()
+    Cursor::parse(cursor)?.of()
 }
 
 fn let_go() -> ToolError {
@@ -84,7 +86,7 @@ fn let_go() -> ToolError {
 
 /// A start as a reply: there is nothing to tell yet of what it finds.
 pub(super) async fn started(call: &Call, execution: &Arc<Execution>) -> Result<Reply, ToolError> {
-    let page = Page { from: 0, limit: 1, max_bytes: DEFAULT_BYTES as usize };
+    let page = Page { limit: 1, max_bytes: DEFAULT_BYTES as usize, ..Page::default() };
     let mut envelope = call.envelope(execution, page).await?;
     envelope.report = None;
     envelope.events = None;
@@ -94,19 +96,22 @@ pub(super) async fn started(call: &Call, execution: &Arc<Execution>) -> Result<R
 
 impl Wanted {
     fn page(self, max_bytes: usize) -> Page {
-        Page { from: self.from, limit: self.rows, max_bytes }
+        Page { from: self.from, event: self.event, limit: self.rows, max_bytes }
     }
 }
 
 /// What is left when not even one row has room: what happened, what was lost, and that the rows are still to be read.
-fn strip(envelope: &mut Envelope, from: u64, of: Option<u64>) {
-    let shown = view::rows_of(envelope.report.as_ref()) as u64;
+fn strip(envelope: &mut Envelope, wanted: Wanted, of: Option<u64>) {
+    let [shown, beside] = [&envelope.report, &envelope.events].map(|rows| view::rows_of(rows.as_ref()) as u64);
+    let shown = shown + beside;
     if shown > 0 {
-        let kind = if matches!(envelope.report, Some(Report::Events(_))) { 'e' } else { 'r' };
+        let cursor = match &envelope.report {
+            Some(Report::Events(_)) => Cursor::Events(wanted.event),
+            _ => Cursor::Rows { row: wanted.from, event: envelope.events.as_ref().map(|_| wanted.event), of },
+        };
         let more = envelope.more.get_or_insert_default();
         more.rows_left += shown;
-        let of = of.map_or_else(String::new, |number| format!("s{number}"));
-        more.cursor = Some(format!("{kind}{from}{of}"));
+        more.cursor = Some(cursor.to_string());
     }
     envelope.report = None;
     envelope.events = None;

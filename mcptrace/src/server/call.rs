@@ -215,9 +215,9 @@ impl Call {
 
     /// Waits for an event from a place in the sequence on, or the end; false if the call was cancelled. It looks instead of being woken:
     /// a wakeup for each of many events would cost more than they do.
-    pub(super) async fn wait_for_event(&self, execution: &Execution, from: u64, most: Duration) -> bool {
+    pub(super) async fn wait_for_event(&self, execution: &Execution, event: u64, most: Duration) -> bool {
         let until = Instant::now() + most;
-        let one = Page { from, limit: 1, max_bytes: usize::MAX };
+        let one = Page { from: 0, event, limit: 1, max_bytes: usize::MAX };
         loop {
             let is_there = execution.source().events(&one).is_none_or(|(events, _)| !events.rows.is_empty());
             let left = until.saturating_duration_since(Instant::now());

@@ -29,7 +29,7 @@ const TEXT: &str = "text/plain";
 /// What stacks may take, drawn or not, in bytes.
 const MOST_BYTES: usize = 1 << 20;
 /// Rows and bytes of an execution that is read as a resource.
-const PAGE: Page = Page { from: 0, limit: 1000, max_bytes: 64 << 10 };
+const PAGE: Page = Page { from: 0, event: 0, limit: 1000, max_bytes: 64 << 10 };
 
 /// All resources; there are few enough for one page, because few executions are kept.
 pub(super) fn list(executions: &[Arc<Execution>]) -> Vec<Resource> {

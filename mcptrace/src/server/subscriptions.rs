@@ -126,7 +126,7 @@ where
     T: Future<Output = bool>,
 {
     let mut told = None;
-    let none = Page { from: 0, limit: 0, max_bytes: 0 };
+    let none = Page { limit: 0, max_bytes: 0, ..Page::default() };
     let pace = if execution.source().events(&none).is_some() { PACE_OF_EVENTS } else { PACE };
     loop {
         let state = state(execution);

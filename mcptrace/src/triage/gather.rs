@@ -32,7 +32,7 @@ pub const USUAL: f64 = 10.0;
 /// How much longer than wanted probes may run if nobody ends them.
 const SPARE: f64 = 30.0;
 /// What is read of each probe's report.
-const PAGE: Page = Page { from: 0, limit: 2_000, max_bytes: 8 << 20 };
+const PAGE: Page = Page { from: 0, event: 0, limit: 2_000, max_bytes: 8 << 20 };
 
 /// How each probe is run.
 const OPTIONS: &[(&str, &str)] = &[

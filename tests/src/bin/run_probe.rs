@@ -32,6 +32,6 @@ fn main() {
         stopper.stop();
     });
     assert!(execution.wait(Duration::from_mins(10)));
-    let envelope = execution.envelope(&Page { from: 0, limit: 7, max_bytes: usize::MAX });
+    let envelope = execution.envelope(&Page { from: 0, event: 0, limit: 7, max_bytes: usize::MAX });
     println!("{}", serde_json::to_string(&envelope).unwrap());
 }

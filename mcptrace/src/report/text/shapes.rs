@@ -17,16 +17,27 @@ const MOST_FRAMES: usize = 20;
 /// The longest stack that is shown, in characters.
 const LONGEST_STACK: usize = 400;
 
-/// A line, and whether it is a row that a cursor can come back to.
+/// A line, and whether a cursor can come back to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) text: String,
-    pub(super) is_row: bool,
+    pub(super) is: Is,
+}
+
+/// What a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Is {
+    /// Nothing that is counted.
+    Other,
+    /// A row of the main report.
+    Row,
+    /// An event beside it.
+    Event,
 }
 
 impl Line {
     pub(super) fn of(text: impl Into<String>) -> Self {
-        Self { text: text.into(), is_row: false }
+        Self { text: text.into(), is: Is::Other }
     }
 }
 
@@ -40,7 +51,16 @@ pub(super) fn lines(report: &Report) -> Vec<Line> {
     }
 }
 
-/// A further report under its name, with how much of it is shown; no cursor comes back to its rows.
+/// The events beside the main report.
+pub(super) fn events(report: &Report) -> Vec<Line> {
+    let rows = crate::report::view::rows_of(Some(report));
+    let mut lines = section("events", report);
+    // Below the name and the head.
+    lines.iter_mut().skip(2).take(rows).for_each(|line| line.is = Is::Event);
+    lines
+}
+
+/// A further report under its name, with how much of it is shown.
 pub(super) fn section(name: &str, report: &Report) -> Vec<Line> {
     let shown = crate::report::view::rows_of(Some(report)) as u64;
     let total = super::total(report).unwrap_or(shown);
@@ -51,8 +71,8 @@ pub(super) fn section(name: &str, report: &Report) -> Vec<Line> {
 
 /// Marks the lines after the head as rows.
 fn rows(lines: Vec<String>, rows: usize) -> Vec<Line> {
-    let is_row = |at: usize| (1..=rows).contains(&at);
-    lines.into_iter().enumerate().map(|(at, text)| Line { text, is_row: is_row(at) }).collect()
+    let is = |at: usize| if (1..=rows).contains(&at) { Is::Row } else { Is::Other };
+    lines.into_iter().enumerate().map(|(at, text)| Line { text, is: is(at) }).collect()
 }
 
 /// The names of rows that are columns: a container only where some row has one.

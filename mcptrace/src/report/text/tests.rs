@@ -216,6 +216,34 @@ fn rows_cut_from_a_later_page_move_its_cursor_back() {
 }
 
 #[test]
+fn a_cut_of_a_kept_report_stays_in_that_report() {
+    let mut report = table(100);
+    report["rows_total"] = json!(1000);
+    let all = with(json!({"status": "running", "report": report, "more": {"rows_left": 900, "cursor": "r100s3"}}));
+    let text = envelope(&all, 500);
+    let rows = text.lines().filter(|line| line.starts_with("call")).count();
+    assert!(text.contains(&format!("\"cursor\":\"r{rows}s3\"")), "{text}");
+}
+
+#[test]
+fn events_beside_a_report_that_are_cut_are_counted_and_the_cursor_comes_back_to_them() {
+    let rows: Vec<_> = (0..100).map(|n| json!({"number": n})).collect();
+    let events = json!({"shape": "events", "fields": [{"name": "number"}], "rows": rows, "rows_total": 300});
+    for more in [json!({"rows_left": 200, "cursor": "r2e100"}), Value::Null] {
+        let given = if more.is_null() { 300 } else { 100 };
+        let all = with(json!({"report": table(2), "events": events, "more": more}));
+        let text = envelope(&all, 500);
+        let shown = text.lines().filter(|line| line.trim().parse::<u64>().is_ok()).count();
+        let left = 100 - shown + if given == 100 { 200 } else { 0 };
+        let end = format!(
+            "{left} more rows: get_result {{\"execution_id\":\"exec_1\",\"cursor\":\"r2e{}\"}}\n",
+            given - (100 - shown)
+        );
+        assert!(shown > 5 && text.ends_with(&end), "{text}");
+    }
+}
+
+#[test]
 fn no_text_is_longer_than_allowed_and_a_cut_is_explicit() {
     let all = with(json!({"report": table(50), "notes": vec!["é".repeat(300); 9]}));
     for most in [100, 101, 102, 300, 1000, 2000] {

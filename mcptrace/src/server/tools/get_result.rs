@@ -9,7 +9,7 @@ use super::{Effect, Outcome, Row};
 use crate::{
     bpftrace::PRINTED,
     execution::{Execution, Page, script::ScriptSource},
-    report::{Envelope, Kind, Loss, NamedReport, Report, Status, view},
+    report::{Envelope, Kind, Loss, NamedReport, Report, Status, cursor::Cursor, view},
     server::{
         bounds::{self, DEFAULT_BYTES, Wanted, size},
         call::{Call, Reply, Waited},
@@ -112,8 +112,8 @@ async fn run(mut call: Call) -> Outcome {
     let execution = call.find(&arguments.execution_id, NAME)?;
     let part = Part::of(&arguments)?;
     let most = Duration::from_secs_f64(arguments.wait_seconds);
-    let goes_on = match part.kind {
-        Some('e') => call.wait_for_event(&execution, part.from, most).await,
+    let goes_on = match part.cursor {
+        Some(Cursor::Events(place)) => call.wait_for_event(&execution, place, most).await,
         _ => call.wait(&execution, most).await != Waited::Cancelled,
     };
     if !goes_on {
@@ -125,10 +125,11 @@ async fn run(mut call: Call) -> Outcome {
 /// Which part of a result is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
-    /// `e` or `r` if a cursor says which kind of rows it counts.
-    kind: Option<char>,
+    cursor: Option<Cursor>,
+    /// The first row or line.
     from: u64,
-    of: Option<u64>,
+    /// The first event.
+    event: u64,
     rows: u64,
     bytes: u64,
 }
@@ -136,36 +137,24 @@ pub(super) struct Part {
 impl Part {
     /// From the beginning.
     pub(super) fn first(rows: u64, bytes: u64) -> Self {
-        Self { kind: None, from: 0, of: None, rows, bytes }
+        Self { cursor: None, from: 0, event: 0, rows, bytes }
     }
 
     fn of(arguments: &Arguments) -> Result<Self, ToolError> {
         let Arguments { offset, limit, cursor, max_bytes, .. } = arguments;
-        let (kind, from, of) = match (cursor.as_str(), offset) {
-            ("", offset) => (None, *offset, None),
-            (cursor, 0) => parse_cursor(cursor)?,
+        let cursor = match (cursor.as_str(), offset) {
+            ("", _) => None,
+            (cursor, 0) => Some(Cursor::parse(cursor).ok_or_else(|| bad_cursor(cursor, "is not one"))?),
             _ => return Err(ToolError::new("invalid_cursor", "`cursor` and `offset` exclude each other: give one")),
         };
-        Ok(Self { kind, from, of, rows: *limit, bytes: *max_bytes })
+        let (from, event) = match cursor {
+            None => (*offset, *offset),
+            Some(Cursor::Events(event)) => (0, event),
+            Some(Cursor::Rows { row, event, .. }) => (row, event.unwrap_or(0)),
+        };
+        Ok(Self { cursor, from, event, rows: *limit, bytes: *max_bytes })
     }
 }
-
-/// `e123` counts events from the first that was seen, `r20` rows of a sorted report, `r20s3` those of a report that was kept while it ran.
-fn parse_cursor(cursor: &str) -> Result<Cursor, ToolError> {
-    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    let parsed = || {
-        let (kind, place) = cursor.split_at_checked(1)?;
-        let kind = kind.chars().next().filter(|kind| matches!(kind, 'e' | 'r'))?;
-        match place.split_once('s') {
-            Some((place, of)) if kind == 'r' => Some((Some(kind), number(place)?, Some(number(of)?))),
-            _ => Some((Some(kind), number(place)?, None)),
-        }
-    };
-    parsed().ok_or_else(|| bad_cursor(cursor, "is not one"))
-}
-
-/// Kind and place of a cursor, and which report it belongs to.
-type Cursor = (Option<char>, u64, Option<u64>);
 
 fn bad_cursor(cursor: &str, why: &str) -> ToolError {
     let cursor = crate::text::untrusted(cursor.as_bytes(), 60);
@@ -182,27 +171,31 @@ pub(super) async fn reply(call: &Call, execution: &Arc<Execution>, part: Part) -
 }
 
 async fn probe_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Outcome {
-    if let Some(kind) = part.kind {
-        check_kind(call, execution, kind, part.from).await?;
+    let mut of = None;
+    if let Some(cursor) = part.cursor {
+        check_kind(call, execution, cursor).await?;
+        of = cursor.of();
     }
-    let wanted = Wanted { from: part.from, rows: part.rows as usize, bytes: part.bytes as usize, of: part.of };
+    let Part { from, event, rows, bytes, .. } = part;
+    let wanted = Wanted { from, event, rows: rows as usize, bytes: bytes as usize, of };
     bounds::reply(call, execution, wanted).await
 }
 
 /// A cursor of one kind of report must not be taken for a place in another.
-async fn check_kind(call: &Call, execution: &Arc<Execution>, kind: char, from: u64) -> Result<(), ToolError> {
-    let page = Page { from: 0, limit: 1, max_bytes: usize::MAX };
+async fn check_kind(call: &Call, execution: &Arc<Execution>, cursor: Cursor) -> Result<(), ToolError> {
+    let page = Page { limit: 1, max_bytes: usize::MAX, ..Page::default() };
     let envelope = call.envelope(execution, page).await?;
-    let right = if matches!(envelope.report, Some(Report::Events(_))) { 'e' } else { 'r' };
-    if kind == right {
-        return Ok(());
-    }
-    Err(bad_cursor(&format!("{kind}{from}"), "belongs to another execution"))
+    let is_right = match (&envelope.report, cursor) {
+        (Some(Report::Events(_)), cursor) => matches!(cursor, Cursor::Events(_)),
+        (_, Cursor::Rows { event, .. }) => event.is_none() || envelope.events.is_some(),
+        (_, Cursor::Events(_)) => false,
+    };
+    if is_right { Ok(()) } else { Err(bad_cursor(&cursor.to_string(), "belongs to another execution")) }
 }
 
 async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Outcome {
-    if part.kind.is_some_and(|kind| kind != 'r') {
-        return Err(bad_cursor(&format!("e{}", part.from), "belongs to another execution"));
+    if let Some(cursor) = part.cursor.filter(|cursor| !matches!(cursor, Cursor::Rows { event: None, .. })) {
+        return Err(bad_cursor(&cursor.to_string(), "belongs to another execution"));
     }
     let maker = call.room(part.bytes as usize).await?;
     let execution = Arc::clone(execution);
@@ -213,7 +206,7 @@ async fn script_reply(call: &Call, execution: &Arc<Execution>, part: Part) -> Ou
 
 fn script_result(execution: &Execution, part: Part) -> Outcome {
     let bytes = part.bytes as usize;
-    let page = Page { from: 0, limit: usize::MAX, max_bytes: usize::MAX };
+    let page = Page { limit: usize::MAX, max_bytes: usize::MAX, ..Page::default() };
     let mut envelope = execution.envelope(&page);
     // Lines are in the text and in the structure: a third each, and a third for what the reports say beyond the lines.
     let original = original(&envelope, &printed(execution, &envelope), part, bytes / 3);
@@ -321,12 +314,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cursors_are_a_kind_and_a_place() {
-        assert_eq!(parse_cursor("e123").unwrap(), (Some('e'), 123, None));
-        assert_eq!(parse_cursor("r0").unwrap(), (Some('r'), 0, None));
-        assert_eq!(parse_cursor("r20s3").unwrap(), (Some('r'), 20, Some(3)));
+    fn what_is_no_cursor_is_refused_with_what_to_pass() {
         for bad in [
             "r20s",
+            "r20e",
+            "r20s3e4",
             "e20s3",
             "r20sx",
             "r1s2s3",
@@ -340,7 +332,8 @@ mod tests {
             "e99999999999999999999",
             "r5 ",
         ] {
-            let error = parse_cursor(bad).unwrap_err();
+            let arguments = serde_json::json!({"execution_id": "exec_1", "cursor": bad});
+            let error = Part::of(&serde_json::from_value(arguments).unwrap()).unwrap_err();
             assert_eq!(error.category, "invalid_cursor", "{bad}");
             assert!(error.message.contains(bad) && error.remedy.is_some());
         }

@@ -83,7 +83,8 @@ fn bytes() -> u64 {
 async fn run(mut call: Call) -> Outcome {
     let arguments: Arguments = call.arguments()?;
     check_length(&arguments)?;
-    let wanted = Wanted { from: 0, rows: arguments.top as usize, bytes: arguments.max_bytes as usize, of: None };
+    let wanted =
+        Wanted { from: 0, event: 0, rows: arguments.top as usize, bytes: arguments.max_bytes as usize, of: None };
     let background = arguments.background;
     let request = request(arguments, call.caller().clone());
     let execution = call.blocking(move |executions| executions.start_probe(&request)).await??;
