@@ -1,6 +1,14 @@
 //! The network probes on the real kernel, over loopback and in network namespaces. Needs root; without, it fails.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
+use std::{
+    io::Write as _,
+    net::{TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
 use mcptrace::{
     kernel::filter::Filter,
     report::{Envelope, Row},
@@ -191,6 +199,71 @@ fn connects_that_nobody_answers_are_sent_again() {
     let own: Vec<_> = events(&envelope).iter().filter(own).collect();
     assert_eq!(own.len(), 13);
     assert!(own.iter().all(|row| row["state"] == "SYN_SENT"), "{own:?}");
+}
+
+/// A classic socket filter that lets nothing through: what arrives is lost behind the network, and TCP of the other side sends it again.
+fn lose_all(socket: &TcpStream) {
+    let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let filter = libc::sock_fprog { len: 1, filter: &raw mut nothing };
+    set(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter);
+}
+
+fn set<T>(socket: i32, level: i32, name: i32, value: &T) {
+    // SAFETY: the value is there for as long as the call takes, and has the size that is given.
+    let set = unsafe { libc::setsockopt(socket, level, name, std::ptr::from_ref(value).cast(), size_of::<T>() as u32) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// What the kernel says of a connection: segments in flight, and those that were sent again (`struct tcp_info`, include/uapi/linux/tcp.h).
+fn in_flight_and_sent_again(socket: &TcpStream) -> (u32, u32) {
+    let (mut words, mut size) = ([0_u32; 26], 104);
+    // SAFETY: there is room for so many bytes.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            words.as_mut_ptr().cast(),
+            &raw mut size,
+        )
+    };
+    assert_eq!((got, size), (0, 104));
+    (words[6], words[25])
+}
+
+#[test]
+fn segments_are_counted_as_the_connection_itself_does() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Small segments, so that TCP sends many in one piece.
+    set(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_MAXSEG, &536_i32);
+    let port = listener.local_addr().unwrap().port();
+    let mut again = 0;
+    let envelope = around("tcp_retransmits", &json!({"port": port, "events": true}), &Filter::default(), || {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        // Twice: when what was lost first arrives at last, the window is open for more of what is lost next.
+        for _ in 0..2 {
+            lose_all(&server);
+            client.write(&[0; 30_000]).unwrap();
+            sleep(Duration::from_millis(500));
+            set(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0_i32);
+            let until = Instant::now() + Duration::from_secs(30);
+            while in_flight_and_sent_again(&client).0 > 0 && Instant::now() < until {
+                sleep(Duration::from_millis(10));
+            }
+        }
+        let (in_flight, all) = in_flight_and_sent_again(&client);
+        assert_eq!(in_flight, 0, "all has arrived");
+        again = all;
+    });
+    assert_no_loss(&envelope);
+    let own = [("event", "retransmit"), ("remote", "127.0.0.1")];
+    let (count, segments) = (sum(&envelope, &own, "count"), sum(&envelope, &own, "segments"));
+    assert_eq!(segments, u64::from(again), "{:?}", rows(&envelope));
+    assert!(count < segments, "{count} of several segments: {segments}");
+    let single: u64 = of_event(&envelope, "retransmit").iter().map(|row| number(row, "segments")).sum();
+    assert_eq!(single, segments);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    Counter, Endpoints, Header, NO_STATE, Record, TcpTrouble, TroubleEvent, TroubleKey, WIRE_VERSION,
-    kernel::{add, count_shared, now, send},
+    Counter, Endpoints, Header, NO_STATE, Record, TcpTrouble, TroubleCell, TroubleEvent, TroubleKey, WIRE_VERSION,
+    kernel::{add, count_shared, now, read_kernel, send},
     socket::{ends_of_received, port_passes, state, tcp_ends},
 };
 
@@ -24,9 +24,19 @@ static HAS_RESET_REASON: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static HAS_RETRANSMIT_ERROR: Global<u32> = Global::new(0);
 
-/// How often.
+/// Where a packet has what TCP keeps with it, and where that has the number of segments.
+#[unsafe(no_mangle)]
+static SKB_CB: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TCP_CB_SEGMENTS: Global<u32> = Global::new(0);
+
+/// How often, and how many segments.
 #[map]
-static COUNTS: HashMap<TroubleKey, u64> = HashMap::with_max_entries(8192, 0);
+static COUNTS: HashMap<TroubleKey, TroubleCell> = HashMap::with_max_entries(8192, 0);
+/// What begins each event.
+const HEADER: Header =
+    Header { size: size_of::<TroubleEvent>() as u16, version: WIRE_VERSION, kind: TroubleEvent::KIND };
+
 /// The events.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
@@ -39,7 +49,12 @@ static EVENTS_PERF: PerfEventByteArray = PerfEventByteArray::new(0);
 fn retransmitted(ctx: BtfTracePointContext) -> i32 {
     // What could not be sent, for want of a route or a device, was not sent again.
     if HAS_RETRANSMIT_ERROR.load() == 0 || ctx.arg::<i32>(2) == 0 {
-        of_socket(&ctx, ctx.arg(0), TcpTrouble::Retransmit);
+        let skb: *const u8 = ctx.arg(1);
+        // `tcp_skb_pcount` (include/net/tcp.h), which is what the kernel's own counts of segments add up.
+        let place = skb.wrapping_add((SKB_CB.load() + TCP_CB_SEGMENTS.load()) as usize);
+        // SAFETY: a packet of TCP's queue; a failed read gives zero.
+        let segments = unsafe { read_kernel::<u16>(place) };
+        of_socket(&ctx, ctx.arg(0), TcpTrouble::Retransmit, segments.into());
     }
     0
 }
@@ -47,7 +62,7 @@ fn retransmitted(ctx: BtfTracePointContext) -> i32 {
 /// Prototype: const struct sock *listener, const struct request_sock *req. Both begin with a struct sock_common.
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
 fn answered_again(ctx: BtfTracePointContext) -> i32 {
-    of_socket(&ctx, ctx.arg(1), TcpTrouble::SynackRetransmit);
+    of_socket(&ctx, ctx.arg(1), TcpTrouble::SynackRetransmit, 1);
     0
 }
 
@@ -68,27 +83,27 @@ fn reset_sent(ctx: BtfTracePointContext) -> i32 {
             (Endpoints::default(), NO_STATE)
         }
     };
-    seen(&ctx, ends, TcpTrouble::ResetSent, state, reason);
+    seen(&ctx, ends, TcpTrouble::ResetSent, state, reason, 0);
     0
 }
 
 /// Prototype: struct sock *sk.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 fn reset_received(ctx: BtfTracePointContext) -> i32 {
-    of_socket(&ctx, ctx.arg(0), TcpTrouble::ResetReceived);
+    of_socket(&ctx, ctx.arg(0), TcpTrouble::ResetReceived, 0);
     0
 }
 
 mcptrace_ebpf::follows_forks!();
 
 #[inline(always)]
-fn of_socket(ctx: &BtfTracePointContext, sk: *const u8, trouble: TcpTrouble) {
+fn of_socket(ctx: &BtfTracePointContext, sk: *const u8, trouble: TcpTrouble, segments: u64) {
     // SAFETY: the callers pass a socket.
-    unsafe { seen(ctx, tcp_ends(sk), trouble, state(sk), 0) };
+    unsafe { seen(ctx, tcp_ends(sk), trouble, state(sk), 0, segments) };
 }
 
 #[inline(always)]
-fn seen(ctx: &BtfTracePointContext, ends: Endpoints, trouble: TcpTrouble, state: u32, reason: u32) {
+fn seen(ctx: &BtfTracePointContext, ends: Endpoints, trouble: TcpTrouble, state: u32, reason: u32, segments: u64) {
     if !port_passes(&ends) {
         return;
     }
@@ -97,22 +112,23 @@ fn seen(ctx: &BtfTracePointContext, ends: Endpoints, trouble: TcpTrouble, state:
     let key = TroubleKey { remote: ends.remote, trouble, state, reason, family: ends.family.into() };
     if COUNTS.get_ptr(key).is_none() {
         // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
-        let _ = COUNTS.insert(key, 0, 1);
+        let _ = COUNTS.insert(key, TroubleCell { count: 0, segments: 0 }, 1);
     }
     match COUNTS.get_ptr_mut(key) {
         // SAFETY: a pointer into the map's value.
-        Some(count) => unsafe { add(count, 1) },
+        Some(cell) => unsafe {
+            add(&raw mut (*cell).count, 1);
+            add(&raw mut (*cell).segments, segments);
+        },
         None => count_shared(Counter::MapFull),
     }
     if SEND_EVENTS.load() != 0 {
-        send_event(ctx, ends, trouble, state, reason);
+        send_event(ctx, TroubleEvent { header: HEADER, trouble, time_ns: now(), ends, state, reason, segments });
     }
 }
 
 #[inline(always)]
-fn send_event(ctx: &BtfTracePointContext, ends: Endpoints, trouble: u32, state: u32, reason: u32) {
-    let header = Header { size: size_of::<TroubleEvent>() as u16, version: WIRE_VERSION, kind: TroubleEvent::KIND };
-    let event = TroubleEvent { header, trouble, time_ns: now(), ends, state, reason };
+fn send_event(ctx: &BtfTracePointContext, event: TroubleEvent) {
     count_shared(Counter::SideSeen);
     // SAFETY: the record is on the stack and its size is a constant.
     let room = unsafe { send(ctx, &EVENTS, &EVENTS_PERF, (&raw const event).cast(), size_of::<TroubleEvent>() as u32) };

@@ -136,6 +136,16 @@ pub struct TroubleKey {
     pub family: u32,
 }
 
+/// How often, and how many segments of the network that were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TroubleCell {
+    /// How often.
+    pub count: u64,
+    /// Segments sent again: a packet in TCP's queue may be several, which are cut apart later. None of a reset.
+    pub segments: u64,
+}
+
 /// One retransmit or reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -152,6 +162,8 @@ pub struct TroubleEvent {
     pub state: u32,
     /// As in [`TroubleKey`].
     pub reason: u32,
+    /// As in [`TroubleCell`].
+    pub segments: u64,
 }
 
 // SAFETY: repr(C), a header first, no padding (asserted below), integers only.
@@ -229,17 +241,19 @@ const _: () = assert!(core::mem::offset_of!(TroubleEvent, time_ns) == crate::TIM
 const _: () = assert!(size_of::<Endpoints>() == 40);
 const _: () = assert!(core::mem::offset_of!(TcpEvent, cgroup) == CGROUP_OFFSET);
 const _: () = assert!(size_of::<TcpEvent>() == 4 + 4 + 5 * 8 + 2 * 4 + COMM_LEN + 40 + 4 * 4);
-const _: () = assert!(size_of::<TroubleEvent>() == 64);
+const _: () = assert!(size_of::<TroubleEvent>() == 72);
 const _: () = assert!(size_of::<TroubleKey>() == 32);
 const _: () = assert!(size_of::<DropKey>() == 16);
 const _: () = assert!(size_of::<TrafficKey>() == 48);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{DropCell, DropKey, TrafficCell, TrafficKey, TroubleKey};
+    use super::{DropCell, DropKey, TrafficCell, TrafficKey, TroubleCell, TroubleKey};
 
     // SAFETY: all of these are repr(C) without padding and valid for every bit pattern.
     unsafe impl aya::Pod for TroubleKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for TroubleCell {}
     // SAFETY: as above.
     unsafe impl aya::Pod for DropKey {}
     // SAFETY: as above.

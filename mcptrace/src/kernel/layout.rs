@@ -68,6 +68,9 @@ const OFFSETS: &[Offset] = &[
     offset("TCP_RETRANSMITS", &[("tcp_sock", "total_retrans")]),
     offset("SOCKET_SK", &[("socket", "sk")]),
     offset("SKB_HEAD", &[("sk_buff", "head")]),
+    offset("SKB_CB", &[("sk_buff", "cb")]),
+    // TCP keeps it in `cb` (`TCP_SKB_CB`, include/net/tcp.h).
+    offset("TCP_CB_SEGMENTS", &[("tcp_skb_cb", "tcp_gso_segs")]),
     offset("SKB_LEN", &[("sk_buff", "len")]),
     offset("SKB_DATA", &[("sk_buff", "data")]),
     offset("SKB_PROTOCOL", &[("sk_buff", "protocol")]),

@@ -6,10 +6,6 @@ use mcptrace_wire::{AF_INET, AF_INET6, Endpoints};
 
 use crate::report::{Field, Row};
 
-/// The offsets that [`Endpoints`] of a TCP socket are read at. Those of IPv6 are left out: a kernel without it has no such socket.
-pub const ENDS: &[&str] =
-    &["SK_FAMILY", "SK_STATE", "SK_PROTOCOL", "SK_LOCAL_V4", "SK_REMOTE_V4", "SK_LOCAL_PORT", "SK_REMOTE_PORT"];
-
 /// An address as it is kept in the kernel. One of IPv4 within IPv6 is shown as IPv4.
 pub fn address(words: [u32; 4], family: u16) -> String {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();

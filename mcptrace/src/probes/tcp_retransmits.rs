@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapError;
-use mcptrace_wire::{TcpTrouble, TroubleEvent, TroubleKey};
+use mcptrace_wire::{TcpTrouble, TroubleCell, TroubleEvent, TroubleKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use super::{
     Context, Found, OptionError, Probe,
     options::Transport,
     parse, plan_of,
-    sockets::{ENDS, address, end_fields, insert_ends, state_name},
+    sockets::{address, end_fields, insert_ends, state_name},
 };
 use crate::{
     clock::Clock,
@@ -60,11 +60,12 @@ impl Probe for TcpRetransmits {
     const NAME: &'static str = "tcp_retransmits";
     const SUMMARY: &'static str = "Which peers does TCP have to send to again, and which connections are reset?";
     const CATEGORY: &'static str = "network";
-    const DETAILS: &'static str = "Rows by event, peer and state of the connection. retransmit is a segment sent again (a SYN in SYN_SENT: the \
+    const DETAILS: &'static str = "Rows by event, peer and state of the connection. retransmit is data sent again (a SYN in SYN_SENT: the \
         peer does not answer at all), synack_retransmit an answer to a SYN sent again (NEW_SYN_RECV: the peer's last word of the handshake does \
         not arrive), reset_sent and reset_received are connections broken off; state NONE is a reset for a packet that belongs to no connection \
-        (a port where nobody listens). reason says why a reset was sent, on kernels from 6.10. options.events lists each with its ports. All \
-        of this happens in interrupts and timers, not in the thread that owns the connection, so filters on threads are refused; \
+        (a port where nobody listens). segments are those sent again: TCP sends several in one piece, and counts them so (TcpRetransSegs of \
+        nstat, retransmits of tcp_connections). reason says why a reset was sent, on kernels from 6.10. options.events lists each with its \
+        ports. All of this happens in interrupts and timers, not in the thread that owns the connection, so filters on threads are refused; \
         options.port narrows it.";
     const NEXT: &'static [&'static str] = &[
         "retransmits to one peer: its path or itself loses packets; to many: this host's network; packet_drops shows what is lost here",
@@ -79,7 +80,18 @@ impl Probe for TcpRetransmits {
         Attach::tracepoint("reset_sent", "tcp_send_reset"),
         Attach::tracepoint("reset_received", "tcp_receive_reset"),
     ];
-    const NEEDS: &'static [&'static str] = ENDS;
+    // The offsets of IPv6 are left out: a kernel without it has no such socket.
+    const NEEDS: &'static [&'static str] = &[
+        "SK_FAMILY",
+        "SK_STATE",
+        "SK_PROTOCOL",
+        "SK_LOCAL_V4",
+        "SK_REMOTE_V4",
+        "SK_LOCAL_PORT",
+        "SK_REMOTE_PORT",
+        "SKB_CB",
+        "TCP_CB_SEGMENTS",
+    ];
     const COUNTS: &'static str = "retransmitted";
     const COST_NS: f64 = 330.0;
     const HAS_DURATION: bool = false;
@@ -107,11 +119,12 @@ impl Probe for TcpRetransmits {
     }
 
     fn fields() -> Vec<Field> {
-        vec![Field::new("count", "events")]
+        vec![Field::new("count", "events"), Field::new("segments", "segments")]
     }
 
     fn event_fields() -> Vec<Field> {
         let mut fields = ["time", "event", "state", "reason"].map(|name| Field::new(name, "")).to_vec();
+        fields.push(Field::new("segments", "segments"));
         fields.extend(end_fields());
         fields
     }
@@ -127,6 +140,7 @@ impl Probe for TcpRetransmits {
         row.insert("event".into(), trouble_name(event.trouble).into());
         row.insert("state".into(), state_name(event.state).into());
         insert_reason(&mut row, event.trouble, event.reason, &self.reasons);
+        insert_segments(&mut row, event.trouble, event.segments);
         insert_ends(&mut row, &event.ends);
         Some(row)
     }
@@ -136,11 +150,11 @@ fn trouble_name(trouble: u32) -> &'static str {
     TROUBLES.iter().find(|(known, _)| *known as u32 == trouble).map_or("unknown", |(_, name)| name)
 }
 
-fn found(counts: BTreeMap<TroubleKey, u64>, reasons: &BTreeMap<u32, String>) -> Found {
-    let delivered = counts.values().sum();
+fn found(counts: BTreeMap<TroubleKey, TroubleCell>, reasons: &BTreeMap<u32, String>) -> Found {
+    let delivered = counts.values().map(|cell| cell.count).sum();
     let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let rows: Vec<Row> = counts.iter().map(|(key, count)| row(key, *count, reasons)).collect();
+    counts.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.count));
+    let rows: Vec<Row> = counts.iter().map(|(key, cell)| row(key, *cell, reasons)).collect();
     let table = Table {
         key: ["event", "remote", "state", "reason"].map(str::to_owned).to_vec(),
         columns: TcpRetransmits::fields(),
@@ -151,14 +165,22 @@ fn found(counts: BTreeMap<TroubleKey, u64>, reasons: &BTreeMap<u32, String>) -> 
     Found { report: Some(Report::Table(table)), delivered, notes: Vec::new() }
 }
 
-fn row(key: &TroubleKey, count: u64, reasons: &BTreeMap<u32, String>) -> Row {
+fn row(key: &TroubleKey, cell: TroubleCell, reasons: &BTreeMap<u32, String>) -> Row {
     let mut row = Row::new();
     row.insert("event".into(), trouble_name(key.trouble).into());
     row.insert("remote".into(), address(key.remote, key.family as u16).into());
     row.insert("state".into(), state_name(key.state).into());
     insert_reason(&mut row, key.trouble, key.reason, reasons);
-    row.insert("count".into(), count.into());
+    row.insert("count".into(), cell.count.into());
+    insert_segments(&mut row, key.trouble, cell.segments);
     row
+}
+
+/// Of resets nothing is sent again.
+fn insert_segments(row: &mut Row, trouble: u32, segments: u64) {
+    if trouble == TcpTrouble::Retransmit as u32 || trouble == TcpTrouble::SynackRetransmit as u32 {
+        row.insert("segments".into(), segments.into());
+    }
 }
 
 /// Only resets that this host sent have a reason.
@@ -189,13 +211,18 @@ mod tests {
         let loopback = [u32::from_ne_bytes([127, 0, 0, 1]), 0, 0, 0];
         let key = TroubleKey { remote: loopback, trouble: 2, state: 0, reason: 3, family: 2 };
         let reasons = BTreeMap::from([(3, "SK_RST_REASON_NO_SOCKET".to_owned())]);
-        let known = row(&key, 7, &reasons);
+        let cell = TroubleCell { count: 7, segments: 9 };
+        let known = row(&key, cell, &reasons);
         assert_eq!(
             (&known["reason"], &known["state"], &known["remote"]),
             (&"NO_SOCKET".into(), &"NONE".into(), &"127.0.0.1".into())
         );
-        assert_eq!(row(&key, 7, &BTreeMap::new()).get("reason"), None);
-        assert_eq!(row(&TroubleKey { trouble: 0, ..key }, 7, &reasons).get("reason"), None);
-        assert_eq!(row(&TroubleKey { reason: 99, ..key }, 7, &reasons)["reason"], "REASON_99");
+        assert_eq!(row(&key, cell, &BTreeMap::new()).get("reason"), None);
+        assert_eq!(row(&TroubleKey { trouble: 0, ..key }, cell, &reasons).get("reason"), None);
+        assert_eq!(
+            (row(&TroubleKey { trouble: 0, ..key }, cell, &reasons)["segments"].as_u64(), known.get("segments")),
+            (Some(9), None)
+        );
+        assert_eq!(row(&TroubleKey { reason: 99, ..key }, cell, &reasons)["reason"], "REASON_99");
     }
 }

@@ -25,14 +25,14 @@ pub(super) const NAMES: Rule =
 fn retransmits(evidence: &Evidence) -> Option<Judged> {
     let again = |row: &&Row| matches!(word(row, "event"), "retransmit" | "synack_retransmit");
     let rows: Vec<_> = evidence.rows("tcp_retransmits").iter().filter(again).collect();
-    let count: u64 = rows.iter().map(|row| number(row, "count")).sum();
+    let count: u64 = rows.iter().map(|row| number(row, "segments")).sum();
     let rate = evidence.per_second(count);
     let sent = evidence.after.tcp_segments_sent.saturating_sub(evidence.before.tcp_segments_sent);
     let mut who: Vec<_> = rows
         .iter()
         .map(|row| Who {
             peer: word(row, "remote").into(),
-            ..part(evidence.per_second(number(row, "count")), "segments again/s")
+            ..part(evidence.per_second(number(row, "segments")), "segments again/s")
         })
         .collect();
     sort(&mut who);

@@ -370,7 +370,7 @@ fn locks_of_the_kernel_are_blamed_on_the_function_that_takes_them() {
 fn packets_sent_again_and_dropped_are_found_unless_that_is_usual() {
     let again = |event: &str, count: u64| {
         with(|evidence| {
-            let row = json!({"event": event, "count": count, "remote": "192.0.2.1"});
+            let row = json!({"event": event, "count": 1, "segments": count, "remote": "192.0.2.1"});
             evidence.found.insert("tcp_retransmits", table(vec![row]));
             evidence.after.tcp_segments_sent = 10_000;
         })
