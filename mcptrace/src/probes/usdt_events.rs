@@ -1,5 +1,7 @@
 //! Which USDT probes a program passes, and with which arguments.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use aya::maps::MapError;
 use mcptrace_wire::{USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtTexts};
 use schemars::JsonSchema;
@@ -37,6 +39,8 @@ const EVENT_BYTES: u32 = 4 << 20;
 pub struct UsdtEvents {
     places: Vec<Place>,
     texts: Vec<usize>,
+    /// The file that they are in.
+    file: String,
 }
 
 /// A place of a USDT probe in the code.
@@ -59,6 +63,7 @@ pub struct Options {
     /// USDT probes, PROVIDER:NAME or a glob; without, all
     pub usdt: String,
     /// Arguments that point to text, from 0: "0,1"; at most 2
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub texts: String,
     /// How events reach user space; left out, the kernel's best
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,6 +109,7 @@ impl Probe for UsdtEvents {
         let places = choose(&functions::read(&file)?, options)?;
         let has_cookie = aya::features().bpf_cookie();
         check_number(places.len(), has_cookie)?;
+        check_texts(&texts, &places)?;
         let mut plan = plan_of::<Self>(context);
         let place = |(place, index): (&Place, u64)| {
             let cookie = has_cookie.then_some(index);
@@ -118,11 +124,12 @@ impl Probe for UsdtEvents {
         plan.values.push(("PLACES", places.iter().map(Place::described).collect()));
         plan.event_bytes = EVENT_BYTES;
         plan.transport = Transport::resolve(options.transport, context.transport);
-        Ok((Self { places, texts }, plan))
+        let file = untrusted(file.path().as_os_str().as_bytes(), 200);
+        Ok((Self { places, texts, file }, plan))
     }
 
     fn report(&self, _maps: &Maps<'_>, _seconds: f64) -> Result<Found, MapError> {
-        let mut notes = vec![format!("{} places of USDT probes were watched", self.places.len())];
+        let mut notes = vec![watched(self.places.len(), &self.file)];
         if !self.texts.is_empty() && !Secret::Texts.is_revealed() {
             notes.push(Secret::Texts.note());
         }
@@ -151,7 +158,7 @@ impl Probe for UsdtEvents {
         put(&mut row, "usdt", place.name.clone());
         let mut arguments = place.values(&event);
         if let Some(told) = told {
-            put_texts(&mut arguments, &told, &self.texts, Secret::Texts.is_revealed());
+            put_texts(&mut arguments, &told, &place.texts(&self.texts), Secret::Texts.is_revealed());
         }
         put(&mut row, "arguments", arguments);
         put(&mut row, "pid", event.pid);
@@ -168,7 +175,7 @@ impl UsdtEvents {
     pub(crate) fn sample() -> Self {
         let arguments = || usdt::arguments("-4@%edi 8@%rsi 8@$5");
         let place = |name: &str| Place { name: name.to_owned(), offset: 0, semaphore: None, arguments: arguments() };
-        Self { places: vec![place("a:b"), place("a:c")], texts: vec![0, 1] }
+        Self { places: vec![place("a:b"), place("a:c")], texts: vec![0, 1], file: "/bin/a".into() }
     }
 }
 
@@ -185,6 +192,13 @@ impl Place {
     /// How the kernel side finds its arguments.
     fn described(&self) -> Vec<u8> {
         usdt::bytes(&usdt::place(&self.arguments))
+    }
+
+    /// Those of the arguments that are as wide as a pointer: a place may have numbers where another has texts.
+    fn texts(&self, texts: &[usize]) -> [Option<usize>; USDT_TEXTS] {
+        let is_pointer = |argument: &Argument| argument.size == Some(8) && !argument.type_name.starts_with("float");
+        let pointer = |index: &usize| self.arguments.get(*index).is_some_and(is_pointer);
+        std::array::from_fn(|slot| texts.get(slot).copied().filter(pointer))
     }
 
     fn values(&self, event: &Usdt) -> Vec<Value> {
@@ -210,9 +224,10 @@ fn parse_usdt(record: &[u8]) -> Option<(Usdt, Option<UsdtTexts>)> {
 }
 
 /// Puts texts in the place of the pointers to them.
-fn put_texts(arguments: &mut [Value], told: &UsdtTexts, texts: &[usize], revealed: bool) {
+fn put_texts(arguments: &mut [Value], told: &UsdtTexts, texts: &[Option<usize>; USDT_TEXTS], revealed: bool) {
     for ((index, length), bytes) in texts.iter().zip(told.lengths).zip(&told.bytes) {
-        let Some(slot) = arguments.get_mut(*index).filter(|slot| !slot.is_null()) else { continue };
+        let slot = index.and_then(|index| arguments.get_mut(index));
+        let Some(slot) = slot.filter(|slot| !slot.is_null()) else { continue };
         let text = (length as usize).checked_sub(1).and_then(|length| bytes.get(..length));
         let shown = |text| if revealed { untrusted(text, USDT_TEXT_MAX) } else { masked_name(text) };
         *slot = text.map_or(Value::Null, |text| shown(text).into());
@@ -275,6 +290,21 @@ fn choose(binary: &Binary<'_>, options: &Options) -> Result<Vec<Place>, OptionEr
     Err(OptionError { message, did_you_mean: near })
 }
 
+fn watched(places: usize, file: &str) -> String {
+    let noun = if places == 1 { "place of a USDT probe was" } else { "places of USDT probes were" };
+    format!("{places} {noun} watched in {file}")
+}
+
+/// That each argument which is said to be a text can be one somewhere.
+fn check_texts(texts: &[usize], places: &[Place]) -> Result<(), OptionError> {
+    let nowhere = |index: &&usize| !places.iter().any(|place| place.texts(&[**index])[0].is_some());
+    texts.iter().find(nowhere).map_or(Ok(()), |index| {
+        Err(OptionError::new(format!(
+            "options.texts: argument {index} is no pointer in any of the probes: describe_probe usdt:/path:PROVIDER:NAME has their arguments"
+        )))
+    })
+}
+
 fn check_number(chosen: usize, has_cookie: bool) -> Result<(), OptionError> {
     let most = if has_cookie { MOST_PLACES } else { 1 };
     if chosen <= most {
@@ -313,6 +343,25 @@ mod tests {
         };
         assert_eq!(place.values(&event), [Value::from(-2), Value::from(255), Value::Null, Value::from(7)]);
     }
+
+    #[test]
+    fn an_argument_that_is_no_pointer_stays_the_number_that_it_is() {
+        let place = |arguments: &str| Place {
+            name: "a:b".into(),
+            offset: 0,
+            semaphore: None,
+            arguments: usdt::arguments(arguments),
+        };
+        let (number, pointer) = (place("-4@%edi 1@%sil"), place("8@%rdi 8f@%rsi"));
+        assert_eq!((number.texts(&[0, 1]), pointer.texts(&[0, 1])), ([None; 2], [Some(0), None]));
+        let places = [number, pointer];
+        assert!(check_texts(&[0], &places).is_ok());
+        for (texts, places) in [(&[7][..], &places[..]), (&[0, 1], &places[..1])] {
+            let error = check_texts(texts, places).unwrap_err();
+            assert!(error.message.contains("is no pointer in any"), "{}", error.message);
+        }
+    }
+
     #[test]
     fn texts_take_the_place_of_pointers_and_are_masked() {
         let mut bytes = [[0; USDT_TEXT_MAX]; USDT_TEXTS];
@@ -320,7 +369,7 @@ mod tests {
         let told = UsdtTexts { lengths: [8, 0], bytes };
         let shown = |revealed: bool| {
             let mut arguments = [Value::from(1), Value::from(0xffff_u64), Value::from(7)];
-            put_texts(&mut arguments, &told, &[1, 2], revealed);
+            put_texts(&mut arguments, &told, &[Some(1), Some(2)], revealed);
             arguments
         };
         assert_eq!(shown(true), [Value::from(1), Value::from("hunter2"), Value::Null]);
