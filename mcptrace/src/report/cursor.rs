@@ -39,6 +39,7 @@ impl Cursor {
     }
 
     /// The same, so many rows and events before it.
+    #[must_use]
     pub fn back(self, rows: u64, events: u64) -> Self {
         match self {
             Self::Events(place) => Self::Events(place.saturating_sub(rows)),
