@@ -1,7 +1,7 @@
 //! Stalls in reclaim of memory and in compaction.
 
 use aya::maps::MapError;
-use mcptrace_wire::{LongStall, STALLS, StallStats};
+use mcptrace_wire::{LongStall, STALLS, Stall, StallStats};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ impl Probe for MemoryReclaim {
     const DETAILS: &'static str = "A histogram for each kind of stall. direct: the machine is short of memory and the thread that wants some reclaims \
         itself. cgroup: its memory control group is at a limit. compaction: a zone is compacted to get contiguous memory, by the thread \
         that wants it or by kcompactd in the background (comm tells in the events). pages is how many were reclaimed: long stalls with \
-        few pages are the worst sign. No series at all means no such stall. With slower_than_us (0 for all) the stalls are events as well. \
+        few pages are the worst sign; compaction reclaims none. No series at all means no such stall. With slower_than_us (0 for all) the stalls are events as well. \
         Not seen: reclaim in the background by kswapd, which stalls nobody.";
     const NEXT: &'static [&'static str] = &[
         "cgroup: raise the limit of that group, or find what grows in it with page_faults",
@@ -101,7 +101,9 @@ impl Probe for MemoryReclaim {
         put(&mut row, "time", clock.utc(long.time_ns));
         put(&mut row, "stall", *NAMES.get(long.stall as usize)?);
         put(&mut row, "latency_ns", long.latency_ns);
-        put(&mut row, "pages", long.pages);
+        if long.stall != Stall::Compaction as u32 {
+            put(&mut row, "pages", long.pages);
+        }
         actor::insert(&mut row, &long.actor);
         Some(row)
     }
