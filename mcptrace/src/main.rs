@@ -29,11 +29,17 @@ fn log_to_stderr() {
     }
 }
 
+/// From so many bytes on, memory is mapped for itself and given back as soon as it is free. glibc would raise that by itself to 32 MB after the
+/// first large answer, and what is kept for long would then lie scattered over where large answers have been.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 256 << 10;
+
 /// Lets all threads allocate from one arena. Each execution has a thread, and what glibc keeps for each of them adds up to 10 MB.
 fn share_one_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets a number of the allocator, before there is a second thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
 }

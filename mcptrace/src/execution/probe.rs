@@ -31,7 +31,7 @@ use crate::{
         options::{self, By},
         places,
     },
-    report::{Events, Loss, Report},
+    report::{Events, Loss, Report, Row},
     store::Store,
 };
 
@@ -287,8 +287,8 @@ impl ProbeSource {
         let shown: Vec<_> = store.from(from).take(page.limit).map(|(_, record)| record.clone()).collect();
         let (total, evicted) = (store.total(), store.evicted());
         drop(store);
-        let next = from.min(total) + shown.len() as u64;
-        let rows = shown.iter().filter_map(|record| self.reader.row(record, &self.clock)).collect();
+        let (rows, looked_at) = rows_within(page.max_bytes, &shown, |record| self.reader.row(record, &self.clock));
+        let next = from.min(total) + looked_at as u64;
         let events = Events { fields: self.reader.event_fields(), rows, rows_total: total, rows_evicted: evicted };
         (events, next, total - next)
     }
@@ -397,6 +397,28 @@ impl ProbeSource {
     }
 }
 
+/// The rows of records until more of them could not be shown in so many bytes of JSON, and of how many records: as a map a row takes ten
+/// times what it takes as JSON.
+fn rows_within<R>(most_bytes: usize, records: &[R], row: impl Fn(&R) -> Option<Row>) -> (Vec<Row>, usize) {
+    let (mut rows, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
+    for record in records {
+        if bytes > most_bytes {
+            break;
+        }
+        looked_at += 1;
+        if let Some(row) = row(record) {
+            bytes += least_json(&row);
+            rows.push(row);
+        }
+    }
+    (rows, looked_at)
+}
+
+/// How many bytes a row takes as JSON at least.
+fn least_json(row: &Row) -> usize {
+    row.iter().map(|(name, value)| name.len() + 4 + value.as_str().map_or(1, |text| text.len() + 2)).sum()
+}
+
 fn evicted_note(evicted: u64, page: &Page) -> Option<String> {
     let skipped = evicted.saturating_sub(page.from);
     (skipped > 0).then(|| {
@@ -479,4 +501,28 @@ fn thread_time() -> Duration {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_more_rows_are_made_than_have_room_and_none_is_skipped() {
+        let row = |number: &u64| {
+            (*number != 3).then(|| Row::from_iter([("n".into(), json!(number)), ("word".into(), json!("quoted \""))]))
+        };
+        let records: Vec<u64> = (0..100).collect();
+        let (rows, looked_at) = rows_within(200, &records, row);
+        let json = serde_json::to_string(&rows).unwrap();
+        assert!(json.len() > 200 && looked_at < 12, "{looked_at} rows: {json}");
+        assert_eq!(rows.len(), looked_at - 1, "a record that is no row is looked at");
+        assert_eq!(rows_within(0, &records, row), (rows[..1].to_vec(), 1), "one is always made, to say how large it is");
+        assert_eq!(rows_within(usize::MAX, &records, row).1, 100);
+        for row in &rows {
+            assert!(least_json(row) <= serde_json::to_string(row).unwrap().len());
+        }
+    }
 }
