@@ -412,10 +412,12 @@ mod tests {
         let parts = [0, 1, 2].map(|part| whole.part(part, 3));
         let dealt = [part(3, 44, &[(2, 1), (5, 1), (9, 1)]), part(2, 29, &[(5, 2)]), part(2, 30, &[(5, 1), (9, 1)])];
         assert_eq!(parts, dealt);
-        let mut together = Sparse::default();
-        parts.iter().for_each(|part| together.merge(part));
-        assert_eq!(together, whole);
-        assert_eq!(whole.part(0, 1), whole);
+        for (sum, parts) in (100..200).flat_map(|sum| (1..=5).map(move |parts| (sum, parts))) {
+            let whole = Sparse { sum, ..whole.clone() };
+            let mut together = Sparse::default();
+            (0..parts).for_each(|part| together.merge(&whole.part(part, parts)));
+            assert_eq!(together, whole, "{parts} parts of {sum}");
+        }
     }
 
     /// Its second keeps all of it: half of a single request's time would be a request that took half as long.
