@@ -449,7 +449,8 @@ mod tests {
     fn a_kind_of_which_there_was_none_has_no_row() {
         let mut kept = Kept::default();
         let mut bank = shared();
-        (bank.stalls[1], bank.locks) = (Histogram::EMPTY, [Histogram::EMPTY; mcptrace_wire::LOCK_KINDS]);
+        bank.stalls[1] = Histogram::EMPTY;
+        bank.locks.fill(Histogram::EMPTY);
         kept.set_shared(&bank);
         let mut samples = Samples::default();
         kept.memory(&mut samples);
