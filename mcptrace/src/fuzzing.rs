@@ -147,7 +147,7 @@ mod tests {
         assert!(corpus.len() >= 15, "{} kinds", corpus.len());
         let corpus: Vec<&[u8]> = corpus.iter().map(Vec::as_slice).collect();
         let taken: usize = inputs(&corpus, 20_000).map(|bytes| record(&bytes)).sum();
-        assert!(taken > 1000, "most are malformed, but not all: {taken}");
+        assert!(taken > 200, "most are malformed, but not all: {taken}");
     }
 
     /// The fuzzer begins with a record of each kind.

@@ -18,6 +18,7 @@ const FILES: &[&str] = &[
     "mcptrace/src/bpftrace/record.rs",
     "mcptrace/src/distribution.rs",
     "mcptrace/src/execution/{account,governor}.rs",
+    "mcptrace/src/range.rs",
     "mcptrace/src/recorder/kept.rs",
     "mcptrace/src/recorder/store/body.rs",
     "mcptrace/src/report/view.rs",

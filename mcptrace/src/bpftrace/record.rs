@@ -265,6 +265,7 @@ mod tests {
     fn sign_extended_bytes_become_utf8_again() {
         let line = br#"{"type": "printf", "data": "\uffffffc3\uffffffa9 \\uffffffc3 \uffffffff"}"#;
         assert_eq!(parse(line), Some(text("printf", "é \\uffffffc3 \u{fffd}")));
+        assert_eq!(parse(br#"{"type": "printf", "data": "\uffffffc3\"#), None, "cut within an escape");
     }
 
     #[test]

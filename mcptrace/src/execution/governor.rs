@@ -96,4 +96,13 @@ mod tests {
         }
         assert_eq!(pauses, [2000, 4000, 8000, 10_000, 10_000, 1000, 200]);
     }
+
+    #[test]
+    fn what_costs_just_its_budget_is_within_it() {
+        let mut governor = Governor::new(Some(4.0));
+        assert!((0..9).all(|_| !governor.judge(4.0)));
+        assert_eq!((governor.note(), governor.pause()), (None, NEAR));
+        governor.judge(1.0);
+        assert_eq!(governor.pause(), NEAR * 2, "a quarter of it is little");
+    }
 }

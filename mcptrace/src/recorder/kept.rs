@@ -446,6 +446,21 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_of_which_there_was_none_has_no_row() {
+        let mut kept = Kept::default();
+        let mut bank = shared();
+        bank.stalls[1] = Histogram::EMPTY;
+        bank.locks.fill(Histogram::EMPTY);
+        kept.set_shared(&bank);
+        let mut samples = Samples::default();
+        kept.memory(&mut samples);
+        kept.locks(&mut samples);
+        let stalls: Vec<_> = distributions(&samples, "reclaim_stall_ns").into_iter().map(|(kind, ..)| kind).collect();
+        assert_eq!(stalls, ["direct", "compaction"]);
+        assert_eq!(distributions(&samples, "lock_wait_ns"), []);
+    }
+
+    #[test]
     fn requests_are_told_apart_by_device_and_operation() {
         let stats = BlockStats { queue: times(&[5]), service: times(&[7, 8]), errors: 1, bytes: 4096 };
         let device = |operation| (DeviceKey { major: 8, minor: 16, operation, bank: 0 }, Box::new(stats));

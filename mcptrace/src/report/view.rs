@@ -372,6 +372,12 @@ mod tests {
         assert_eq!((last.rows.len(), last.others), (2, None));
         let (Report::Table(middle), 1) = page(&table(5), 1, 3) else { panic!() };
         assert_eq!(middle.others, None, "only the first page has the rest");
+        let series = |count| Series { count, ..Series::default() };
+        let three = Report::Histogram(Histogram { series: (1..=3).map(series).collect(), ..Histogram::default() });
+        for (offset, limit, rest) in [(0, 3, false), (0, 2, true), (1, 1, false), (1, 2, false)] {
+            let (Report::Histogram(shown), _) = page(&three, offset, limit) else { panic!() };
+            assert_eq!((shown.series.len(), shown.others.is_some()), (limit, rest), "{offset} {limit}");
+        }
     }
 
     #[test]
@@ -416,6 +422,9 @@ mod tests {
         assert_eq!(fit(whole.clone(), most, 0, |_, _| unreachable!("nothing is left out")), whole);
         let less = fit(whole, most - 1, 0, |row, _| Cursor::Rows { row, event: None, of: None });
         assert!(rows_of(less.report.as_ref()) < 20);
+        let one = Series { count: 1, buckets: vec![(1, 2, 1)], ..Series::default() };
+        let whole = envelope(Report::Histogram(Histogram { series: vec![one], ..Histogram::default() }));
+        assert_eq!(fit(whole.clone(), size(&whole), 0, |_| unreachable!("nor buckets")), whole);
     }
 
     #[test]

@@ -192,7 +192,7 @@ mod tests {
             br#"{"jsonrpc":"2.0","id":3,"error":{"code":-1,"message":"x"}}"#,
         ];
         let parsed: usize = crate::fuzz::inputs(corpus, 20_000).map(|line| check_line(&line)).sum();
-        assert!(parsed > 100, "most inputs are nonsense, but not all: {parsed}");
+        assert!(parsed > 50, "most inputs are nonsense, but not all: {parsed}");
     }
 
     #[test]

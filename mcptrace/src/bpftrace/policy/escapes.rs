@@ -87,6 +87,24 @@ const ESCAPES: &[(&str, &str)] = &[
     ("k:f { print(((struct dentry *)arg1)->§d_iname); }", "the field `d_iname`"),
     ("k:f { print(((struct dentry *)arg1)->§d_shortname.string); }", "the field `d_shortname`"),
     ("k:f { print(((struct filename *)arg1)->§iname); }", "the field `iname`"),
+    // What was reckoned, or stands in brackets, is no longer what a hook is given.
+    ("k:f { $s = -(struct sock *)arg0; $u = §(struct file *)$s; print($u->f_flags); }", "this cast"),
+    ("k:f { $n = (@x); $u = §(struct file *)$n; print($u->f_flags); }", "this cast"),
+    ("k:f { $n = (((struct sk_buff *)arg0)->data); $u = §(struct file *)$n; print($u->f_flags); }", "this cast"),
+    ("t:a:b { $u = §(struct file *)args->saddr[0]; print($u->f_flags); }", "this cast"),
+    // A field of what was named is not the name.
+    ("t:a:b { $f = args->filename; print(§str($f->body)); }", "str() of what is not a field"),
+    // Slashes: of a comment, which bpftrace may take for part of a name, and of a path.
+    ("BEGIN§// c\n{ }", "between the name of a probe and a comment"),
+    ("BEGIN§/* c */{ }", "between the name of a probe and a comment"),
+    ("u:/bin§//sh:f { }", "between the name of a probe and a comment"),
+    // What is no number, and what is no value.
+    ("BEGIN { $x = §0xfg; }", "`0xfg` is no number"),
+    ("BEGIN { $x = §1e; }", "`1e` is no number"),
+    ("BEGIN { $x = §1ex; }", "`1ex` is no number"),
+    ("BEGIN { unroll (§$12) { } }", "unexpected `$12`"),
+    ("BEGIN { $x = §]; }", "expected a value"),
+    ("BEGIN { $x = §", "unexpected the end of the program"),
 ];
 
 /// The program, and where it has its mark.
@@ -117,9 +135,33 @@ fn numbers_that_are_arguments_are_read_all_the_same() {
         "f:tcp_sendmsg { $s = (struct tcp_sock *)args->sk; print($s->srtt_us); }",
         "f:vfs_open { print(str(args->path->dentry->d_name.name)); }",
         "config = { max_map_keys = 100; print_maps_on_exit = false; stack_mode = \"perf\" } BEGIN { }",
+        "BEGIN/1/ { $x = 0xff_ff + 1e6; }",
     ] {
         STRICT.admit(program).unwrap_or_else(|error| panic!("{program:?}: {error}"));
     }
+}
+
+/// What stands side by side is not nested, however much of it there is.
+#[test]
+fn programs_may_be_long_where_they_may_not_be_deep() {
+    for piece in ["{ }", "if (1) { } else { }", "$x = 1;", "$x = (1);", "$x = 1 ? 2 : 3;"] {
+        STRICT.admit(&format!("BEGIN {{ {} }}", piece.repeat(200))).unwrap_or_else(|error| panic!("{piece}: {error}"));
+    }
+    let structs = format!("struct x {{ {} }}; BEGIN {{ }}", "struct { int a; } b;".repeat(200));
+    Policy { reveals: Reveals::of("memory"), ..STRICT }.admit(&structs).unwrap();
+}
+
+#[test]
+fn nesting_operators_and_statements_are_counted_to_the_last() {
+    let nested = |levels: usize| format!("BEGIN {}{}", "{".repeat(levels), "}".repeat(levels));
+    assert!(STRICT.admit(&nested(64)).is_ok());
+    assert!(refusal(&nested(65)).message.contains("at most 64 levels"));
+    let operators = |count: usize| format!("BEGIN {{ $x = 1{}; }}", "+1".repeat(count));
+    assert!(STRICT.admit(&operators(512)).is_ok());
+    assert!(refusal(&operators(513)).message.contains("at most 512 operators"));
+    let statements = |count: usize| format!("BEGIN {{ {} }}", ";".repeat(count));
+    assert!(STRICT.admit(&statements(16_384)).is_ok());
+    assert!(refusal(&statements(16_385)).message.contains("at most 16384 statements"));
 }
 
 /// Many calls, and loops, print more at each event than one call does.
@@ -138,6 +180,7 @@ fn what_is_printed_at_each_event_adds_up() {
         ("i:s:1 { while (1) { while (1) { print(1); } } }", &[(false, 1_000_000)]),
         ("i:s:1 { print(1); if (pid) { unroll (7) { print(2); } } else { print(3); } }", &[(false, 1), (true, 8)]),
         ("i:s:1 /pid/ { print(1); print(2); }", &[(true, 2)]),
+        ("i:s:1 { $x = pid ? 1 : 2; print($x); }", &[(false, 1)]),
     ] {
         assert_eq!(of(program), outputs, "{program}");
     }

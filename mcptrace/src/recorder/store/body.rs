@@ -86,11 +86,10 @@ impl Sparse {
     }
 
     /// One of so many even parts: each takes its turn in the values from the least to the greatest, so that all have some of each kind.
-    /// All parts together are the whole.
+    /// All parts together are the whole: of the sum, each has as much as of the values, and one without values none.
     #[must_use]
     pub fn part(&self, part: u32, parts: u32) -> Self {
         let (part, parts) = (u128::from(part), u128::from(parts));
-        let until = |amount: u64, part: u128| (u128::from(amount) * part / parts) as u64;
         let mut own = Self { least: self.least, greatest: self.greatest, ..Self::default() };
         let mut before = 0_u64;
         for (bucket, all) in &self.buckets {
@@ -103,7 +102,10 @@ impl Sparse {
                 own.buckets.push((*bucket, count));
             }
         }
-        own.sum = until(self.sum, part + 1) - until(self.sum, part);
+        let all = u128::from(before);
+        let sum_of = |values: u128| (u128::from(self.sum) * values / all.max(1)) as u64;
+        let earlier = part * (all / parts) + part.min(all % parts);
+        own.sum = sum_of(earlier + u128::from(own.count)) - sum_of(earlier);
         own
     }
 
@@ -379,6 +381,8 @@ mod tests {
         let mut level = Level::once(10.0);
         level.merge(&Level { average: 2.0, least: 1.0, greatest: 3.0, readings: 3 });
         assert_eq!(level, Level { average: 4.0, least: 1.0, greatest: 10.0, readings: 4 });
+        level.merge(&Level { average: 7.0, least: 6.0, greatest: 8.0, readings: 2 });
+        assert_eq!(level, Level { average: 5.0, least: 1.0, greatest: 10.0, readings: 6 });
     }
 
     #[test]
@@ -399,5 +403,52 @@ mod tests {
         let values = sparse(&[(3, 1), (40, 2), (41, 7)]);
         assert_eq!(Sparse::of(&values.whole()), values);
         assert_eq!(Sparse::of(&Sparse::default().whole()).count, 0);
+    }
+
+    #[test]
+    fn values_are_dealt_out_to_the_parts_of_a_distribution() {
+        let whole = Sparse { count: 7, sum: 103, least: 3, greatest: 99, buckets: vec![(2, 1), (5, 4), (9, 2)] };
+        let part = |count, sum, buckets: &[_]| Sparse { count, sum, buckets: buckets.to_vec(), ..whole.clone() };
+        let parts = [0, 1, 2].map(|part| whole.part(part, 3));
+        let dealt = [part(3, 44, &[(2, 1), (5, 1), (9, 1)]), part(2, 29, &[(5, 2)]), part(2, 30, &[(5, 1), (9, 1)])];
+        assert_eq!(parts, dealt);
+        for (sum, parts) in (100..200).flat_map(|sum| (1..=5).map(move |parts| (sum, parts))) {
+            let whole = Sparse { sum, ..whole.clone() };
+            let mut together = Sparse::default();
+            (0..parts).for_each(|part| together.merge(&whole.part(part, parts)));
+            assert_eq!(together, whole, "{parts} parts of {sum}");
+        }
+    }
+
+    /// Its second keeps all of it: half of a single request's time would be a request that took half as long.
+    #[test]
+    fn a_part_without_values_takes_nothing_of_the_sum() {
+        let one = Sparse { count: 1, sum: 10, least: 10, greatest: 10, buckets: vec![(10, 1)] };
+        assert_eq!(one.part(0, 3), one);
+        for part in [one.part(1, 3), one.part(2, 3), Sparse::default().part(0, 3)] {
+            assert_eq!((part.count, part.sum, part.buckets.len()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn cells_of_one_kind_are_merged_and_ranked_by_what_they_weigh() {
+        let level = |value| Cell::Gauge(Level::once(value));
+        let values = |count| Cell::Distribution(Box::new(sparse(&[(3, count)])));
+        for (mut own, more, both, weight) in [
+            (Cell::Sum(3), Cell::Sum(4), Cell::Sum(7), 7.0),
+            (Cell::Sum(u64::MAX), Cell::Sum(4), Cell::Sum(u64::MAX), u64::MAX as f64),
+            (
+                level(-2.0),
+                level(-6.0),
+                Cell::Gauge(Level { average: -4.0, least: -6.0, greatest: -2.0, readings: 2 }),
+                4.0,
+            ),
+            (values(1), values(2), values(3), 21.0),
+            (Cell::Sum(3), level(4.0), Cell::Sum(3), 3.0),
+        ] {
+            own.merge(&more);
+            assert_eq!(own, both);
+            assert!((own.weight() - weight).abs() < 1e-9, "{own:?}");
+        }
     }
 }

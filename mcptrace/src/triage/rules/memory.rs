@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn compaction_with_enough_memory_is_no_shortage() {
-        assert!(!is_short(0.675, 0.0));
+        assert!(!is_short(0.675, 0.0) && !is_short(0.15, 99.0));
         assert!(is_short(0.05, 0.0) && is_short(0.5, 500.0));
     }
 }

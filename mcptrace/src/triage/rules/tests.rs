@@ -118,6 +118,11 @@ fn pids(finding: &Finding) -> Vec<u32> {
     finding.who.iter().filter_map(|who| who.pid).collect()
 }
 
+/// A number that a finding shows.
+fn shown(finding: &Finding, name: &str) -> String {
+    finding.evidence.iter().find(|number| number.name == name).unwrap().value.to_string()
+}
+
 #[test]
 fn nothing_is_found_where_nothing_happened() {
     for rule in RULES {
@@ -141,6 +146,7 @@ fn cpus_are_short_when_they_are_used_up_and_somebody_waits() {
     let kind = Kind::CpuSaturation;
     assert_eq!(found(kind, &case(17.9, 9_000_000)), None, "below 90 % of the CPUs are not used up");
     assert_eq!(found(kind, &case(20.0, 1_900_000)), None, "nobody waits");
+    assert!(found(kind, &case(18.0, 9_000_000)).is_some(), "and from 90 % on they are");
     let worst = found(kind, &case(20.0, 9_000_000)).unwrap();
     assert!((worst.impact - 1.0).abs() < 1e-9, "{worst:?}");
     assert_eq!(pids(&worst), [8, 7], "most first, and not this process");
@@ -152,6 +158,7 @@ fn cpus_are_short_when_they_are_used_up_and_somebody_waits() {
     untold.found.insert("runq_latency", histogram(vec![series(json!({}), 1000, 9e6, 0)]));
     let finding = found(kind, &untold).unwrap();
     assert!((finding.impact - 1.0).abs() < 1e-9, "9 s of 10: {finding:?}");
+    assert_eq!(shown(&finding, "threads_waiting"), "0.9");
 }
 
 #[test]
@@ -169,6 +176,9 @@ fn one_thread_that_waits_long_is_no_trouble_and_many_are() {
     let worst = found(kind, &case(2000, 1e7, 200_000_000)).unwrap();
     assert_eq!((worst.impact.to_string(), pids(&worst)), ("1".to_owned(), vec![7]));
     assert_eq!((worst.who[0].comm.as_str(), worst.who[0].value.to_string()), ("late", "200".to_owned()));
+    let mut unknown = case(2000, 1e7, 200_000_000);
+    unknown.found.insert("runq_latency", histogram(vec![series(json!({}), 2000, 1e7, 200_000_000)]));
+    assert_eq!(found(kind, &unknown).unwrap().who[0].pid, None, "there is no process 0");
 }
 
 #[test]
@@ -198,7 +208,7 @@ fn time_that_others_take_is_found() {
     });
     let finding = found(Kind::IrqLoad, &vectors).unwrap();
     assert!((finding.impact - 1.0).abs() < 1e-9, "{finding:?}");
-    assert_eq!(finding.who[0].device, "soft NET_RX");
+    assert_eq!((finding.who[0].device.as_str(), shown(&finding, "interrupts")), ("soft NET_RX", "125".to_owned()));
 }
 
 #[test]
@@ -217,6 +227,7 @@ fn a_group_that_is_held_is_found_with_its_members() {
     let finding = found(Kind::CgroupThrottling, &case(50, 3_000_000)).unwrap();
     assert!((finding.impact - 1.0).abs() < 1e-9, "{finding:?}");
     assert_eq!((finding.who[0].cgroup.as_str(), pids(&finding)), ("/a", vec![7]));
+    assert_eq!(finding.who[1].value.to_string(), "10", "% of one CPU");
 }
 
 #[test]
@@ -232,6 +243,7 @@ fn want_of_memory_is_the_machines_or_a_groups() {
     };
     let finding = found(Kind::MemoryReclaim, &stalls("direct")).unwrap();
     assert_eq!((finding.impact.to_string(), pids(&finding)), ("1".to_owned(), vec![7]));
+    assert_eq!(shown(&finding, "stalled_in_reclaim"), "50");
     assert_eq!(found(Kind::MemoryReclaim, &stalls("cgroup")), None, "a group's stalls are its own");
 
     assert_eq!(found(Kind::MemoryReclaim, &stalls("compaction")), None, "memory in pieces is no want of memory");
@@ -248,6 +260,15 @@ fn want_of_memory_is_the_machines_or_a_groups() {
         assert!((found(Kind::MemoryReclaim, &short).unwrap().impact - 1.0).abs() < 1e-9);
     }
 
+    let mut large = pressed(14, 0);
+    for pid in 1..=4 {
+        let (key, process) = process(pid, "big", 0.0);
+        large.after.processes.insert(key, Process { resident: u64::from(pid) << 20, ..process });
+    }
+    let finding = found(Kind::MemoryReclaim, &large).unwrap();
+    assert_eq!(pids(&finding), [4, 3, 2], "where nobody was seen to stall, the largest");
+    assert_eq!((finding.who[0].value.to_string(), finding.who[0].unit.as_str()), ("4".to_owned(), "MiB resident"));
+
     let at_limit = |memory, limit_hits| {
         let mut evidence = stalls("cgroup");
         let group = Cgroup { memory, memory_limit: 1000, limit_hits, ..Cgroup::default() };
@@ -261,6 +282,9 @@ fn want_of_memory_is_the_machines_or_a_groups() {
     let finding = found(Kind::MemoryLimit, &at_limit(900, 9)).unwrap();
     assert!((finding.impact - 1.0).abs() < 1e-9, "the stalls say how bad it is: {finding:?}");
     assert_eq!((finding.who[0].cgroup.as_str(), pids(&finding)), ("/full", vec![7]));
+    assert_eq!(finding.who[0].value.to_string(), "90", "% of its limit");
+    let never = found(Kind::MemoryLimit, &at_limit(950, 0)).unwrap();
+    assert!(never.summary.contains("is near its memory limit"), "it has not hit it: {}", never.summary);
 }
 
 #[test]
@@ -269,13 +293,13 @@ fn a_kill_for_want_of_memory_is_found_by_either_count() {
         evidence.after.vm.insert("oom_kill".into(), 1);
     });
     assert!(found(Kind::Oom, &counted).unwrap().who.is_empty());
-    let victim =
-        json!({"pid": 7, "comm": "big", "unit": "a.service", "anon_bytes": 3_145_728, "file_bytes": 1_048_576});
+    let victim = json!({"pid": 7, "comm": "big", "unit": "a.service", "anon_bytes": 3 << 20, "file_bytes": 1 << 20, "shmem_bytes": 2 << 20});
     let seen = with(|evidence| {
-        evidence.found.insert("oom_kills", events(1, vec![victim]));
+        evidence.found.insert("oom_kills", events(2, vec![victim, json!({"comm": "gone"})]));
     });
     let who = found(Kind::Oom, &seen).unwrap().who;
-    assert_eq!((who[0].pid, who[0].cgroup.as_str(), who[0].value.to_string()), (Some(7), "a.service", "4".to_owned()));
+    assert_eq!((who[0].pid, who[0].cgroup.as_str(), who[0].value.to_string()), (Some(7), "a.service", "6".to_owned()));
+    assert_eq!((who[0].comm.as_str(), who[1].comm.as_str(), who[1].pid), ("big", "gone", None));
 }
 
 #[test]
@@ -300,7 +324,7 @@ fn disks_are_full_slow_or_asked_for_durability() {
             evidence.after.pressure = Some(Pressure { io_us, ..Pressure::default() });
             let (key, mut mover) = process(7, "copy", 0.0);
             mover.disk_bytes = Some(10 << 20);
-            evidence.after.processes.insert(key, mover);
+            evidence.after.processes.extend([(key, mover), process(8, "idle", 1.0)]);
         })
     };
     assert_eq!(found(Kind::DiskSaturation, &busy(7_900, 9_000_000)), None);
@@ -309,6 +333,7 @@ fn disks_are_full_slow_or_asked_for_durability() {
     assert!((finding.impact - 1.0).abs() < 1e-9, "{finding:?}");
     assert_eq!((finding.who[0].device.as_str(), pids(&finding)), ("sda", vec![7]));
     assert_eq!((finding.who[1].value.to_string(), finding.who[1].unit.as_str()), ("1".to_owned(), "MiB/s of disk"));
+    assert_eq!(shown(&finding, "under_way"), "0.99");
 
     let slow = |phase: &str, count, p99| {
         with(|evidence| {
@@ -344,6 +369,7 @@ fn threads_that_fight_for_a_lock_are_told_from_those_that_idle() {
     assert_eq!(found(kind, &case(OWN, 20_000, 0, 80_000_000_000)), None);
     let finding = found(kind, &case(7, 20_000, 0, 80_000_000_000)).unwrap();
     assert_eq!((finding.impact.to_string(), pids(&finding)), ("1".to_owned(), vec![7]));
+    assert_eq!(finding.who[0].comm, "p");
 }
 
 #[test]
@@ -363,7 +389,10 @@ fn locks_of_the_kernel_are_blamed_on_the_function_that_takes_them() {
     assert_eq!(found(Kind::KernelLockContention, &case(2_900_000_000)), None);
     let finding = found(Kind::KernelLockContention, &case(40_000_000_000)).unwrap();
     assert!((finding.impact - 1.0).abs() < 1e-9);
-    assert_eq!((pids(&finding), finding.who[1].device.as_str()), (vec![8], "do_writes_[k]"));
+    let (who, lock) = (&finding.who[0], &finding.who[1]);
+    assert_eq!((who.pid, who.comm.as_str(), who.value.to_string()), (Some(8), "many", "4".to_owned()));
+    assert_eq!((lock.device.as_str(), lock.value.to_string()), ("do_writes_[k]", "4".to_owned()));
+    assert_eq!(pids(&finding), [8], "nobody is there by the other name");
 }
 
 #[test]
@@ -381,6 +410,10 @@ fn packets_sent_again_and_dropped_are_found_unless_that_is_usual() {
     assert_eq!((finding.impact.to_string(), finding.who[0].peer.as_str()), ("1".to_owned(), "192.0.2.1"));
     assert!((finding.confidence - 0.9).abs() < 1e-9, "a tenth of all");
     assert!((found(Kind::TcpRetransmits, &again("retransmit", 100)).unwrap().confidence - 0.75).abs() < 1e-9);
+    let mut unknown = again("retransmit", 1000);
+    unknown.after.tcp_segments_sent = 0;
+    let finding = found(Kind::TcpRetransmits, &unknown).unwrap();
+    assert!((finding.confidence - 0.75).abs() < 1e-9, "of how many nobody knows");
 
     let dropped = |reason: &str, packets: u64| {
         with(|evidence| {
@@ -407,6 +440,10 @@ fn connects_and_names_that_fail_are_found_and_scaled_to_all_that_were_seen() {
     let finding = found(Kind::ConnectionRefused, &connects(2000)).unwrap();
     assert_eq!((finding.impact.to_string(), pids(&finding)), ("1".to_owned(), vec![7]));
     assert_eq!(finding.evidence[1].value.to_string(), "50", "% of those looked at were refused");
+    let refused = with(|evidence| {
+        evidence.found.insert("tcp_connections", events(2000, vec![json!({"pid": 7, "errno": "ECONNREFUSED"})]));
+    });
+    assert_eq!(shown(&found(Kind::ConnectionRefused, &refused).unwrap(), "refused"), "100");
     let values: Vec<_> = finding.who.iter().map(|who| (who.peer.as_str(), who.value.to_string())).collect();
     assert_eq!(values, [("", "200".to_owned()), ("::1:81", "200".to_owned())], "two events stand for 2,000");
 
@@ -446,6 +483,11 @@ fn starts_signals_and_failures_are_found_by_their_rates() {
     assert_eq!(found(Kind::SignalStorm, &signals("SIGALRM", "kernel")), None);
     let finding = found(Kind::SignalStorm, &signals("SIGUSR1", "user")).unwrap();
     assert_eq!((finding.impact.to_string(), pids(&finding)), ("1".to_owned(), vec![7]));
+    let half = with(|evidence| {
+        let of = |signal: &str| json!({"sender_pid": 7, "signal": signal, "origin": "user"});
+        evidence.found.insert("signals", events(50_000, vec![of("SIGUSR1"), of("SIGCHLD")]));
+    });
+    assert_eq!(shown(&found(Kind::SignalStorm, &half).unwrap(), "signals"), "2500");
 
     let failed = |pid: u32, errno: &str, errors: u64| {
         with(|evidence| {
@@ -461,7 +503,9 @@ fn starts_signals_and_failures_are_found_by_their_rates() {
     );
     assert_eq!(found(Kind::SyscallFailures, &failed(OWN, "ENOENT", 900_000)), None);
     assert_eq!(found(Kind::SyscallFailures, &failed(7, "ENOENT", 999)), None);
+    assert_eq!(found(Kind::SyscallFailures, &failed(0, "ENOENT", 900_000)), None, "of nobody");
     let finding = found(Kind::SyscallFailures, &failed(7, "ENOENT", 200_000)).unwrap();
     assert_eq!((finding.impact.to_string(), pids(&finding)), ("1".to_owned(), vec![7, 8]));
+    assert_eq!(finding.who[0].comm, "f");
     assert!(finding.summary.contains("openat with ENOENT"), "{}", finding.summary);
 }
