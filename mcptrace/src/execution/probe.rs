@@ -518,7 +518,11 @@ mod tests {
         let json = serde_json::to_string(&rows).unwrap();
         assert!(json.len() > 200 && looked_at < 12, "{looked_at} rows: {json}");
         assert_eq!(rows.len(), looked_at - 1, "a record that is no row is looked at");
-        assert_eq!(rows_within(0, &records, row), (rows[..1].to_vec(), 1), "one is always made, to say how large it is");
+        assert_eq!(
+            rows_within(0, &records, row),
+            (rows[..1].to_vec(), 1),
+            "one is always made, to say how large it is"
+        );
         assert_eq!(rows_within(usize::MAX, &records, row).1, 100);
         for row in &rows {
             assert!(least_json(row) <= serde_json::to_string(row).unwrap().len());

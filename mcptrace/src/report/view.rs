@@ -424,7 +424,7 @@ mod tests {
         assert!(rows_of(less.report.as_ref()) < 20);
         let one = Series { count: 1, buckets: vec![(1, 2, 1)], ..Series::default() };
         let whole = envelope(Report::Histogram(Histogram { series: vec![one], ..Histogram::default() }));
-        assert_eq!(fit(whole.clone(), size(&whole), 0, |_| unreachable!("nor buckets")), whole);
+        assert_eq!(fit(whole.clone(), size(&whole), 0, |_, _| unreachable!("nor buckets")), whole);
     }
 
     #[test]
