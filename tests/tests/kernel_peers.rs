@@ -940,7 +940,8 @@ fn offcputime_sums_the_same_waits() {
     let Some(Report::Stacks(stacks)) = &envelope.report else { panic!("{envelope:?}") };
     let text = peer.end();
     let theirs: u64 = text.lines().filter_map(|line| line.trim().parse::<u64>().ok()).sum::<u64>() * 1000;
-    assert!(stacks.total > 53 * 5_000_000, "{envelope:?}");
+    // A kernel may run no program while process 1 is current: a wait that ends by a switch from there is seen by neither.
+    assert!(stacks.total > 50 * 5_000_000, "{envelope:?}");
     let ratio = stacks.total as f64 / theirs as f64;
     assert!((0.95..1.05).contains(&ratio), "{} and {theirs} ns: {text}", stacks.total);
 }

@@ -10,7 +10,7 @@ use mcptrace_tests::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_grows_under_mixed_use_and_nothing_is_left() {
-    let plan = Plan { program: program().to_owned(), rounds: 4, work: Duration::from_secs(7) };
+    let plan = Plan { program: program().to_owned(), rounds: 6, work: Duration::from_secs(4) };
     let outcome = soak(&plan, |_| ()).await;
     let text = table(&outcome.rounds);
     println!("{text}");
