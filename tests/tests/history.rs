@@ -41,6 +41,17 @@ fn a_minute_is_answered_to_the_unit() {
 }
 
 #[test]
+fn a_history_that_has_just_begun_says_so() {
+    let folder = folder();
+    let _keeper = keeper(folder.path());
+    for metric in ["", "cpu_process_ns"] {
+        let error = history::ask_at(folder.path(), &Query { metric: metric.into(), ..Query::default() }, START).unwrap_err();
+        assert_eq!((error.category(), error.did_you_mean()), ("no_history", None), "{error}");
+        assert!(error.to_string().contains("just begun"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_unknown_is_named_with_the_nearest() {
     let folder = folder();
     let absent = history::ask_at(folder.path(), &Query::default(), START).unwrap_err();

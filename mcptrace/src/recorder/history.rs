@@ -140,6 +140,9 @@ pub enum HistoryError {
     #[error("there is no history at {}: nothing was recorded. Start the recorder with `mcptrace daemon`; \
         if it keeps its files elsewhere, set MCPTRACE_STATE to that folder", .0.display())]
     Absent(PathBuf),
+    /// It is there, and its first second is not.
+    #[error("the history has just begun, and nothing is recorded yet: ask again in some seconds")]
+    Empty,
     /// It is there and cannot be read.
     #[error("cannot read the history {}: {error}", file.display())]
     Unreadable {
@@ -183,7 +186,7 @@ impl HistoryError {
     /// One word for programs.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Absent(_) => "no_history",
+            Self::Absent(_) | Self::Empty => "no_history",
             Self::Unreadable { .. } | Self::Sqlite(_) => "unreadable_history",
             Self::UnknownMetric { .. } => "unknown_metric",
             Self::UnknownLabel { .. } => "unknown_label",

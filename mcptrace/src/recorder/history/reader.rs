@@ -118,6 +118,9 @@ impl Reader {
         if let Some(at) = all.iter().position(|known| known.name == name) {
             return Ok(all.swap_remove(at));
         }
+        if all.is_empty() {
+            return Err(HistoryError::Empty);
+        }
         let did_you_mean = nearest(name, all.iter().map(|known| known.name.as_str())).map(str::to_owned);
         let name = crate::text::untrusted(name.as_bytes(), 60);
         Err(HistoryError::UnknownMetric { name, did_you_mean })
