@@ -45,7 +45,8 @@ fn a_history_that_has_just_begun_says_so() {
     let folder = folder();
     let _keeper = keeper(folder.path());
     for metric in ["", "cpu_process_ns"] {
-        let error = history::ask_at(folder.path(), &Query { metric: metric.into(), ..Query::default() }, START).unwrap_err();
+        let error =
+            history::ask_at(folder.path(), &Query { metric: metric.into(), ..Query::default() }, START).unwrap_err();
         assert_eq!((error.category(), error.did_you_mean()), ("no_history", None), "{error}");
         assert!(error.to_string().contains("just begun"), "{error}");
     }
