@@ -396,8 +396,8 @@ impl ProbeSource {
     }
 }
 
-/// The rows of records until more of them could not be shown in so many bytes of JSON, and of how many records: as a map a row takes ten
-/// times what it takes as JSON.
+/// The rows of records until more of them could not be shown in so many bytes of JSON, and of how many records: as a map a row takes
+/// several times what it takes as JSON.
 fn rows_within<R>(most_bytes: usize, records: &[R], row: impl Fn(&R) -> Option<Row>) -> (Vec<Row>, usize) {
     let (mut rows, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
     for record in records {
