@@ -1,7 +1,7 @@
 //! Probes of stacks and of waits on the real kernel, against workloads whose functions have known names. Needs root; without, it fails.
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-use std::{process::Command, sync::Arc};
+use std::{path::Path, process::Command, sync::Arc};
 
 use mcptrace::{
     execution::Execution,
@@ -92,6 +92,8 @@ fn time_in_code_without_names_is_said_to_be_unknown() {
     let copy = folder.path().join("stripped");
     let status = Command::new("strip").arg("-o").arg(&copy).arg(env!("CARGO_BIN_EXE_workload")).status().unwrap();
     assert!(status.success());
+    // With the id of the program that it is a copy of, and that its parent runs, its names would be found there.
+    give_build_id(&copy, 0xcd);
     let mut parent = workload!();
     let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
     let execution = start("cpu_profile", &json!({"hertz": 499, "side": "user"}), &filter);
@@ -108,9 +110,7 @@ fn time_in_a_file_that_is_gone_with_its_process_is_said_to_be_unknown_and_why() 
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("brief");
     std::fs::copy(env!("CARGO_BIN_EXE_workload"), &copy).unwrap();
-    // Nobody else has that build id.
-    let other = Command::new("objcopy").arg("--update-section").arg(other_build_id(folder.path())).arg(&copy).status();
-    assert!(other.unwrap().success());
+    give_build_id(&copy, 0xab);
     let mut parent = workload!();
     let filter = Filter { descendants: true, ..of_pid(parent.pid()) };
     let execution = start("cpu_profile", &json!({"hertz": 499, "side": "user"}), &filter);
@@ -126,14 +126,16 @@ fn time_in_a_file_that_is_gone_with_its_process_is_said_to_be_unknown_and_why() 
     assert!(envelope.notes.iter().any(|note| note.contains("no longer found")), "{:?}", envelope.notes);
 }
 
-/// What objcopy makes a file's build id of.
-fn other_build_id(folder: &std::path::Path) -> String {
-    let file = folder.join("note");
+/// Gives a program a build id that nobody else has: `byte`, 20 times.
+fn give_build_id(program: &Path, byte: u8) {
+    let note = program.with_extension("note");
     // Length of the name, length of the id, its type (NT_GNU_BUILD_ID), the name, the id.
-    let note: Vec<u8> =
-        [4_u32, 20, 3].iter().flat_map(|word| word.to_ne_bytes()).chain(*b"GNU\0").chain([0xab; 20]).collect();
-    std::fs::write(&file, note).unwrap();
-    format!(".note.gnu.build-id={}", file.display())
+    let words: Vec<u8> =
+        [4_u32, 20, 3].iter().flat_map(|word| word.to_ne_bytes()).chain(*b"GNU\0").chain([byte; 20]).collect();
+    std::fs::write(&note, words).unwrap();
+    let section = format!(".note.gnu.build-id={}", note.display());
+    let status = Command::new("objcopy").arg("--update-section").arg(section).arg(program).status();
+    assert!(status.unwrap().success());
 }
 
 /// A program that nobody else runs: the kernel side says its path, and the file its build id.
