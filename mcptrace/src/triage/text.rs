@@ -1,4 +1,4 @@
-//! The answer as text: for people, and for assistants that read no structured content. At most 4 KB.
+//! The answer as text: for people at a shell, and (in brief) for assistants, beside its structure. At most 4 KB.
 
 use std::fmt::Write as _;
 
@@ -12,6 +12,7 @@ use crate::{
     text::clipped,
 };
 
+/// For people at a shell.
 pub(super) fn triage(triage: &Triage) -> String {
     let mut text = head(triage);
     for finding in &triage.findings {
@@ -100,7 +101,7 @@ fn one(finding: &Finding) -> String {
     for one in who {
         let _ = write!(text, "\n   {}", someone(one));
     }
-    let _ = write!(text, "\n   next: {} {}", next.tool, next.arguments);
+    let _ = write!(text, "\n   next: {}", next.at_a_shell());
     text
 }
 
