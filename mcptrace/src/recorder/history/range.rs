@@ -19,6 +19,11 @@ impl Span {
         self.to - self.from
     }
 
+    /// The same as a number, and none if it ends before it begins.
+    pub fn length(&self) -> f64 {
+        self.seconds().max(0) as f64
+    }
+
     /// The window that is asked for; the last quarter of an hour if nothing is said.
     pub fn asked(from: &str, to: &str, now: i64) -> Result<Self, HistoryError> {
         let to = if to.is_empty() { now } else { moment(to, now)? };
