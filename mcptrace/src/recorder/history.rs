@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use self::{
     coverage::{Coverage, Grid, Recorded},
     range::{MOST, Span, stamp, usual_step},
-    reader::{Known, Mark, Reader},
+    reader::{Known, Mark, Reader, whole_spans},
     rows::{digits, points, table},
 };
 use super::{
@@ -291,15 +291,18 @@ impl Plan {
         Self::stepped(reader, span, asked, now)
     }
 
-    /// One step over all of it, from what is kept in short enough steps that its ends are where they were asked for.
+    /// One step over all of it.
     fn whole(reader: &Reader, span: Span, now: &Now) -> Result<Self, HistoryError> {
-        let mut plan = Self::stepped(reader, span, fine(span), now)?;
+        let mut plan = Self::stepped(reader, span, reader::width(fine(span), |_| true), now)?;
         plan.grid.step = plan.grid.span.seconds();
         Ok(plan)
     }
 
     fn stepped(reader: &Reader, span: Span, asked: i64, now: &Now) -> Result<Self, HistoryError> {
-        let (tier, span, step) = reader.choose(span, asked, now.second)?;
+        // So short that steps and ends of the window are where they were asked for.
+        let width = reader::width(asked.min(fine(span)), |width| asked % width == 0);
+        let (tier, span) = reader.choose(span, width, now.second)?;
+        let step = whole_spans(&tier, asked);
         let mut notes = Vec::new();
         if step > asked {
             notes.push(format!(
@@ -346,6 +349,11 @@ fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError
     let points = shown.map(|(key, steps)| points(&grouping.row(key), metric.kind, steps, &recorded)).collect();
     let coverage = Coverage::of(&metric.group, &recorded, plan.grid, &marks, now.until);
     let mut notes = notes(&metric, &grouping, &coverage, &marks, damaged);
+    if let Some(unfit) = &grouping.unfit {
+        notes.push(unfit.clone());
+    } else if ranked.is_empty() && coverage.recorded_seconds > 0.0 {
+        notes.push("it was recorded in this window, and none of it came about".to_owned());
+    }
     notes.extend(plan.notes.iter().chain(&now.notes).cloned());
     Ok(Answer {
         metric: metric.name.clone(),
@@ -378,6 +386,8 @@ struct Grouping {
     forgotten: bool,
     /// Whether a group can hold several series.
     narrower: bool,
+    /// That no series fits the filter.
+    unfit: Option<String>,
 }
 
 impl Grouping {
@@ -394,8 +404,10 @@ impl Grouping {
         let key = |values: &[String]| at.iter().map(|at| values[*at].clone()).collect();
         let series = reader.series(metric)?;
         let group = series.iter().filter(|(_, values)| fits(values)).map(|(id, values)| (*id, key(values))).collect();
+        let group: HashMap<_, _> = group;
         let narrower = by.len() < metric.labels.len();
-        Ok(Self { by, group, forgotten: wanted.is_empty(), narrower })
+        let unfit = (group.is_empty() && !wanted.is_empty()).then(|| unfit(metric, &wanted, &series));
+        Ok(Self { by, group, forgotten: wanted.is_empty(), narrower, unfit })
     }
 
     fn key(&self, series: u32) -> Option<Vec<String>> {
@@ -411,15 +423,31 @@ impl Grouping {
 /// `label=glob` with commas between them, as places of labels and globs.
 fn conditions(metric: &Known, filter: &str) -> Result<Vec<(usize, String)>, HistoryError> {
     let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
-    let condition = |part: &str| {
+    let mut all: Vec<(usize, String)> = Vec::new();
+    for part in parts {
         let (name, glob) = part.split_once('=').ok_or_else(|| {
             HistoryError::Range(format!("`where` is label=value, not `{}`", untrusted(part.as_bytes(), 60)))
         })?;
         let name = label(metric, name.trim())?;
         let at = metric.labels.iter().position(|label| *label == name).unwrap_or_default();
-        Ok((at, glob.trim().to_owned()))
+        if all.iter().any(|(other, _)| *other == at) {
+            return Err(HistoryError::Range(format!(
+                "`where` takes a condition of `{name}` once, and all conditions have to fit: * in a value stands for anything"
+            )));
+        }
+        all.push((at, glob.trim().to_owned()));
+    }
+    Ok(all)
+}
+
+/// That nothing fits, and which of the conditions it is.
+fn unfit(metric: &Known, wanted: &[(usize, String)], series: &HashMap<u32, Vec<String>>) -> String {
+    let fits = |(at, glob): &&(usize, String)| !series.values().any(|values| matches_glob(glob, &values[*at]));
+    let which = match wanted.iter().find(fits) {
+        Some((at, glob)) => format!("{}={}", metric.labels[*at], untrusted(glob.as_bytes(), 60)),
+        None => "all conditions of `where` together".to_owned(),
     };
-    parts.map(condition).collect()
+    format!("nothing of {} that is in the history fits {which}; without `where` its rows show the values", metric.name)
 }
 
 fn label(metric: &Known, name: &str) -> Result<String, HistoryError> {

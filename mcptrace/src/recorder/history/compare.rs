@@ -68,36 +68,44 @@ pub(super) fn ask(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, H
     if common > 0 {
         answer.notes.push(format!("{common} s are in both windows: what happened in them is no difference"));
     }
-    let mut candidates = Vec::new();
+    let (mut candidates, mut lacks) = (Vec::new(), Lacks::new());
     for metric in metrics.iter().filter(|metric| metric.group != "recorder") {
         let (late, coverage) = measured(reader, query, metric, &plan, now)?;
         let (early, other_coverage) = measured(reader, query, metric, &other_plan, now)?;
         candidates.extend(paired(metric, early, late));
-        note(&mut answer, &coverage, "the window");
-        note(&mut answer, &other_coverage, "the window to compare with");
+        note(&mut answer, &mut lacks, &coverage, "the window");
+        note(&mut answer, &mut lacks, &other_coverage, "the window to compare with");
     }
+    let lacks = lacks.iter().map(|(which, what, groups)| format!("{which} lacks of {}: {what}", groups.join(", ")));
+    answer.notes.extend(lacks);
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
     answer.report = Some(Report::Table(table(&candidates, query.top)));
     answer.metric.clone_from(&query.metric);
     Ok(answer)
 }
 
-/// Says what of a window is not recorded, once for each group of metrics.
-fn note(answer: &mut Answer, coverage: &Coverage, which: &str) {
-    let mut notes = Vec::new();
-    if !coverage.missing.is_empty() {
-        let missing = coverage.missing.iter().map(|one| format!("{} s {}", one.seconds, one.why)).collect::<Vec<_>>();
-        notes.push(format!("{which} lacks of {}: {}", coverage.group, missing.join(", ")));
+/// What is not recorded: of which window, how much and why, of which groups of metrics.
+type Lacks = Vec<(&'static str, String, Vec<String>)>;
+
+/// Notes what of a window is not recorded, once for all groups of metrics that lack the same.
+fn note(answer: &mut Answer, lacks: &mut Lacks, coverage: &Coverage, which: &'static str) {
+    let Coverage { group, missing, looked_share, .. } = coverage;
+    if !missing.is_empty() {
+        let missing = missing.iter().map(|one| format!("{} s {}", one.seconds, one.why)).collect::<Vec<_>>().join(", ");
+        match lacks.iter_mut().find(|(other, what, _)| *other == which && *what == missing) {
+            Some((.., groups)) if groups.contains(group) => {}
+            Some((.., groups)) => groups.push(group.clone()),
+            None => lacks.push((which, missing, vec![group.clone()])),
+        }
     }
-    if let Some(share) = coverage.looked_share {
+    if let Some(share) = looked_share {
         let percent = digits(share * 100.0);
-        notes.push(format!(
-            "rates of {} are estimates: in {which} a duty cycle looked for {percent} % of the time",
-            coverage.group
-        ));
+        let note =
+            format!("rates of {group} are estimates: in {which} a duty cycle looked for {percent} % of the time");
+        if !answer.notes.contains(&note) {
+            answer.notes.push(note);
+        }
     }
-    notes.retain(|note| !answer.notes.contains(note));
-    answer.notes.extend(notes);
 }
 
 /// Both windows, out of the same tier.

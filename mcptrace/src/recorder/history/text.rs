@@ -28,7 +28,7 @@ pub fn answer(answer: &Answer, most_bytes: usize) -> String {
         lines.push(String::new());
         lines.extend(bars(answer));
     }
-    let foot: Vec<String> = answer.coverage.iter().filter_map(lack).chain(answer.notes.iter().map(note)).collect();
+    let foot: Vec<String> = lacks(&answer.coverage).into_iter().chain(answer.notes.iter().map(note)).collect();
     let foot = foot.join("\n");
     let room = most_bytes.saturating_sub(foot.len() + 80);
     let mut body = lines.join("\n");
@@ -118,14 +118,24 @@ fn sparkline(values: &[Value], most: f64) -> String {
     values.iter().map(bar).collect()
 }
 
-fn lack(coverage: &Coverage) -> Option<String> {
-    if coverage.missing.is_empty() {
-        return None;
+/// What was not recorded, a line for all groups of metrics that lack the same.
+fn lacks(coverage: &[Coverage]) -> Vec<String> {
+    let mut lacks: Vec<(String, Vec<&str>)> = Vec::new();
+    for one in coverage.iter().filter(|one| !one.missing.is_empty()) {
+        let lack = lack(one);
+        match lacks.iter_mut().find(|(other, _)| *other == lack) {
+            Some((_, groups)) => groups.push(&one.group),
+            None => lacks.push((lack, vec![&one.group])),
+        }
     }
+    lacks.into_iter().map(|(lack, groups)| format!("coverage of {}: {lack}", groups.join(", "))).collect()
+}
+
+fn lack(coverage: &Coverage) -> String {
     let parts = coverage.missing.iter().map(|one| format!("{} s {}", units::decimal(one.seconds), one.why));
     let parts = parts.collect::<Vec<_>>().join(", ");
     let (recorded, seconds) = (units::decimal(coverage.recorded_seconds), units::decimal(coverage.seconds));
-    Some(format!("coverage of {}: {recorded} of {seconds} s recorded; not: {parts}", coverage.group))
+    format!("{recorded} of {seconds} s recorded; not: {parts}")
 }
 
 #[cfg(test)]
