@@ -196,7 +196,7 @@ fn more(reader: Reader, envelope: &Envelope, cut: &Cut) -> Option<String> {
     let left = envelope.more.as_ref().map_or(0, |more| more.rows_left) + cut.rows + cut.events;
     if left == 0 && cut.lines == 0 {
         return (envelope.status == Status::Running && reader == Reader::Client)
-            .then(|| format!("still running: {}", call(envelope, None)));
+            .then(|| format!("still running: {}", call(envelope, cursor(envelope, cut).as_deref())));
     }
     let what = if left > 0 { format!("{} more rows", count(left)) } else { format!("{} lines cut", count(cut.lines)) };
     Some(match reader {
