@@ -172,7 +172,8 @@ pub const METRICS: &[Metric] = &[
         "interrupts",
         "interrupts",
         &["kind", "name"],
-        "Handlers that ran: kind hard by name and number, kind soft by vector (NET_RX, TIMER...)",
+        "Handlers that ran: kind hard by name and number (of devices: neither each CPU's timer nor calls between CPUs), kind soft by vector \
+            (NET_RX, TIMER...)",
     ),
     sum(INTERRUPTS, "interrupt_ns", "ns", &["kind", "name"], "Time in these handlers"),
     sum(

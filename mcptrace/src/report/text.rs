@@ -42,6 +42,15 @@ pub fn quantity(value: &Value, unit: &str) -> String {
     units::quantity(value, unit)
 }
 
+/// The same with the unit, also where it is a noun.
+pub fn measured(value: &Value, unit: &str) -> String {
+    let quantity = units::quantity(value, unit);
+    match unit {
+        "ns" | "bytes" | "ns/s" | "bytes/s" | "" => quantity,
+        unit => format!("{quantity} {}", plain(unit, 40)),
+    }
+}
+
 /// The text beside the JSON of a tool's answer, of at most so many bytes.
 pub fn envelope(envelope: &Envelope, most_bytes: usize) -> String {
     envelope_for(Reader::Client, envelope, most_bytes)

@@ -8,7 +8,10 @@ use super::{
     lately::{Change, Lately},
 };
 use crate::{
-    report::text::units::{decimal, plain, seconds},
+    report::text::{
+        measured,
+        units::{decimal, plain, seconds},
+    },
     text::clipped,
 };
 
@@ -63,7 +66,8 @@ fn changed(lately: &Lately) -> String {
     let one = |one: &Change| {
         let Change { metric, labels, measure, before, now, unit } = one;
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", plain(labels, 80)) };
-        format!("\n   {metric}{labels} {measure} {} -> {} {}", decimal(*before), decimal(*now), plain(unit, 40))
+        let [before, now] = [before, now].map(|value| measured(&serde_json::json!(value), unit));
+        format!("\n   {metric}{labels} {measure} {before} -> {now}")
     };
     format!("\nrecorder, last minute against {compared_with}:{}", changed.iter().map(one).collect::<String>())
 }

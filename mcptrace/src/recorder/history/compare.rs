@@ -159,7 +159,7 @@ fn measured(
     let steps = steps(reader, metric, &grouping, plan, &ranked)?;
     let mut all = Measures::new();
     for ((key, whole), steps) in ranked.iter().zip(&steps) {
-        for measure in measures(metric.kind) {
+        for measure in measures(metric) {
             let Some(value) = value(measure, whole, recorded.looked()) else { continue };
             let (error, values) = (error(measure, steps, &recorded), values(measure, whole));
             all.insert((key.clone(), measure), (grouping.row(key), Measured { value, error, values }));
@@ -177,8 +177,12 @@ fn group_by(query: &Query, metric: &Known) -> String {
     if labels.is_empty() { "none".to_owned() } else { labels.join(",") }
 }
 
-fn measures(kind: Kind) -> &'static [&'static str] {
-    match kind {
+/// Distributions of what another metric counts by the same labels: that there are more or fewer values is told once.
+const COUNTED: [&str; 4] = ["syscall_ns", "block_queue_ns", "block_service_ns", "tcp_connect_ns"];
+
+fn measures(metric: &Known) -> &'static [&'static str] {
+    match metric.kind {
+        Kind::Distribution if COUNTED.contains(&metric.name.as_str()) => &["p99"],
         Kind::Sum => &["per_second"],
         Kind::Gauge => &["average"],
         Kind::Distribution => &["p99", "per_second"],
@@ -298,6 +302,17 @@ mod tests {
 
     fn of(value: f64, error: f64) -> Measured {
         Measured { value, error, values: None }
+    }
+
+    #[test]
+    fn what_another_metric_counts_is_a_distribution_by_the_same_labels() {
+        use crate::recorder::metrics::metric;
+        for (values, count) in
+            COUNTED.into_iter().zip(["syscalls", "block_requests", "block_requests", "tcp_connected"])
+        {
+            let [values, count] = [values, count].map(|name| metric(name).unwrap());
+            assert_eq!((values.kind, count.kind, values.labels), (Kind::Distribution, Kind::Sum, count.labels));
+        }
     }
 
     #[test]
