@@ -29,7 +29,7 @@ use self::{
     rows::{digits, points, table},
 };
 use super::{
-    metrics::OTHERS,
+    metrics::{self, OTHERS},
     status::{self, Status},
     store::{
         self,
@@ -369,10 +369,12 @@ fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError
     })
 }
 
-/// What was recorded of a group; metrics of the recorder itself are recorded with any.
+/// What was recorded of a group; metrics of the recorder itself are recorded with any, and so is what is always read, in files of the time
+/// when it was no group.
 fn of_group(groups: &HashMap<String, Recorded>, group: &str) -> Recorded {
     let most = || groups.values().max_by(|a, b| a.total().total_cmp(&b.total()));
-    let own = groups.get(group).or_else(|| if group == "recorder" { most() } else { None });
+    let is_always = group == "recorder" || group == metrics::PROC;
+    let own = groups.get(group).or_else(|| if is_always { most() } else { None });
     own.cloned().unwrap_or_default()
 }
 
