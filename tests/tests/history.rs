@@ -259,6 +259,26 @@ fn levels_and_values_of_a_late_tick_are_in_all_its_seconds() {
     assert_eq!((row["count"].as_u64(), row["mean"].as_f64()), (Some(90), Some(44_500.0)), "{row:?}");
 }
 
+#[test]
+fn what_is_always_read_has_rates_by_all_the_time_that_was_recorded() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let faults = metrics::metric("page_faults").unwrap();
+    let second = |n: i64| {
+        let mut tick = duty_cycle(n, 1000.0, 0.1);
+        tick.samples.push(mcptrace_tests::simulated::sample(faults, &["minor"], tick::Value::Sum(10)));
+        // Files of before have no such group.
+        tick.coverage.extend((n > 90).then(|| tick::Coverage { group: metrics::PROC, share: 1.0, why: None }));
+        tick
+    };
+    keep(&mut keeper, (1..=120).map(second));
+    for from in [0, 100] {
+        let answer = ask(folder.path(), &query("page_faults", from, 120), 120);
+        assert_eq!(table(&answer).rows[0]["per_second"], 10.0, "{answer:?}");
+        assert_eq!(missing(&answer.coverage[0]), [], "{answer:?}");
+    }
+}
+
 /// So many system calls a second, looked at for a part of every tenth second.
 fn duty_cycle(n: i64, rate: f64, share: f64) -> Tick {
     let looked = if n % 10 == 0 { share } else { 0.0 };

@@ -369,12 +369,12 @@ fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError
     })
 }
 
-/// What was recorded of a group; metrics of the recorder itself are recorded with any, and so is what is always read, in files of the time
-/// when it was no group.
+/// What was recorded of a group. Metrics of the recorder itself are recorded with any, and so is what is always read: in files of the time when
+/// that was no group, too.
 fn of_group(groups: &HashMap<String, Recorded>, group: &str) -> Recorded {
-    let most = || groups.values().max_by(|a, b| a.total().total_cmp(&b.total()));
     let is_always = group == "recorder" || group == metrics::PROC;
-    let own = groups.get(group).or_else(|| if is_always { most() } else { None });
+    let most = || groups.values().max_by(|a, b| a.looked().total_cmp(&b.looked()));
+    let own = if is_always { most() } else { groups.get(group) };
     own.cloned().unwrap_or_default()
 }
 
