@@ -1,12 +1,13 @@
 //! The crates that are published: what is in them, and that they build from it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::build_ebpf::cargo_home;
 use crate::process::{self, cargo};
+use xtask::workspace_root;
 
 /// In the order in which they are published.
 const PUBLISHED: &[&str] = &["mcptrace-wire", "mcptrace"];
@@ -38,36 +39,44 @@ pub(super) fn check() -> Result<()> {
         ensure!(stray.is_none(), "{name}: {} is in the crate", stray.unwrap_or(&""));
         println!("{name}: {} files", files.len());
     }
-    forget_unpacked(&cargo_home())?;
+    let target = workspace_root().join("target/publish");
+    forget(&cargo_home(), &target)?;
     let mut package = cargo();
-    package.args(["package", "--locked", "--allow-dirty"]);
+    package.args(["package", "--locked", "--allow-dirty", "--target-dir"]).arg(&target);
     package.args(PUBLISHED.iter().flat_map(|name| ["--package", name]));
     process::run(&mut package)
 }
 
-/// Cargo keeps what it unpacks by name and version, of archives that it has just packed itself too: without this an earlier state of the
-/// first crate would be built. Folders of those have no host in their names.
-fn forget_unpacked(cargo_home: &Path) -> Result<()> {
-    let Ok(sources) = fs::read_dir(cargo_home.join("registry/src")) else { return Ok(()) };
-    let packed = sources.flatten().filter(|source| source.file_name().as_encoded_bytes().starts_with(b"-"));
-    for unpacked in packed.flat_map(|source| fs::read_dir(source.path()).into_iter().flatten().flatten()) {
-        let name = unpacked.file_name();
-        if PUBLISHED.iter().any(|published| is_version_of(&name.to_string_lossy(), published)) {
-            match fs::remove_dir_all(unpacked.path()) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", unpacked.path().display()));
-                }
-                _ => {}
+/// Cargo goes by name and version with what it unpacks and builds, of archives that it has just packed itself too: without this an earlier
+/// state of the first crate would be used. Folders of what it packed itself have no host in their names.
+fn forget(cargo_home: &Path, target: &Path) -> Result<()> {
+    let packed = folders(&cargo_home.join("registry/src")).filter(|source| name(source).starts_with('-'));
+    let unpacked = packed.flat_map(|source| folders(&source));
+    let built = folders(&target.join("debug/.fingerprint"));
+    let of_ours = |folder: &PathBuf| PUBLISHED.iter().any(|crate_name| is_of(&name(folder), crate_name));
+    for folder in unpacked.chain(built).filter(of_ours) {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
             }
+            _ => {}
         }
     }
     Ok(())
 }
 
-/// Whether a folder is that of a crate and a version.
-fn is_version_of(folder: &str, name: &str) -> bool {
-    let version = folder.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
-    version.is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+/// What is in a folder; nothing if it is not there.
+fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Whether a folder is that of a crate: its name and a version or a hash.
+fn is_of(folder: &str, crate_name: &str) -> bool {
+    folder.strip_prefix(crate_name).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| !rest.contains('-'))
 }
 
 fn has_all(name: &str, files: &[&str], wanted: &[&str]) -> Result<()> {
@@ -90,16 +99,23 @@ mod tests {
     }
     #[test]
     fn only_what_cargo_packed_itself_is_forgotten() {
-        let home = tempfile::tempdir().unwrap();
-        let sources = home.path().join("registry/src");
-        let [stale, other, published] =
-            ["-14cd/mcptrace-wire-0.1.0", "-14cd/mcptrace-wires-1.0.0", "index.crates.io-19/mcptrace-0.1.0"]
-                .map(|folder| sources.join(folder));
-        for folder in [&stale, &other, &published] {
-            fs::create_dir_all(folder.join("src")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (home, target) = (folder.path().join("home"), folder.path().join("target"));
+        let all = [
+            (home.join("registry/src/-14cd/mcptrace-wire-0.1.0"), false),
+            (home.join("registry/src/-14cd/mcptrace-other-1.0.0"), true),
+            (home.join("registry/src/index.crates.io-19/mcptrace-0.1.0"), true),
+            (target.join("debug/.fingerprint/mcptrace-wire-0123456789abcdef"), false),
+            (target.join("debug/.fingerprint/mcptrace-0123456789abcdef"), false),
+            (target.join("debug/.fingerprint/serde-0123456789abcdef"), true),
+        ];
+        for (path, _) in &all {
+            fs::create_dir_all(path.join("src")).unwrap();
         }
-        forget_unpacked(home.path()).unwrap();
-        assert_eq!([&stale, &other, &published].map(|folder| folder.exists()), [false, true, true]);
-        forget_unpacked(&home.path().join("none")).unwrap();
+        forget(&home, &target).unwrap();
+        for (path, stays) in &all {
+            assert_eq!(path.exists(), *stays, "{}", path.display());
+        }
+        forget(&folder.path().join("none"), &folder.path().join("none")).unwrap();
     }
 }
