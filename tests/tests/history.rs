@@ -268,7 +268,7 @@ fn what_is_always_read_has_rates_by_all_the_time_that_was_recorded() {
         let mut tick = duty_cycle(n, 1000.0, 0.1);
         tick.samples.push(mcptrace_tests::simulated::sample(faults, &["minor"], tick::Value::Sum(10)));
         // Files of before have no such group.
-        tick.coverage.extend((n > 90).then(|| tick::Coverage { group: metrics::PROC, share: 1.0, why: None }));
+        tick.coverage.extend((n > 90).then_some(tick::Coverage { group: metrics::PROC, share: 1.0, why: None }));
         tick
     };
     keep(&mut keeper, (1..=120).map(second));
