@@ -5,7 +5,10 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     process::{Child, Command, Output, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -102,7 +105,7 @@ fn opens_23_times(folder: &str) -> String {
 fn unprivileged(folder: &tempfile::TempDir) -> Command {
     let copy = folder.path().join("mcptrace");
     fs::copy(program(), &copy).unwrap();
-    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(copy);
     command.uid(65_534).gid(65_534);
     command
@@ -318,6 +321,16 @@ fn without_privilege_it_says_which_capability_and_the_command_that_grants_it() {
     let grant = format!("sudo setcap cap_bpf,cap_perfmon+ep {}", folder.path().join("mcptrace").display());
     let message = stderr(&output);
     assert!(message.contains("CAP_BPF and CAP_PERFMON") && message.contains(&grant), "{message}");
+}
+
+#[test]
+fn a_history_of_anothers_names_the_ways_to_read_it() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("history.db"), "").unwrap();
+    fs::set_permissions(folder.path().join("history.db"), fs::Permissions::from_mode(0o600)).unwrap();
+    let output = unprivileged(&folder).args(["history", "--state"]).arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("may not read") && stderr(&output).contains("chmod 640"), "{}", stderr(&output));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl From<HistoryError> for Failure {
             message = format!("{message}\n\n  did you mean `{name}`?");
         }
         match error.category() {
-            "no_history" => Self::cannot_run(message),
+            "no_history" | "permission" => Self::cannot_run(message),
             "unreadable_history" => Self::failed(message),
             _ => Self::usage(message),
         }

@@ -141,6 +141,10 @@ pub enum HistoryError {
     /// It is there, and its first second is not.
     #[error("the history has just begun, and nothing is recorded yet: ask again in some seconds")]
     Empty,
+    /// It is another user's.
+    #[error("this user may not read the history {}: ask as root, or through the daemon (`mcptrace` without a command, from an MCP client), \
+        or let a group read it: `chgrp GROUP` and `chmod 640` for the file, the same and 750 for its folder", .0.display())]
+    Forbidden(PathBuf),
     /// It is there and cannot be read.
     #[error("cannot read the history {}: {error}", file.display())]
     Unreadable {
@@ -185,6 +189,7 @@ impl HistoryError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Absent(_) | Self::Empty => "no_history",
+            Self::Forbidden(_) => "permission",
             Self::Unreadable { .. } | Self::Sqlite(_) => "unreadable_history",
             Self::UnknownMetric { .. } => "unknown_metric",
             Self::UnknownLabel { .. } => "unknown_label",

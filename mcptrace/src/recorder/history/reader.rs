@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::File,
+    io::ErrorKind,
     path::Path,
 };
 
@@ -65,10 +67,12 @@ impl Reader {
     pub fn open(folder: &Path) -> Result<Self, HistoryError> {
         let file = place::file(folder);
         let absent = || HistoryError::Absent(file.clone());
-        match std::fs::metadata(&file) {
+        // SQLite tells all that keeps a file from being opened in the same words.
+        match File::open(&file).map_err(|error| (error.kind(), error)) {
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(absent()),
-            Err(error) => return Err(HistoryError::Unreadable { file, error: error.to_string() }),
+            Err((ErrorKind::NotFound, _)) => return Err(absent()),
+            Err((ErrorKind::PermissionDenied, _)) => return Err(HistoryError::Forbidden(file)),
+            Err((_, error)) => return Err(HistoryError::Unreadable { file, error: error.to_string() }),
         }
         let unreadable = |error: String| HistoryError::Unreadable { file: file.clone(), error };
         let connection = connect(&file).map_err(|error| unreadable(error.to_string()))?;
