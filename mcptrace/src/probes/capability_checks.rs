@@ -74,7 +74,7 @@ impl Probe for CapabilityChecks {
         // Called by pointer, so never inlined.
         Attach::kernel_return("checked", "cap_capable").alternative(),
     ];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "check";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 130.0;
