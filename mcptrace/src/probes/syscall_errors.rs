@@ -74,7 +74,7 @@ impl Probe for SyscallErrors {
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM"];
     const COUNTS: &'static str = "exit";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 180.0;
+    const COST_NS: f64 = 130.0;
     const GROUPS: &'static [By] = &[By::Total, By::Pid];
     type Options = Options;
 
