@@ -131,6 +131,8 @@ pub trait Probe: Sized + Send + Sync + 'static {
     const COST_NS: f64;
     /// Whether it measures durations, which `min_duration_us` can then filter by.
     const HAS_DURATION: bool = true;
+    /// Whether its report is of stacks.
+    const STACKS: WithStacks = WithStacks::Never;
     /// What results can be grouped by, where it has the option `by`.
     const GROUPS: &'static [By] = &[];
     /// Its options.
@@ -251,6 +253,8 @@ pub struct Entry {
     pub cost_ns: f64,
     /// See [`Probe::HAS_DURATION`].
     pub has_duration: bool,
+    /// See [`Probe::STACKS`].
+    pub stacks: WithStacks,
     /// See [`Probe::GROUPS`].
     pub groups: &'static [By],
     /// Columns or fields of the report.
@@ -266,6 +270,17 @@ pub struct Entry {
     pub(crate) decodes: fn(&[u8], &Clock) -> (bool, Option<Row>),
     /// A plan with the default options, for trying whether a kernel takes the programs.
     pub trial: fn(&Context<'_>) -> Plan,
+}
+
+/// When a probe's report is of stacks, of which folded text and a flame graph can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithStacks {
+    /// Whatever its options are.
+    Always,
+    /// With the option `stacks`.
+    IfAsked,
+    /// Its report has another shape.
+    Never,
 }
 
 /// A probe ready to be loaded.
@@ -350,6 +365,7 @@ impl Entry {
             needs: P::NEEDS,
             cost_ns: P::COST_NS,
             has_duration: P::HAS_DURATION,
+            stacks: P::STACKS,
             groups: P::GROUPS,
             fields: P::fields,
             event_fields: P::event_fields,
@@ -504,6 +520,17 @@ mod tests {
             let path = format!("{}/../mcptrace-ebpf/src/bin/{}.rs", env!("CARGO_MANIFEST_DIR"), entry.name);
             let compares = std::fs::read_to_string(&path).unwrap().contains("duration_passes(");
             assert_eq!(compares, entry.has_duration, "{}: duration_passes and HAS_DURATION disagree", entry.name);
+        }
+    }
+
+    #[test]
+    fn stacks_are_the_only_report_without_columns_or_an_option() {
+        for entry in PROBES {
+            let fields = (entry.fields)();
+            let is_always = matches!(&fields[..], [field] if field.name == "value");
+            assert_eq!(is_always, entry.stacks == WithStacks::Always, "{}", entry.name);
+            let is_asked = entry.option_names().iter().any(|name| name == "stacks");
+            assert_eq!(is_asked, entry.stacks == WithStacks::IfAsked, "{}", entry.name);
         }
     }
 

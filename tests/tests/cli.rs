@@ -386,17 +386,26 @@ fn a_second_interrupt_ends_a_run_that_nobody_reads() {
 }
 
 #[test]
-fn where_stacks_cannot_be_written_is_said_before_anything_is_traced_and_what_was_traced_is_shown() {
+fn where_stacks_cannot_be_written_is_said_before_anything_is_traced() {
+    let mut run = mcptrace(&["run", "cpu_profile", "-d", "60", "--folded", "/no/such/folder/x"]);
     let begun = Instant::now();
-    let output = mcptrace(&["run", "cpu_profile", "-d", "60", "--folded", "/no/such/folder/x"]).output().unwrap();
+    let output = run.output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(begun.elapsed() < Duration::from_secs(30) && stderr(&output).contains("/no/such/folder/x"));
+}
+
+#[test]
+fn without_stacks_none_are_written_and_nothing_is_traced() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("x").display().to_string();
-    let output = mcptrace(&["run", "syscall_counts", "-d", "0.2", "--folded", &file]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("has no stacks"), "{}", stderr(&output));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("syscall_counts completed"));
+    let file = folder.path().join("cpu.svg");
+    let path = file.to_str().unwrap();
+    let said = refused(&["run", "file_opens", "--flamegraph", path], 2);
+    assert!(said.contains("file_opens has no stacks") && said.contains("cpu_profile, "), "{said}");
+    let said = refused(&["run", "futex_waits", "--folded", path], 2);
+    assert!(said.contains("only with --stacks"), "{said}");
+    assert!(!file.exists(), "an empty file would be taken for a result");
+    succeeded(&["run", "futex_waits", "-d", "0.1", "--stacks", "--folded", path]);
+    assert!(file.exists());
 }
 
 #[test]

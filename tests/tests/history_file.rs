@@ -411,7 +411,7 @@ fn busy(n: i64) -> Tick {
     let mut samples = Vec::new();
     for metric in METRICS {
         let series: Vec<Vec<String>> = match metric.name {
-            // Forty that stay, and a container that lives for a moment: 1,000 an hour.
+            // Forty that stay, and a container that lives for a moment: 900 an hour.
             "cpu_process_ns" => (0..40)
                 .map(|one| {
                     [format!("{}", 1000 + one), format!("worker-{}", one % 13), "/system.slice/app.service".into()]

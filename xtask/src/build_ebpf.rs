@@ -179,7 +179,7 @@ impl Build<'_> {
     }
 }
 
-fn cargo_home() -> PathBuf {
+pub(crate) fn cargo_home() -> PathBuf {
     let default = || env::home_dir().unwrap_or_default().join(".cargo");
     env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from)
 }

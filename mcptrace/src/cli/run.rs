@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::{Arg, ArgMatches, Args as _, Command, FromArgMatches as _, value_parser};
+use serde_json::{Map, Value};
 use tokio::{
     runtime, select,
     signal::unix::{SignalKind, signal},
@@ -31,7 +32,7 @@ use crate::{
     executions::{self, Executions, ProbeRequest},
     kernel::{filter::Filter, processes::process_has_ended},
     principal::Principal,
-    probes::{Entry, PROBES},
+    probes::{Entry, PROBES, WithStacks},
     report::{
         Envelope, Status,
         text::{Reader, envelope_for},
@@ -139,6 +140,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let flags = Flags::from_arg_matches(matches).map_err(|error| Failure::usage(error.to_string()))?;
     let words: Vec<OsString> = matches.get_many("command").into_iter().flatten().cloned().collect();
     let request = request(entry, matches, &flags, !words.is_empty())?;
+    flags.need_stacks(entry, &request.options)?;
     let config = config::load(matches)?.config;
     let executions = Executions::audited(config.limits(), Audit::new(&config.audit(false)));
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -247,6 +249,25 @@ async fn trace(
 }
 
 impl Flags {
+    /// That there will be stacks, if they are to be written.
+    fn need_stacks(&self, entry: &Entry, options: &Map<String, Value>) -> Result<(), Failure> {
+        let Some(path) = self.flamegraph.as_ref().or(self.folded.as_ref()) else { return Ok(()) };
+        let (name, path) = (entry.name, path.display());
+        match entry.stacks {
+            WithStacks::Always => Ok(()),
+            WithStacks::IfAsked if options.get("stacks") == Some(&Value::Bool(true)) => Ok(()),
+            WithStacks::IfAsked => {
+                Err(Failure::usage(format!("{name} has stacks to write into {path} only with --stacks")))
+            }
+            WithStacks::Never => {
+                let others: Vec<_> =
+                    PROBES.iter().filter(|one| one.stacks != WithStacks::Never).map(|one| one.name).collect();
+                let others = others.join(", ");
+                Err(Failure::usage(format!("{name} has no stacks to write into {path}; probes that have: {others}")))
+            }
+        }
+    }
+
     /// That stacks can be written where they are to go, before anything is traced.
     fn try_files(&self) -> Result<(), Failure> {
         for path in self.flamegraph.iter().chain(&self.folded) {

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe,
+    Context, Found, OptionError, Probe, WithStacks,
     options::{Side, Transport},
     plan_of,
     stacks::{self, Unit},
@@ -72,6 +72,7 @@ impl Probe for CpuProfile {
     const COUNTS: &'static str = "sample";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 2_600.0;
+    const STACKS: WithStacks = WithStacks::Always;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe,
+    Context, Found, OptionError, Probe, WithStacks,
     names::{self, Names},
     options::{By, Side},
     plan_of,
@@ -60,6 +60,7 @@ impl Probe for FutexWaits {
     const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM", "TASK_LEADER"];
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 830.0;
+    const STACKS: WithStacks = WithStacks::IfAsked;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe, functions,
+    Context, Found, OptionError, Probe, WithStacks, functions,
     options::Side,
     plan_of,
     stacks::{self, MOST_STACKS, Unit},
@@ -92,6 +92,7 @@ impl Probe for HeapGrowth {
     const COUNTS: &'static str = "returns";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 12_000.0;
+    const STACKS: WithStacks = WithStacks::Always;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe, plan_of,
+    Context, Found, OptionError, Probe, WithStacks, plan_of,
     stacks::{self, MOST_STACKS, Unit},
 };
 use crate::{
@@ -55,6 +55,7 @@ impl Probe for KernelLocks {
     const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "end";
     const COST_NS: f64 = 4_500.0;
+    const STACKS: WithStacks = WithStacks::IfAsked;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

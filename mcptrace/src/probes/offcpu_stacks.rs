@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe,
+    Context, Found, OptionError, Probe, WithStacks,
     options::Side,
     plan_of,
     stacks::{self, Unit},
@@ -84,6 +84,7 @@ impl Probe for OffcpuStacks {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 2_800.0;
+    const STACKS: WithStacks = WithStacks::Always;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe,
+    Context, Found, OptionError, Probe, WithStacks,
     names::{self, Names},
     options::By,
     plan_of, put,
@@ -63,6 +63,7 @@ impl Probe for PageFaults {
     const COUNTS: &'static str = "minor";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 290.0;
+    const STACKS: WithStacks = WithStacks::IfAsked;
     type Options = Options;
 
     fn plan(options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

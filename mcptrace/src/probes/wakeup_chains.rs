@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Found, OptionError, Probe, plan_of,
+    Context, Found, OptionError, Probe, WithStacks, plan_of,
     stacks::{self, MOST_STACKS},
 };
 use crate::{
@@ -53,6 +53,7 @@ impl Probe for WakeupChains {
     const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "waking";
     const COST_NS: f64 = 6_000.0;
+    const STACKS: WithStacks = WithStacks::Always;
     type Options = Options;
 
     fn plan(_options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

@@ -1,7 +1,8 @@
 //! Keeps the recorder within its budget. Pure: it is told what was measured and says what to do.
 //!
-//! Over budget it first looks at system calls for a shorter time, then sheds the dearest group; when there has been room for a while it
-//! takes back what it shed last. What was taken back and had to be shed again soon waits twice as long the next time.
+//! Over budget it first looks at system calls for a shorter time, then sheds the dearest group; far over it, at once and as many groups as
+//! that takes. When there has been room for a while it takes back what it shed last. What was taken back and had to be shed again soon waits
+//! twice as long the next time.
 //!
 //! Where the recorder's thread alone is over the budget, nothing that is left out brings all within it. Then its programs have the budget for
 //! themselves, and are left out only if they are over it.
@@ -17,6 +18,8 @@ const FIRST_DUTY: usize = 2;
 
 /// Measurements over the budget, one after the other, before something is given up.
 const PATIENCE: u32 = 2;
+/// Budgets that are too much to wait for another measurement.
+const FAR: f64 = 2.0;
 /// The share of the budget that all together may take after something is taken back.
 const ROOM: f64 = 0.8;
 /// Seconds of calm before something is taken back.
@@ -65,6 +68,9 @@ struct Shed {
     cost: f64,
 }
 
+/// Groups whose cost goes by switches between threads.
+const SCHEDULING: [&str; 2] = ["cpu", "runq"];
+
 /// The groups that may be shed. Not those out of /proc, which have no programs.
 const SHEDDABLE: &[&str] = &["runq", "block", "tcp", "processes", "memory", "interrupts", "locks", "cpu"];
 
@@ -108,24 +114,32 @@ impl Governor {
         programs > self.left_by(own)
     }
 
+    /// Whether programs are over what they may cost if there are so many times more switches between threads than when that was measured.
+    pub fn would_be_over(&self, measured: &Measured, times: f64) -> bool {
+        let scheduling = SCHEDULING.iter().filter(|group| !self.has_shed(group));
+        let cost: f64 = scheduling.filter_map(|group| measured.groups.get(group)).sum();
+        self.excess(measured) + cost * (times - 1.0) > 0.0
+    }
+
     /// Takes a measurement and decides.
-    pub fn decide(&mut self, measured: &Measured) -> Option<Action> {
-        self.last = measured.own + programs(measured, self.duty);
+    pub fn decide(&mut self, measured: &Measured) -> Vec<Action> {
+        self.last = measured.own + self.programs(measured);
         if let Some((_, seconds)) = &mut self.restored {
             *seconds += measured.seconds;
         }
         if self.excess(measured) > 0.0 {
             self.calm = 0.0;
             self.over += 1;
-            if self.over < PATIENCE {
-                return None;
+            let is_far = self.programs(measured) > FAR * self.left_by(measured.own);
+            if self.over < PATIENCE && !is_far {
+                return Vec::new();
             }
             self.over = 0;
-            return self.give_up(measured);
+            return self.give_up(measured, is_far);
         }
         self.over = 0;
         self.calm += measured.seconds;
-        self.take_back(measured)
+        self.take_back(measured).into_iter().collect()
     }
 
     /// What the recorder's thread leaves to programs; all if it is over the budget by itself.
@@ -135,25 +149,41 @@ impl Governor {
 
     /// By how much programs cost more than they may.
     fn excess(&self, measured: &Measured) -> f64 {
-        programs(measured, self.duty) - self.left_by(measured.own)
+        self.programs(measured) - self.left_by(measured.own)
     }
 
-    fn give_up(&mut self, measured: &Measured) -> Option<Action> {
-        let excess = self.excess(measured);
+    /// What all programs cost. What is shed no longer does, even where the measurement is still of before.
+    fn programs(&self, measured: &Measured) -> f64 {
+        let on = measured.groups.iter().filter(|(group, _)| !self.has_shed(group));
+        on.map(|(_, cost)| cost).sum::<f64>() + syscalls(measured, self.duty)
+    }
+
+    /// One group, or all that it takes.
+    fn give_up(&mut self, measured: &Measured, all: bool) -> Vec<Action> {
+        let mut excess = self.excess(measured);
         // System calls first, as far as that helps: down to the level that is enough, or to none.
         if syscalls(measured, self.duty) > 0.0 {
             let enough = |duty: &usize| syscalls(measured, self.duty) - syscalls(measured, *duty) >= excess;
             self.duty = (self.duty + 1..DUTY_MS.len()).find(enough).unwrap_or(DUTY_MS.len() - 1);
-            if self.excess(measured) <= 0.0 {
-                return None;
-            }
+            excess = self.excess(measured);
         }
-        let dearest = SHEDDABLE.iter().filter(|group| !self.has_shed(group));
-        let dearest = dearest.map(|group| (*group, measured.groups.get(group).copied().unwrap_or(0.0)));
-        let (group, cost) = dearest.max_by(|one, other| one.1.total_cmp(&other.1)).filter(|(_, cost)| *cost > 0.0)?;
-        self.shed.push(Shed { group, cost });
-        self.wait_longer_for(group);
-        Some(Action::Shed(group))
+        let mut actions = Vec::new();
+        while excess > 0.0
+            && (all || actions.is_empty())
+            && let Some((group, cost)) = self.dearest(measured)
+        {
+            self.shed.push(Shed { group, cost });
+            self.wait_longer_for(group);
+            actions.push(Action::Shed(group));
+            excess -= cost;
+        }
+        actions
+    }
+
+    fn dearest(&self, measured: &Measured) -> Option<(&'static str, f64)> {
+        let on = SHEDDABLE.iter().filter(|group| !self.has_shed(group));
+        let costs = on.map(|group| (*group, measured.groups.get(group).copied().unwrap_or(0.0)));
+        costs.max_by(|one, other| one.1.total_cmp(&other.1)).filter(|(_, cost)| *cost > 0.0)
     }
 
     /// What came back a short while ago and is too dear again waits twice as long.
@@ -167,7 +197,7 @@ impl Governor {
         if self.calm < CALM {
             return None;
         }
-        let room = self.left_by(measured.own) - self.budget * (1.0 - ROOM) - programs(measured, self.duty);
+        let room = self.left_by(measured.own) - self.budget * (1.0 - ROOM) - self.programs(measured);
         if let Some(shed) = self.shed.last().copied() {
             let wait = self.waits.get(shed.group).copied().unwrap_or(CALM);
             // What it cost when it was shed says little about now once it has waited for long: then it is tried.
@@ -190,11 +220,6 @@ impl Governor {
     }
 }
 
-/// What all programs cost at a level of the duty cycle.
-fn programs(measured: &Measured, duty: usize) -> f64 {
-    measured.groups.values().sum::<f64>() + syscalls(measured, duty)
-}
-
 /// What system calls cost at a level of the duty cycle.
 fn syscalls(measured: &Measured, duty: usize) -> f64 {
     measured.syscalls_always.unwrap_or(0.0) * DUTY_MS[duty] as f64 / (DUTY_TICKS * 1000) as f64
@@ -214,7 +239,7 @@ mod tests {
     }
 
     fn decide(governor: &mut Governor, measured: &Measured, times: usize) -> Vec<Action> {
-        (0..times).filter_map(|_| governor.decide(measured)).collect()
+        (0..times).flat_map(|_| governor.decide(measured)).collect()
     }
 
     #[test]
@@ -229,12 +254,23 @@ mod tests {
     #[test]
     fn one_measurement_over_budget_is_no_reason() {
         let mut governor = Governor::new(0.01);
-        let dear = measured(&[("runq", 0.02)], 0.0);
+        let dear = measured(&[("runq", 0.015)], 0.0);
         let cheap = measured(&[("runq", 0.002)], 0.0);
         for _ in 0..20 {
-            assert_eq!(governor.decide(&dear), None);
-            assert_eq!(governor.decide(&cheap), None);
+            assert_eq!(governor.decide(&dear), []);
+            assert_eq!(governor.decide(&cheap), []);
         }
+    }
+
+    #[test]
+    fn far_over_budget_all_that_it_takes_is_shed_at_once() {
+        let mut governor = Governor::new(0.01);
+        let flood = measured(&[("cpu", 0.012), ("runq", 0.02), ("tcp", 0.002), ("interrupts", 0.001)], 0.0);
+        assert_eq!(governor.decide(&flood), [Action::Shed("runq"), Action::Shed("cpu")]);
+        let rest = measured(&[("tcp", 0.002), ("interrupts", 0.001)], 0.0);
+        assert_eq!(decide(&mut governor, &rest, 5), []);
+        // Both come back, the last one first, and not at once.
+        assert_eq!(decide(&mut governor, &rest, 100), [Action::Restore("cpu"), Action::Restore("runq")]);
     }
 
     #[test]
@@ -266,14 +302,26 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_of_switches_is_over_budget_before_it_is_measured() {
+        let mut governor = Governor::new(0.01);
+        let quiet = measured(&[("cpu", 0.0004), ("runq", 0.0002), ("tcp", 0.002)], 0.0);
+        assert!(!governor.would_be_over(&quiet, 12.0), "0.05 % of its own, 0.2 % of tcp and 0.72 % of switches");
+        assert!(governor.would_be_over(&quiet, 13.0));
+        assert!(!governor.would_be_over(&quiet, 0.0));
+        assert!(!governor.would_be_over(&Measured::default(), 1e9), "nothing is known");
+        assert_eq!(decide(&mut governor, &measured(&[("cpu", 0.02), ("runq", 0.01)], 0.0), 1).len(), 2);
+        assert!(!governor.would_be_over(&quiet, 1e6), "they are shed");
+    }
+
+    #[test]
     fn what_comes_back_too_early_waits_longer() {
         let mut governor = Governor::new(0.01);
         let busy = measured(&[("cpu", 0.001), ("runq", 0.02)], 0.0);
         let calm = measured(&[("cpu", 0.001)], 0.0);
         let mut restores = Vec::new();
         for _ in 0..4 {
-            assert_eq!(decide(&mut governor, &busy, 2), [Action::Shed("runq")]);
-            let ticks = (1..1000).find(|_| governor.decide(&calm).is_some()).unwrap();
+            assert_eq!(governor.decide(&busy), [Action::Shed("runq")]);
+            let ticks = (1..1000).find(|_| !governor.decide(&calm).is_empty()).unwrap();
             restores.push(ticks);
         }
         assert!(restores.is_sorted() && restores[3] >= 4 * restores[0], "{restores:?}");

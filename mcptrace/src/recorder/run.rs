@@ -142,8 +142,11 @@ struct Work {
     is_measured: bool,
     /// Something was measured in this tick.
     is_fresh: bool,
-    /// The last measurement alone was over the budget: the next tick is measured as well, so that little time goes by over it.
+    /// The last measurement alone was over the budget, or what ran since says that another would be: the next tick is measured as well,
+    /// so that little time goes by over it.
     is_urgent: bool,
+    /// Switches of the tick that was measured last.
+    switches: u64,
     /// What system calls would cost all the time, at the last three looks.
     syscalls_always: [f64; 3],
     /// Costs of groups at the last three measurements.
@@ -180,6 +183,7 @@ impl Work {
             is_measured: false,
             is_fresh: false,
             is_urgent: false,
+            switches: 0,
             syscalls_always: [0.0; 3],
             measurements: Default::default(),
             cpus: 1.0,
@@ -323,17 +327,29 @@ impl Work {
         self.publish(at_ns);
     }
 
+    /// What a burst of switches costs is not waited for until it is time to measure.
+    fn weigh(&mut self, switches: u64) {
+        if self.is_fresh {
+            self.switches = switches;
+            return;
+        }
+        let times = switches as f64 / self.switches.max(1) as f64;
+        self.is_urgent = self.governor.would_be_over(&self.measured, times);
+    }
+
     fn govern(&mut self) {
-        match self.governor.decide(&self.measured) {
-            Some(Action::Shed(group)) => {
-                tracing::warn!(group, cost_percent = self.governor.cost() * 100.0, "over budget: no longer recorded");
-                self.programs.detach(group);
+        for action in self.governor.decide(&self.measured) {
+            match action {
+                Action::Shed(group) => {
+                    let cost_percent = self.governor.cost() * 100.0;
+                    tracing::warn!(group, cost_percent, "over budget: no longer recorded");
+                    self.programs.detach(group);
+                }
+                Action::Restore(group) => {
+                    tracing::info!(group, "recorded again");
+                    self.attach(group);
+                }
             }
-            Some(Action::Restore(group)) => {
-                tracing::info!(group, "recorded again");
-                self.attach(group);
-            }
-            None => {}
         }
     }
 
@@ -346,6 +362,7 @@ impl Work {
         self.proc.read(&mut samples);
         let mut kept = self.programs.read();
         self.sample(&mut kept, &mut samples);
+        self.weigh(kept.voluntary + kept.involuntary);
         let (events, events_lost) = events(&self.programs.events(), &kept, at_ns.wrapping_sub(monotonic));
         let coverage = metrics::GROUPS.iter().map(|group| self.coverage(group, span)).collect();
         let tick = Tick { at_ns, span_ns: span.as_nanos() as u64, samples: samples.0, events, events_lost, coverage };
