@@ -336,9 +336,12 @@ fn a_reader_that_leaves_early_is_no_error() {
 
 #[test]
 fn following_ends_when_its_reader_leaves() {
-    for words in [&["file_opens", "--follow"][..], &["syscall_counts", "--follow", "--json"]] {
-        let mut child =
-            mcptrace(&[&["run"], words].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for words in [
+        &["run", "file_opens", "--follow"][..],
+        &["run", "syscall_counts", "--follow", "--json"],
+        &["daemon", "--print"],
+    ] {
+        let mut child = mcptrace(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while child.try_wait().unwrap().is_none() {
@@ -348,8 +351,23 @@ fn following_ends_when_its_reader_leaves() {
             sleep(Duration::from_millis(20));
         }
         let output = child.wait_with_output().unwrap();
-        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{words:?}");
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}", stderr(&output));
+        assert!(words[0] == "daemon" || stderr(&output).is_empty(), "{words:?}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn triage_names_next_steps_that_can_be_typed() {
+    let mut fault =
+        Command::new(env!("CARGO_BIN_EXE_fault")).arg("failing_opens").stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(fault.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let found = output(&["triage", "--seconds", "3", "--focus", "processes"]);
+    let text = stdout(&found);
+    let step = text.lines().find_map(|line| line.trim().strip_prefix("next: mcptrace ")).unwrap_or_default();
+    let step = output(&step.replace("-d 10", "-d 0.5").split(' ').collect::<Vec<_>>());
+    _ = (fault.kill(), fault.wait());
+    assert!(text.ends_with('\n') && !text.contains("run_probe"), "{text}");
+    assert!(stdout(&step).contains(" · 0."), "{text}{}", stderr(&step));
 }
 
 /// A pager that is not scrolled, a terminal after Ctrl-S.

@@ -179,10 +179,11 @@ async fn triage_answers_at_once_from_the_recorder_unless_it_is_told_how_long_to_
     assert!(recorded.text.contains("as recorded") && recorded.text.len() <= 4096, "{}", recorded.text);
     let found = recorded.success();
     assert!(found.to_string().len() <= 4096 && found["looked_at"].as_array().unwrap().len() >= 8, "{found}");
-    let names: Vec<_> =
-        found["looked_at"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
-    assert!(names.contains(&"cpu_used") && names.contains(&"runq_wait_p99"), "{names:?}");
     let one = root.tool("triage", json!({ "focus": "disk" })).await.success();
+    // Numbers make room for findings, of which a busy machine has many; and what costs too much there is not recorded.
+    let names: Vec<_> = one["looked_at"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    let is_shed = found["notes"].to_string().contains("not judged");
+    assert!(names.contains(&"cpu_used") && (names.contains(&"runq_wait_p99") || is_shed), "{names:?} {found}");
     assert_eq!(one["source"], "recorder");
     assert!(one["notes"].to_string().contains("only disk was looked at"), "{one}");
     // Answers out of the history start nothing: only the live looks are on record.

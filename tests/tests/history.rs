@@ -69,6 +69,75 @@ fn what_is_unknown_is_named_with_the_nearest() {
 }
 
 #[test]
+fn steps_and_ends_are_those_that_are_asked_for_where_they_are_kept() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=1000).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let of = |step: &str, from: i64, to: i64| {
+        let answer = ask(folder.path(), &Query { step: step.into(), ..query("test_calls", from, to) }, 1000);
+        let older = answer.notes.iter().any(|note| note.contains("what is older"));
+        (answer.step_seconds.unwrap(), answer.window.unwrap().seconds as i64, older)
+    };
+    assert_eq!(of("15s", 97, 997), (15, 900, false));
+    assert_eq!(of("1h", 983, 993), (3600, 10, false), "a step is longer than what is asked about");
+    let (step, seconds, older) = of("", 97, 997);
+    assert!((seconds - 900).abs() < 20 && seconds / step <= 60 && !older, "{step} {seconds} {older}");
+}
+
+#[test]
+fn a_condition_that_nothing_fits_is_told_with_what_there_is() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=60).map(|n| tick(n, if n < 30 { vec![calls("redis", "user", 1)] } else { Vec::new() })));
+    let of = |filter: &str, from: i64| {
+        let query = Query { filter: filter.into(), ..query("test_calls", from, 60) };
+        history::ask_at(folder.path(), &query, START + 60)
+    };
+    let none = of("comm=reddis", 0).unwrap();
+    assert!(
+        none.notes.iter().any(|note| note.contains("comm=reddis") && note.contains("without `where`")),
+        "{:?}",
+        none.notes
+    );
+    let idle = of("comm=redis", 40).unwrap();
+    assert!(idle.notes.iter().any(|note| note.contains("none of it came about")), "{:?}", idle.notes);
+    assert!(of("comm=redis", 0).unwrap().notes.iter().all(|note| note.contains("not running")));
+    let twice = of("mode=user,mode=system", 0).unwrap_err().to_string();
+    assert!(twice.contains("`mode`") && twice.contains("once"), "{twice}");
+}
+
+#[test]
+fn what_several_groups_lack_is_told_once() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(
+        &mut keeper,
+        (1..=60).map(|n| duty_cycle(n, 1000.0, 0.1)).map(|mut tick| {
+            tick.samples.push(calls("a", "user", 1));
+            tick
+        }),
+    );
+    let compared = ask(folder.path(), &Query { compare_to: "previous".into(), ..query("", 0, 120) }, 120);
+    let lacks: Vec<_> = compared.notes.iter().filter(|note| note.contains("compare with lacks")).collect();
+    assert_eq!(lacks.len(), 1, "{:?}", compared.notes);
+    assert!(lacks[0].contains("cpu, syscalls"), "{lacks:?}");
+    let all = history::text::answer(&ask(folder.path(), &query("", -60, 60), 60), 1 << 20);
+    let lines: Vec<_> = all.lines().filter(|line| line.starts_with("coverage of")).collect();
+    assert_eq!(lines.len(), 1, "{all}");
+    assert!(lines[0].contains("cpu, recorder, syscalls") || lines[0].contains("cpu, syscalls"), "{lines:?}");
+}
+
+#[test]
+fn what_cannot_be_compared_with_is_told_what_can() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    keep(&mut keeper, (1..=60).map(|n| tick(n, vec![calls("a", "user", 1)])));
+    let query = Query { compare_to: "yesterday".into(), ..query("test_calls", 0, 60) };
+    let error = history::ask_at(folder.path(), &query, START + 60).unwrap_err().to_string();
+    assert!(error.contains("`yesterday`") && error.contains("previous") && error.contains("FROM..TO"), "{error}");
+}
+
+#[test]
 fn percentiles_are_of_all_values_and_not_averages_of_percentiles() {
     let folder = folder();
     let mut keeper = keeper(folder.path());
@@ -188,6 +257,26 @@ fn levels_and_values_of_a_late_tick_are_in_all_its_seconds() {
     let whole = ask(folder.path(), &query("test_latency_ns", 0, 9), 9);
     let row = &table(&whole).rows[0];
     assert_eq!((row["count"].as_u64(), row["mean"].as_f64()), (Some(90), Some(44_500.0)), "{row:?}");
+}
+
+#[test]
+fn what_is_always_read_has_rates_by_all_the_time_that_was_recorded() {
+    let folder = folder();
+    let mut keeper = keeper(folder.path());
+    let faults = metrics::metric("page_faults").unwrap();
+    let second = |n: i64| {
+        let mut tick = duty_cycle(n, 1000.0, 0.1);
+        tick.samples.push(mcptrace_tests::simulated::sample(faults, &["minor"], tick::Value::Sum(10)));
+        // Files of before have no such group.
+        tick.coverage.extend((n > 90).then_some(tick::Coverage { group: metrics::PROC, share: 1.0, why: None }));
+        tick
+    };
+    keep(&mut keeper, (1..=120).map(second));
+    for from in [0, 100] {
+        let answer = ask(folder.path(), &query("page_faults", from, 120), 120);
+        assert_eq!(table(&answer).rows[0]["per_second"], 10.0, "{answer:?}");
+        assert_eq!(missing(&answer.coverage[0]), [], "{answer:?}");
+    }
 }
 
 /// So many system calls a second, looked at for a part of every tenth second.

@@ -143,6 +143,19 @@ fn sql_can_neither_write_nor_leave() {
 }
 
 #[test]
+fn a_column_that_is_none_is_answered_with_those_of_the_views() {
+    let folder = folder();
+    keep(&mut keeper(folder.path()), [tick(1, vec![calls("a", "user", 3)])]);
+    let error = |query: &str| sql(folder.path(), query).map(|answer| format!("{answer:?}")).unwrap_err().to_string();
+    let column = error("SELECT value FROM sums");
+    assert!(column.contains("sums(metric, step, t, time, labels, amount)"), "{column}");
+    assert!(!column.contains("buckets("), "only of what was asked: {column}");
+    let joined = error("SELECT b.height FROM sums AS s JOIN buckets b USING (t)");
+    assert!(joined.contains("buckets(metric, step, t, time, labels, low, high, count)"), "{joined}");
+    assert!(error("SELECT * FROM summs").contains("sums("), "the one that is meant");
+}
+
+#[test]
 fn sql_does_not_run_for_ever() {
     let folder = folder();
     keep(&mut keeper(folder.path()), (1..=60).map(|n| tick(n, vec![calls("a", "user", 3)])));

@@ -53,6 +53,19 @@ fn path_of(directory: &tempfile::TempDir, name: &str) -> String {
 }
 
 #[test]
+fn naming_a_process_is_not_traced_into_more_to_name() {
+    let own = std::process::id();
+    let envelope = around("file_opens", &json!({}), &of_pid(own), || {
+        fs::File::open("/etc/hostname").unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+    });
+    let looks = format!("/proc/{own}/");
+    let looks =
+        events(&envelope).iter().filter(|row| row["path"].as_str().is_some_and(|path| path.starts_with(&looks)));
+    assert!(looks.count() <= 4, "each look at this process was traced, and looked at: {:?}", envelope.loss);
+}
+
+#[test]
 fn every_open_is_an_event_with_all_that_it_was_asked_and_given() {
     let directory = tempfile::tempdir().unwrap();
     let there = path_of(&directory, "there");

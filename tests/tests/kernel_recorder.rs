@@ -126,7 +126,7 @@ fn seconds_follow_each_other_without_gap_and_say_what_was_recorded() {
         assert!(between.abs_diff(pair[1].span_ns) < 5_000_000, "{between} {}", pair[1].span_ns);
     }
     for tick in &ticks {
-        for group in ["cpu", "runq", "block", "tcp", "network", "processes", "memory", "interrupts", "locks"] {
+        for group in ["proc", "cpu", "runq", "block", "tcp", "network", "processes", "memory", "interrupts", "locks"] {
             let coverage = coverage(tick, group);
             assert!(coverage.share > 0.999 && coverage.why.is_none(), "{coverage:?}");
         }

@@ -23,8 +23,8 @@ const NOTES_END: &str = "<!-- end of notes -->";
 pub(crate) struct Options {
     #[command(flatten)]
     packages: packages::InstallOptions,
-    /// Only these probes, and only what they add to an event; or `recorder`: what the recorder costs programs; or `latency`: how soon
-    /// watchers are told. Prints and writes nothing
+    /// Only these probes, and only what they add to an event; or `recorder`, and which loads (redis, cpu, threads, build): what the
+    /// recorder costs programs; or `latency`: how soon watchers are told. Prints and writes nothing
     probes: Vec<String>,
     /// Only this part, which is put into the document in place of the old one; may be given several times
     #[arg(long = "part", value_name = "costs|startup|memory|flood|server|growth")]
@@ -41,7 +41,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let needs: Vec<_> = TO_BUILD.iter().chain(TO_TEST).collect();
     packages::ensure_installed(&needs, &options.packages)?;
     match options.probes.as_slice() {
-        [one] if one == "recorder" => return recorder::run(&build(&[])?, options.rounds.unwrap_or(9)),
+        [one, loads @ ..] if one == "recorder" => {
+            return recorder::run(|| build(&[]), loads, options.rounds.unwrap_or(9));
+        }
         [one] if one == "latency" => return latency(&build(&["latency"])?),
         _ => {}
     }

@@ -284,7 +284,8 @@ async fn record(
     Ok(())
 }
 
-/// Says what recording costs, soon after the start and whenever what is recorded changes; and tells other processes.
+/// Says what recording costs, soon after the start and whenever what is recorded changes; and tells other processes. Ends where nobody reads
+/// what is printed.
 async fn report(recorder: &Recorder, folder: Option<&Path>) {
     let begun = Instant::now();
     let mut status = recorder.status();
@@ -303,6 +304,10 @@ async fn report(recorder: &Recorder, folder: Option<&Path>) {
         has_said_cost |= begun.elapsed() >= FIRST_REPORT;
         if now.error != status.error {
             say(&now.error.as_ref().map_or_else(|| "kept again".to_owned(), |error| format!("not kept: {error}")));
+        }
+        // What is printed and cannot be written is for nobody; a file may have room again.
+        if folder.is_none() && now.error.is_some() {
+            return;
         }
         status = now;
     }

@@ -17,7 +17,14 @@ pub(super) fn text(text: &str) -> Result<(), Failure> {
 
 /// Writes JSON: indented for a terminal, on one line for a program.
 pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let pretty = io::stdout().is_terminal();
-    let json = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    if io::stdout().is_terminal() { written(serde_json::to_string_pretty(value)) } else { json_line(value) }
+}
+
+/// Writes JSON on one line, also for a terminal.
+pub(super) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    written(serde_json::to_string(value))
+}
+
+fn written(json: serde_json::Result<String>) -> Result<(), Failure> {
     text(&(json.map_err(|error| Failure::failed(error.to_string()))? + "\n"))
 }

@@ -146,7 +146,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     flags.try_files()?;
     let (envelope, stacks) = runtime.block_on(trace(executions, request, &words, &flags))?;
-    show(&envelope, flags.json)?;
+    match flags {
+        // Lines went before it.
+        Flags { json: true, follow: true, .. } => output::json_line(&envelope).and_then(|()| worked(&envelope))?,
+        Flags { json, .. } => show(&envelope, json)?,
+    }
     stacks
 }
 
@@ -423,6 +427,10 @@ pub(super) fn show(envelope: &Envelope, json: bool) -> Result<(), Failure> {
     } else {
         output::text(&envelope_for(Reader::Shell, envelope, MOST_TEXT))?;
     }
+    worked(envelope)
+}
+
+fn worked(envelope: &Envelope) -> Result<(), Failure> {
     if envelope.status == Status::Failed { Err(Failure::failed("")) } else { Ok(()) }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(draft) => named(&config, draft)?.answer(),
         None => live(&config, seconds.unwrap_or(USUAL), focus)?,
     };
-    if matches.get_flag("json") { output::json(&triage) } else { output::text(&triage::text(&triage)) }
+    if matches.get_flag("json") { output::json(&triage) } else { output::text(&(triage::text(&triage) + "\n")) }
 }
 
 fn live(config: &Config, seconds: f64, focus: Option<Focus>) -> Result<Triage, Failure> {

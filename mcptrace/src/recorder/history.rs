@@ -5,6 +5,7 @@
 
 mod compare;
 pub mod coverage;
+mod grouping;
 pub mod past;
 pub mod range;
 pub mod reader;
@@ -24,12 +25,13 @@ use serde_json::{Value, json};
 
 use self::{
     coverage::{Coverage, Grid, Recorded},
+    grouping::Grouping,
     range::{MOST, Span, stamp, usual_step},
-    reader::{Known, Mark, Reader},
+    reader::{Known, Mark, Reader, whole_spans},
     rows::{digits, points, table},
 };
 use super::{
-    metrics::OTHERS,
+    metrics,
     status::{self, Status},
     store::{
         self,
@@ -39,11 +41,7 @@ use super::{
     },
     tick::Kind,
 };
-use crate::{
-    report::{AnyReport, Field, Report, Row, Table, Window},
-    suggest::nearest,
-    text::{matches_glob, untrusted},
-};
+use crate::report::{AnyReport, Field, Report, Row, Table, Window};
 
 /// Groups that a metric is divided into if nothing is said.
 pub const DEFAULT_TOP: usize = 10;
@@ -291,15 +289,18 @@ impl Plan {
         Self::stepped(reader, span, asked, now)
     }
 
-    /// One step over all of it, from what is kept in short enough steps that its ends are where they were asked for.
+    /// One step over all of it.
     fn whole(reader: &Reader, span: Span, now: &Now) -> Result<Self, HistoryError> {
-        let mut plan = Self::stepped(reader, span, fine(span), now)?;
+        let mut plan = Self::stepped(reader, span, reader::width(fine(span), |_| true), now)?;
         plan.grid.step = plan.grid.span.seconds();
         Ok(plan)
     }
 
     fn stepped(reader: &Reader, span: Span, asked: i64, now: &Now) -> Result<Self, HistoryError> {
-        let (tier, span, step) = reader.choose(span, asked, now.second)?;
+        // So short that steps and ends of the window are where they were asked for.
+        let width = reader::width(asked.min(fine(span)), |width| asked % width == 0);
+        let (tier, span) = reader.choose(span, width, now.second)?;
+        let step = whole_spans(&tier, asked);
         let mut notes = Vec::new();
         if step > asked {
             notes.push(format!(
@@ -346,6 +347,11 @@ fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError
     let points = shown.map(|(key, steps)| points(&grouping.row(key), metric.kind, steps, &recorded)).collect();
     let coverage = Coverage::of(&metric.group, &recorded, plan.grid, &marks, now.until);
     let mut notes = notes(&metric, &grouping, &coverage, &marks, damaged);
+    if let Some(unfit) = &grouping.unfit {
+        notes.push(unfit.clone());
+    } else if ranked.is_empty() && coverage.recorded_seconds > 0.0 {
+        notes.push("it was recorded in this window, and none of it came about".to_owned());
+    }
     notes.extend(plan.notes.iter().chain(&now.notes).cloned());
     Ok(Answer {
         metric: metric.name.clone(),
@@ -361,75 +367,13 @@ fn one(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, HistoryError
     })
 }
 
-/// What was recorded of a group; metrics of the recorder itself are recorded with any.
+/// What was recorded of a group. Metrics of the recorder itself are recorded with any, and so is what is always read: in files of the time when
+/// that was no group, too.
 fn of_group(groups: &HashMap<String, Recorded>, group: &str) -> Recorded {
-    let most = || groups.values().max_by(|a, b| a.total().total_cmp(&b.total()));
-    let own = groups.get(group).or_else(|| if group == "recorder" { most() } else { None });
+    let is_always = group == "recorder" || group == metrics::PROC;
+    let most = || groups.values().max_by(|a, b| a.looked().total_cmp(&b.looked()));
+    let own = if is_always { most() } else { groups.get(group) };
     own.cloned().unwrap_or_default()
-}
-
-/// Which series are looked at, and what they are taken together by.
-struct Grouping {
-    /// Names of the labels.
-    by: Vec<String>,
-    /// The group of each series; those that the filter leaves out are not here.
-    group: HashMap<u32, Vec<String>>,
-    /// Whether series that are forgotten count, as "others".
-    forgotten: bool,
-    /// Whether a group can hold several series.
-    narrower: bool,
-}
-
-impl Grouping {
-    fn new(reader: &Reader, metric: &Known, group_by: &str, filter: &str) -> Result<Self, HistoryError> {
-        let by = match group_by.trim() {
-            "" => metric.labels.clone(),
-            "none" => Vec::new(),
-            some => some.split(',').map(|name| label(metric, name.trim())).collect::<Result<_, _>>()?,
-        };
-        let wanted = conditions(metric, filter)?;
-        let at: Vec<usize> =
-            by.iter().filter_map(|name| metric.labels.iter().position(|label| label == name)).collect();
-        let fits = |values: &[String]| wanted.iter().all(|(at, glob)| matches_glob(glob, &values[*at]));
-        let key = |values: &[String]| at.iter().map(|at| values[*at].clone()).collect();
-        let series = reader.series(metric)?;
-        let group = series.iter().filter(|(_, values)| fits(values)).map(|(id, values)| (*id, key(values))).collect();
-        let narrower = by.len() < metric.labels.len();
-        Ok(Self { by, group, forgotten: wanted.is_empty(), narrower })
-    }
-
-    fn key(&self, series: u32) -> Option<Vec<String>> {
-        let forgotten = || self.forgotten.then(|| self.by.iter().map(|_| OTHERS.to_owned()).collect());
-        self.group.get(&series).cloned().or_else(forgotten)
-    }
-
-    fn row(&self, key: &[String]) -> Row {
-        self.by.iter().zip(key).map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
-    }
-}
-
-/// `label=glob` with commas between them, as places of labels and globs.
-fn conditions(metric: &Known, filter: &str) -> Result<Vec<(usize, String)>, HistoryError> {
-    let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
-    let condition = |part: &str| {
-        let (name, glob) = part.split_once('=').ok_or_else(|| {
-            HistoryError::Range(format!("`where` is label=value, not `{}`", untrusted(part.as_bytes(), 60)))
-        })?;
-        let name = label(metric, name.trim())?;
-        let at = metric.labels.iter().position(|label| *label == name).unwrap_or_default();
-        Ok((at, glob.trim().to_owned()))
-    };
-    parts.map(condition).collect()
-}
-
-fn label(metric: &Known, name: &str) -> Result<String, HistoryError> {
-    if metric.labels.iter().any(|label| label == name) {
-        return Ok(name.to_owned());
-    }
-    let known = if metric.labels.is_empty() { "none".to_owned() } else { metric.labels.join(", ") };
-    let did_you_mean = nearest(name, metric.labels.iter().map(String::as_str)).map(str::to_owned);
-    let name = untrusted(name.as_bytes(), 60);
-    Err(HistoryError::UnknownLabel { metric: metric.name.clone(), name, known, did_you_mean })
 }
 
 type Ranked = Vec<(Vec<String>, Cell)>;

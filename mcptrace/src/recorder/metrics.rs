@@ -7,6 +7,8 @@ use super::tick::{Kind, Metric};
 /// The value of label `pid` of the row that sums up all processes beyond those that have rows of their own.
 pub const OTHERS: &str = "others";
 
+/// What the kernel counts by itself, in files under /proc: never shed.
+pub const PROC: &str = "proc";
 /// Time on CPUs and context switches.
 pub const CPU: &str = "cpu";
 /// Waiting for a CPU.
@@ -23,7 +25,7 @@ pub const PROCESSES: &str = "processes";
 pub const MEMORY: &str = "memory";
 /// Interrupts.
 pub const INTERRUPTS: &str = "interrupts";
-/// Pressure and load.
+/// Pressure.
 pub const PRESSURE: &str = "pressure";
 /// Locks of the kernel.
 pub const LOCKS: &str = "locks";
@@ -31,12 +33,66 @@ pub const LOCKS: &str = "locks";
 pub const SYSCALLS: &str = "syscalls";
 
 /// What is recorded and shed together, in the order of [`METRICS`].
-pub const GROUPS: &[&str] = &[CPU, RUNQ, BLOCK, TCP, NETWORK, PROCESSES, MEMORY, INTERRUPTS, PRESSURE, LOCKS, SYSCALLS];
+pub const GROUPS: &[&str] =
+    &[PROC, CPU, RUNQ, BLOCK, TCP, NETWORK, PROCESSES, MEMORY, INTERRUPTS, PRESSURE, LOCKS, SYSCALLS];
 
 const NONE: &[&str] = &[];
 
 /// Everything that is recorded.
 pub const METRICS: &[Metric] = &[
+    sum(
+        PROC,
+        "cpu_mode_ns",
+        "ns",
+        &["mode"],
+        "Time of all CPUs by what they did: user, nice, system, idle, iowait, irq, softirq, steal (/proc/stat, in steps of 10 ms)",
+    ),
+    gauge(PROC, "cpus_online", "CPUs", NONE, "CPUs that are online"),
+    gauge(PROC, "threads_runnable", "threads", NONE, "Threads that run or are runnable at the moment"),
+    gauge(PROC, "threads_blocked", "threads", NONE, "Threads that wait for I/O at the moment (/proc/stat)"),
+    gauge(PROC, "threads", "threads", NONE, "Threads of all processes (/proc/loadavg)"),
+    gauge(
+        PROC,
+        "load_1m",
+        "threads",
+        NONE,
+        "Threads that run, are runnable or wait in the kernel, averaged over a minute (/proc/loadavg)",
+    ),
+    gauge(PROC, "memory_total_bytes", "bytes", NONE, "Memory of the machine (/proc/meminfo, as the rows that follow)"),
+    gauge(PROC, "memory_available_bytes", "bytes", NONE, "Memory that programs can have without swapping"),
+    gauge(PROC, "memory_cached_bytes", "bytes", NONE, "Memory of the page cache"),
+    gauge(
+        PROC,
+        "memory_dirty_bytes",
+        "bytes",
+        NONE,
+        "Memory that has to be written back to disk, and is being written",
+    ),
+    gauge(PROC, "swap_used_bytes", "bytes", NONE, "Swap in use"),
+    sum(PROC, "swap_pages", "pages", &["direction"], "Pages swapped in or out (/proc/vmstat)"),
+    sum(PROC, "page_faults", "faults", &["kind"], "Page faults: minor, or major (they waited for I/O) (/proc/vmstat)"),
+    sum(
+        PROC,
+        "block_busy_ns",
+        "ns",
+        &["device"],
+        "Time in which a device had a request under way (/proc/diskstats, in steps of 1 ms)",
+    ),
+    gauge(PROC, "block_in_flight", "requests", &["device"], "Requests under way (/proc/diskstats)"),
+    sum(
+        PROC,
+        "tcp_segments_sent",
+        "segments",
+        NONE,
+        "Segments sent, in the network namespace of the recorder (/proc/net/snmp)",
+    ),
+    sum(
+        PROC,
+        "tcp_listen_drops",
+        "connections",
+        NONE,
+        "Connections dropped because a listener's queue was full, in the network namespace of the recorder (/proc/net/netstat)",
+    ),
     sum(
         CPU,
         "cpu_process_ns",
@@ -46,19 +102,11 @@ pub const METRICS: &[Metric] = &[
     ),
     sum(
         CPU,
-        "cpu_mode_ns",
-        "ns",
-        &["mode"],
-        "Time of all CPUs by what they did: user, nice, system, idle, iowait, irq, softirq, steal (/proc/stat, in steps of 10 ms)",
-    ),
-    sum(
-        CPU,
         "context_switches",
         "switches",
         &["kind"],
         "Threads that left their CPU: voluntary (they wait or end) or involuntary (they could have gone on)",
     ),
-    gauge(CPU, "cpus_online", "CPUs", NONE, "CPUs that are online"),
     distribution(RUNQ, "runq_latency_ns", "ns", NONE, "From when a thread becomes runnable to when it runs"),
     distribution(
         BLOCK,
@@ -77,14 +125,6 @@ pub const METRICS: &[Metric] = &[
     sum(BLOCK, "block_requests", "requests", &["device", "operation"], "Block requests that completed"),
     sum(BLOCK, "block_bytes", "bytes", &["device", "operation"], "Bytes of block requests that completed"),
     sum(BLOCK, "block_errors", "requests", &["device", "operation"], "Block requests that completed with an error"),
-    sum(
-        BLOCK,
-        "block_busy_ns",
-        "ns",
-        &["device"],
-        "Time in which a device had a request under way (/proc/diskstats, in steps of 1 ms)",
-    ),
-    gauge(BLOCK, "block_in_flight", "requests", &["device"], "Requests under way (/proc/diskstats)"),
     sum(TCP, "tcp_connects", "connections", NONE, "Connects that began"),
     sum(TCP, "tcp_connected", "connections", NONE, "Connects that succeeded"),
     sum(
@@ -98,20 +138,6 @@ pub const METRICS: &[Metric] = &[
     distribution(TCP, "tcp_connect_ns", "ns", NONE, "From the beginning of a connect to its success"),
     sum(TCP, "tcp_retransmits", "segments", NONE, "Segments sent again"),
     sum(TCP, "tcp_resets", "resets", &["direction"], "Resets sent or received"),
-    sum(
-        TCP,
-        "tcp_segments_sent",
-        "segments",
-        NONE,
-        "Segments sent, in the network namespace of the recorder (/proc/net/snmp)",
-    ),
-    sum(
-        TCP,
-        "tcp_listen_drops",
-        "connections",
-        NONE,
-        "Connections dropped because a listener's queue was full, in the network namespace of the recorder (/proc/net/netstat)",
-    ),
     sum(
         NETWORK,
         "net_bytes",
@@ -133,7 +159,6 @@ pub const METRICS: &[Metric] = &[
         "Processes that ended: success (status 0), failure (another status) or signal",
     ),
     sum(PROCESSES, "fatal_signals", "processes", &["signal"], "Processes that a signal killed"),
-    gauge(PROCESSES, "threads", "threads", NONE, "Threads of all processes (/proc/loadavg)"),
     distribution(
         MEMORY,
         "reclaim_stall_ns",
@@ -143,36 +168,12 @@ pub const METRICS: &[Metric] = &[
     ),
     sum(MEMORY, "oom_kills", "processes", NONE, "Processes that the kernel killed for want of memory"),
     sum(
-        MEMORY,
-        "page_faults",
-        "faults",
-        &["kind"],
-        "Page faults: minor, or major (they waited for I/O) (/proc/vmstat)",
-    ),
-    sum(MEMORY, "swap_pages", "pages", &["direction"], "Pages swapped in or out (/proc/vmstat)"),
-    gauge(
-        MEMORY,
-        "memory_total_bytes",
-        "bytes",
-        NONE,
-        "Memory of the machine (/proc/meminfo, as the rows that follow)",
-    ),
-    gauge(MEMORY, "memory_available_bytes", "bytes", NONE, "Memory that programs can have without swapping"),
-    gauge(MEMORY, "memory_cached_bytes", "bytes", NONE, "Memory of the page cache"),
-    gauge(
-        MEMORY,
-        "memory_dirty_bytes",
-        "bytes",
-        NONE,
-        "Memory that has to be written back to disk, and is being written",
-    ),
-    gauge(MEMORY, "swap_used_bytes", "bytes", NONE, "Swap in use"),
-    sum(
         INTERRUPTS,
         "interrupts",
         "interrupts",
         &["kind", "name"],
-        "Handlers that ran: kind hard by name and number, kind soft by vector (NET_RX, TIMER...)",
+        "Handlers that ran: kind hard by name and number (of devices: neither each CPU's timer nor calls between CPUs), kind soft by vector \
+            (NET_RX, TIMER...)",
     ),
     sum(INTERRUPTS, "interrupt_ns", "ns", &["kind", "name"], "Time in these handlers"),
     sum(
@@ -183,15 +184,6 @@ pub const METRICS: &[Metric] = &[
         "Time in which at least one thread was stalled for want of cpu, memory or io (/proc/pressure)",
     ),
     sum(PRESSURE, "pressure_full_ns", "ns", &["resource"], "Time in which all threads that had work were stalled so"),
-    gauge(
-        PRESSURE,
-        "load_1m",
-        "threads",
-        NONE,
-        "Threads that run, are runnable or wait in the kernel, averaged over a minute (/proc/loadavg)",
-    ),
-    gauge(PRESSURE, "threads_runnable", "threads", NONE, "Threads that run or are runnable at the moment"),
-    gauge(PRESSURE, "threads_blocked", "threads", NONE, "Threads that wait for I/O at the moment (/proc/stat)"),
     distribution(
         LOCKS,
         "lock_wait_ns",

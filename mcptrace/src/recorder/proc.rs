@@ -305,6 +305,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_is_in_no_group_that_is_shed_with_programs() {
+        let mut samples = Samples::default();
+        let mut proc = Proc::open();
+        (0..2).for_each(|_| proc.read(&mut samples));
+        assert!(samples.0.len() > 20, "{samples:?}");
+        for sample in &samples.0 {
+            let shed = crate::recorder::programs::GROUPS.iter().any(|group| group.name == sample.metric.group);
+            assert!(!shed, "{} goes on while {} is said not to be recorded", sample.metric.name, sample.metric.group);
+        }
+    }
+
+    #[test]
     fn times_of_cpus_are_what_grew() {
         let line = |user, idle| {
             format!("cpu  {user} 0 5 {idle} 0 0 0 0 0 0\ncpu0 1 2 3\ncpu1 1 2 3\nprocs_running 3\nprocs_blocked 1\n")

@@ -42,6 +42,15 @@ pub fn quantity(value: &Value, unit: &str) -> String {
     units::quantity(value, unit)
 }
 
+/// The same with the unit, also where it is a noun.
+pub fn measured(value: &Value, unit: &str) -> String {
+    let quantity = units::quantity(value, unit);
+    match unit {
+        "ns" | "bytes" | "ns/s" | "bytes/s" | "" => quantity,
+        unit => format!("{quantity} {}", plain(unit, 40)),
+    }
+}
+
 /// The text beside the JSON of a tool's answer, of at most so many bytes.
 pub fn envelope(envelope: &Envelope, most_bytes: usize) -> String {
     envelope_for(Reader::Client, envelope, most_bytes)
@@ -196,7 +205,7 @@ fn more(reader: Reader, envelope: &Envelope, cut: &Cut) -> Option<String> {
     let left = envelope.more.as_ref().map_or(0, |more| more.rows_left) + cut.rows + cut.events;
     if left == 0 && cut.lines == 0 {
         return (envelope.status == Status::Running && reader == Reader::Client)
-            .then(|| format!("still running: {}", call(envelope, None)));
+            .then(|| format!("still running: {}", call(envelope, cursor(envelope, cut).as_deref())));
     }
     let what = if left > 0 { format!("{} more rows", count(left)) } else { format!("{} lines cut", count(cut.lines)) };
     Some(match reader {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Number;
+use crate::report::text;
 
 /// What kind of trouble. The names are part of the tool's contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -184,6 +185,25 @@ impl Next {
         }
         Self { tool: "run_probe".into(), arguments }
     }
+
+    /// The same at a shell.
+    pub fn at_a_shell(&self) -> String {
+        let of = |name: &str| self.arguments.get(name).and_then(Value::as_object).into_iter().flatten();
+        let flag = |(name, value): (&String, &Value)| match value {
+            Value::Bool(true) => format!(" --{}", name.replace('_', "-")),
+            Value::Bool(false) | Value::Null => String::new(),
+            value => format!(" --{} {}", name.replace('_', "-"), word(value)),
+        };
+        let flags: String = of("filter").chain(of("options")).map(flag).collect();
+        format!("mcptrace run {} -d {}{flags}", word(&self.arguments["probe"]), word(&self.arguments["seconds"]))
+    }
+}
+
+/// A value as one word of a shell.
+fn word(value: &Value) -> String {
+    let text = text::units::text(value);
+    let is_plain = |one: char| one.is_ascii_alphanumeric() || "_-./:".contains(one);
+    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// One thing that stands out.
@@ -277,6 +297,19 @@ impl Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_next_call_has_its_words_at_a_shell() {
+        let shell = |filter, options| Next::probe("syscall_errors", filter, options).at_a_shell();
+        assert_eq!(
+            shell(json!({ "pid": 7 }), json!({ "slower_than_us": 5, "events": true, "failed_only": false })),
+            "mcptrace run syscall_errors -d 10 --pid 7 --slower-than-us 5 --events"
+        );
+        assert_eq!(
+            shell(json!({ "comm": "a'; b" }), Value::Null),
+            "mcptrace run syscall_errors -d 10 --comm 'a'\\''; b'"
+        );
+    }
 
     #[test]
     fn the_next_call_is_about_a_process_that_lives() {

@@ -16,10 +16,22 @@ pub fn ranked(mut found: Vec<Finding>) -> Vec<Finding> {
         let group = |one: &Finding| (one.over, one.severity == Severity::Low, !one.because_of.is_empty());
         group(a).cmp(&group(b)).then(weight(b).total_cmp(&weight(a)))
     });
+    let mut found = causes_first(found);
     for (rank, finding) in found.iter_mut().enumerate() {
         finding.rank = rank as u32 + 1;
     }
     found
+}
+
+/// The same order, but that nothing stands before what explains it: what follows from one thing may be the cause of another.
+fn causes_first(mut left: Vec<Finding>) -> Vec<Finding> {
+    let mut placed = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waits = |one: &Finding| left.iter().any(|other| one.because_of.contains(&other.kind));
+        let next = left.iter().position(|one| !waits(one)).unwrap_or(0);
+        placed.push(left.remove(next));
+    }
+    placed
 }
 
 /// What is only worth knowing explains nothing that somebody notices, what is over nothing that goes on, and what one process does to
@@ -30,10 +42,20 @@ fn explains(cause: &Finding, symptom: &Finding) -> bool {
     counts && together && cause.kind.symptoms().contains(&symptom.kind)
 }
 
-/// Nobody is known to share nothing.
+/// Whether one process has much to do with both. Nobody is known to share nothing.
 fn share_process(one: &Finding, other: &Finding) -> bool {
-    let others: Vec<_> = other.pids().collect();
-    one.pids().any(|pid| others.contains(&pid))
+    let others = main_processes(other);
+    main_processes(one).iter().any(|pid| others.contains(pid))
+}
+
+/// Those whose part is at least so much of the largest: who makes 300 of 100,000 calls is named beside the one that makes the others, and
+/// nothing that it does explains them.
+const MAIN: f64 = 0.25;
+
+fn main_processes(finding: &Finding) -> Vec<u32> {
+    let parts = || finding.who.iter().filter_map(|who| Some((who.pid?, who.value)));
+    let most = parts().map(|(_, part)| part).fold(0.0, f64::max);
+    parts().filter(|(_, part)| *part >= MAIN * most).map(|(pid, _)| pid).collect()
 }
 
 fn weight(finding: &Finding) -> f64 {
@@ -106,6 +128,31 @@ mod tests {
         }
         let same = ranked(vec![with(Kind::CpuSaturation, 7), with(Kind::SyscallFailures, 7)]);
         assert_eq!((same[0].kind, &*same[1].because_of), (Kind::SyscallFailures, &[Kind::SyscallFailures][..]));
+    }
+
+    #[test]
+    fn a_process_that_has_little_to_do_with_it_explains_nothing() {
+        let who = |pid, value| Who { pid: Some(pid), value, ..Who::default() };
+        let failures = Finding { who: vec![who(7, 100_000.0), who(8, 300.0)], ..finding(Kind::SyscallFailures, 0.9) };
+        let storm = Finding { who: vec![who(8, 30.0)], ..finding(Kind::ExecStorm, 0.5) };
+        let ranked = ranked(vec![storm, failures]);
+        assert_eq!((ranked[0].kind, &*ranked[0].because_of), (Kind::SyscallFailures, &[][..]), "{ranked:?}");
+    }
+
+    #[test]
+    fn what_is_a_symptom_and_a_cause_stands_between_them() {
+        let with =
+            |kind, impact| Finding { who: vec![Who { pid: Some(7), ..Who::default() }], ..finding(kind, impact) };
+        let found = vec![
+            with(Kind::CpuSaturation, 1.0),
+            with(Kind::SyscallFailures, 0.6),
+            with(Kind::ExecStorm, 0.5),
+            finding(Kind::DnsSlow, 0.4),
+            finding(Kind::RunqDelay, 0.9),
+        ];
+        let order: Vec<_> = ranked(found).iter().map(|one| one.kind).collect();
+        let chain = [Kind::ExecStorm, Kind::SyscallFailures, Kind::CpuSaturation, Kind::RunqDelay, Kind::DnsSlow];
+        assert_eq!(order, [chain[0], chain[4], chain[1], chain[2], chain[3]]);
     }
 
     #[test]

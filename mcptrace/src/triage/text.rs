@@ -1,4 +1,4 @@
-//! The answer as text: for people, and for assistants that read no structured content. At most 4 KB.
+//! The answer as text: for people at a shell, and (in brief) for assistants, beside its structure. At most 4 KB.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,14 @@ use super::{
     lately::{Change, Lately},
 };
 use crate::{
-    report::text::units::{decimal, plain, seconds},
+    report::text::{
+        measured,
+        units::{decimal, plain, seconds},
+    },
     text::clipped,
 };
 
+/// For people at a shell.
 pub(super) fn triage(triage: &Triage) -> String {
     let mut text = head(triage);
     for finding in &triage.findings {
@@ -62,7 +66,8 @@ fn changed(lately: &Lately) -> String {
     let one = |one: &Change| {
         let Change { metric, labels, measure, before, now, unit } = one;
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", plain(labels, 80)) };
-        format!("\n   {metric}{labels} {measure} {} -> {} {}", decimal(*before), decimal(*now), plain(unit, 40))
+        let [before, now] = [before, now].map(|value| measured(&serde_json::json!(value), unit));
+        format!("\n   {metric}{labels} {measure} {before} -> {now}")
     };
     format!("\nrecorder, last minute against {compared_with}:{}", changed.iter().map(one).collect::<String>())
 }
@@ -100,7 +105,7 @@ fn one(finding: &Finding) -> String {
     for one in who {
         let _ = write!(text, "\n   {}", someone(one));
     }
-    let _ = write!(text, "\n   next: {} {}", next.tool, next.arguments);
+    let _ = write!(text, "\n   next: {}", next.at_a_shell());
     text
 }
 

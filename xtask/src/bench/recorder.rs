@@ -32,6 +32,8 @@ struct Run {
 
 /// A load, by the program that makes it.
 struct Load {
+    /// What it is chosen by.
+    key: &'static str,
     name: &'static str,
     /// What serves it, if something does: one for all runs, so that they do not differ by where it happened to lie.
     serve: Option<fn(&Path) -> Result<Server>>,
@@ -39,24 +41,36 @@ struct Load {
 }
 
 const LOADS: &[Load] = &[
-    Load { name: "redis-benchmark, SET and GET, 50 clients", serve: Some(redis_server), run: redis },
-    Load { name: "sysbench cpu, 4 threads", serve: None, run: |_| sysbench(&["cpu", "--threads=4"]) },
+    Load { key: "redis", name: "redis-benchmark, SET and GET, 50 clients", serve: Some(redis_server), run: redis },
+    Load { key: "cpu", name: "sysbench cpu, 4 threads", serve: None, run: |_| sysbench(&["cpu", "--threads=4"]) },
     // More switches a second than the budget allows: the governor has to act, and what it costs until then is in this.
     Load {
+        key: "threads",
         name: "sysbench threads, 8 threads, 4 locks",
         serve: None,
         run: |_| sysbench(&["threads", "--threads=8", "--thread-locks=4"]),
     },
-    Load { name: "build: a C compiler started again and again", serve: None, run: compile },
+    Load { key: "build", name: "build: a C compiler started again and again", serve: None, run: compile },
 ];
 
-/// Measures, and prints a table in Markdown.
-pub(super) fn run(programs: &Path, rounds: u32) -> Result<()> {
+/// Those that are named; all if none is.
+fn chosen(keys: &[String]) -> Result<Vec<&'static Load>> {
+    if let Some(unknown) = keys.iter().find(|key| LOADS.iter().all(|load| load.key != **key)) {
+        let known: Vec<_> = LOADS.iter().map(|load| load.key).collect();
+        bail!("the recorder is not measured with `{unknown}`; there is {}", known.join(", "));
+    }
+    Ok(LOADS.iter().filter(|load| keys.is_empty() || keys.iter().any(|key| key == load.key)).collect())
+}
+
+/// Measures with the loads that are named, or with all, and prints a table in Markdown.
+pub(super) fn run(build: impl FnOnce() -> Result<PathBuf>, keys: &[String], rounds: u32) -> Result<()> {
+    let loads = chosen(keys)?;
+    let programs = &build()?;
     packages::become_able("recording needs root")?;
     let folder = tempfile::tempdir().context("cannot make a folder for the history")?;
     prepare(folder.path())?;
     println!("{HEAD}");
-    for load in LOADS {
+    for load in loads {
         let server = load.serve.map(|serve| serve(folder.path())).transpose()?;
         let runs = measure(load, programs, folder.path(), rounds)?;
         drop(server);
@@ -285,5 +299,16 @@ mod tests {
         let drifting = Runs { with: vec![run(1), run(3)], without: vec![run(0), run(2), run(4)] };
         let none = "+0.0 % (+0.0 to +0.0)";
         assert_eq!(row("x", &drifting), format!("| x | 102/s | {none} | - | {none} | - |"));
+    }
+
+    #[test]
+    fn loads_are_chosen_by_their_names() {
+        let keys = |names: &[&str]| -> Result<Vec<&str>> {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            Ok(chosen(&names)?.iter().map(|load| load.key).collect())
+        };
+        assert_eq!(keys(&[]).unwrap().len(), LOADS.len());
+        assert_eq!(keys(&["threads", "redis"]).unwrap(), ["redis", "threads"]);
+        assert!(keys(&["redis", "postgres"]).unwrap_err().to_string().contains("`postgres`; there is redis, cpu"));
     }
 }

@@ -23,11 +23,13 @@ const MOST_GROUPS: usize = 20_000;
 
 /// The path of a process's groups of version 1 that names its container, else its unit; that of a process that has ended as it was when it
 /// was last asked for, or its parent's: a process begins where its parent is. Numbers are not given out again before all others have been.
+/// That of this process is read once: to read it anew for what it opens itself would be something to trace again, for ever.
 pub fn path(pid: u32, parent: u32) -> Option<String> {
     if !is_mounted() || pid == 0 {
         return None;
     }
-    if let Some(kept) = with_kept(|kept| kept.get(&pid).filter(|kept| kept.at.elapsed() < FRESH).cloned()) {
+    let is_fresh = |kept: &&Kept| pid == std::process::id() || kept.at.elapsed() < FRESH;
+    if let Some(kept) = with_kept(|kept| kept.get(&pid).filter(is_fresh).cloned()) {
         return kept.path;
     }
     let before = || with_kept(|kept| kept.get(&pid)?.path.clone()).or_else(|| of_process(parent));

@@ -68,36 +68,44 @@ pub(super) fn ask(reader: &Reader, query: &Query, now: &Now) -> Result<Answer, H
     if common > 0 {
         answer.notes.push(format!("{common} s are in both windows: what happened in them is no difference"));
     }
-    let mut candidates = Vec::new();
+    let (mut candidates, mut lacks) = (Vec::new(), Lacks::new());
     for metric in metrics.iter().filter(|metric| metric.group != "recorder") {
         let (late, coverage) = measured(reader, query, metric, &plan, now)?;
         let (early, other_coverage) = measured(reader, query, metric, &other_plan, now)?;
         candidates.extend(paired(metric, early, late));
-        note(&mut answer, &coverage, "the window");
-        note(&mut answer, &other_coverage, "the window to compare with");
+        note(&mut answer, &mut lacks, &coverage, "the window");
+        note(&mut answer, &mut lacks, &other_coverage, "the window to compare with");
     }
+    let lacks = lacks.iter().map(|(which, what, groups)| format!("{which} lacks of {}: {what}", groups.join(", ")));
+    answer.notes.extend(lacks);
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
     answer.report = Some(Report::Table(table(&candidates, query.top)));
     answer.metric.clone_from(&query.metric);
     Ok(answer)
 }
 
-/// Says what of a window is not recorded, once for each group of metrics.
-fn note(answer: &mut Answer, coverage: &Coverage, which: &str) {
-    let mut notes = Vec::new();
-    if !coverage.missing.is_empty() {
-        let missing = coverage.missing.iter().map(|one| format!("{} s {}", one.seconds, one.why)).collect::<Vec<_>>();
-        notes.push(format!("{which} lacks of {}: {}", coverage.group, missing.join(", ")));
+/// What is not recorded: of which window, how much and why, of which groups of metrics.
+type Lacks = Vec<(&'static str, String, Vec<String>)>;
+
+/// Notes what of a window is not recorded, once for all groups of metrics that lack the same.
+fn note(answer: &mut Answer, lacks: &mut Lacks, coverage: &Coverage, which: &'static str) {
+    let Coverage { group, missing, looked_share, .. } = coverage;
+    if !missing.is_empty() {
+        let missing = missing.iter().map(|one| format!("{} s {}", one.seconds, one.why)).collect::<Vec<_>>().join(", ");
+        match lacks.iter_mut().find(|(other, what, _)| *other == which && *what == missing) {
+            Some((.., groups)) if groups.contains(group) => {}
+            Some((.., groups)) => groups.push(group.clone()),
+            None => lacks.push((which, missing, vec![group.clone()])),
+        }
     }
-    if let Some(share) = coverage.looked_share {
+    if let Some(share) = looked_share {
         let percent = digits(share * 100.0);
-        notes.push(format!(
-            "rates of {} are estimates: in {which} a duty cycle looked for {percent} % of the time",
-            coverage.group
-        ));
+        let note =
+            format!("rates of {group} are estimates: in {which} a duty cycle looked for {percent} % of the time");
+        if !answer.notes.contains(&note) {
+            answer.notes.push(note);
+        }
     }
-    notes.retain(|note| !answer.notes.contains(note));
-    answer.notes.extend(notes);
 }
 
 /// Both windows, out of the same tier.
@@ -151,7 +159,7 @@ fn measured(
     let steps = steps(reader, metric, &grouping, plan, &ranked)?;
     let mut all = Measures::new();
     for ((key, whole), steps) in ranked.iter().zip(&steps) {
-        for measure in measures(metric.kind) {
+        for measure in measures(metric) {
             let Some(value) = value(measure, whole, recorded.looked()) else { continue };
             let (error, values) = (error(measure, steps, &recorded), values(measure, whole));
             all.insert((key.clone(), measure), (grouping.row(key), Measured { value, error, values }));
@@ -169,8 +177,12 @@ fn group_by(query: &Query, metric: &Known) -> String {
     if labels.is_empty() { "none".to_owned() } else { labels.join(",") }
 }
 
-fn measures(kind: Kind) -> &'static [&'static str] {
-    match kind {
+/// Distributions of what another metric counts by the same labels: that there are more or fewer values is told once.
+const COUNTED: [&str; 4] = ["syscall_ns", "block_queue_ns", "block_service_ns", "tcp_connect_ns"];
+
+fn measures(metric: &Known) -> &'static [&'static str] {
+    match metric.kind {
+        Kind::Distribution if COUNTED.contains(&metric.name.as_str()) => &["p99"],
         Kind::Sum => &["per_second"],
         Kind::Gauge => &["average"],
         Kind::Distribution => &["p99", "per_second"],
@@ -290,6 +302,17 @@ mod tests {
 
     fn of(value: f64, error: f64) -> Measured {
         Measured { value, error, values: None }
+    }
+
+    #[test]
+    fn what_another_metric_counts_is_a_distribution_by_the_same_labels() {
+        use crate::recorder::metrics::metric;
+        for (values, count) in
+            COUNTED.into_iter().zip(["syscalls", "block_requests", "block_requests", "tcp_connected"])
+        {
+            let [values, count] = [values, count].map(|name| metric(name).unwrap());
+            assert_eq!((values.kind, count.kind, values.labels), (Kind::Distribution, Kind::Sum, count.labels));
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::recorder::store::{
 const DUTY_CYCLE: &str = "duty_cycle";
 /// A share of the time that is all of it: ticks are not exactly a second long.
 const WHOLE: f64 = 0.995;
+/// By so much a tick may count in another second than that in which it was, in seconds.
+const SHIFT: f64 = 1.0;
 /// Gaps that are named one by one, at most.
 const MOST_GAPS: usize = 12;
 
@@ -89,6 +91,12 @@ impl Grid {
         let from = self.span.from + at as i64 * self.step;
         Span { from, to: (from + self.step).min(self.span.to) }
     }
+
+    /// A step as far as it can be recorded by then.
+    fn step_up_to(&self, at: usize, until: i64) -> Span {
+        let span = self.step_span(at);
+        Span { to: span.to.min(until), ..span }
+    }
 }
 
 /// What was recorded of a group, step by step, in seconds.
@@ -131,6 +139,18 @@ impl Recorded {
         self.looked_share() >= WHOLE
     }
 
+    /// Why a step was not recorded though the recorder ran, and for how long.
+    fn not(&self, at: usize) -> impl Iterator<Item = (&str, f64)> {
+        let all = self.not.iter().filter_map(move |(why, seconds)| Some((why.as_str(), *seconds.get(at)?)));
+        all.filter(|(_, seconds)| *seconds > 0.0)
+    }
+
+    /// For how long of a step it is known whether it was recorded.
+    fn known(&self, at: usize) -> f64 {
+        let away = self.away.get(at).copied().unwrap_or(0.0);
+        self.looked_at(at).unwrap_or(0.0) + away + self.not(at).map(|(_, seconds)| seconds).sum::<f64>()
+    }
+
     fn put(&mut self, steps: usize, at: usize, why: &str, seconds: f64) {
         let into = match why {
             "" => &mut self.looked,
@@ -164,12 +184,11 @@ impl Coverage {
         let mut missing: BTreeMap<String, f64> = BTreeMap::new();
         let mut steps = Vec::new();
         let mut seconds = 0.0;
-        for at in 0..grid.steps() {
-            let span = grid.step_span(at);
-            let span = Span { to: span.to.min(until), ..span };
-            let length = span.seconds().max(0) as f64;
+        for (at, rest) in unknown(recorded, grid, until).into_iter().enumerate() {
+            let span = grid.step_up_to(at, until);
+            let length = span.length();
             seconds += length;
-            let lacks = lacks(recorded, at, span, length, marks);
+            let lacks = lacks(recorded, at, span, rest, marks);
             let lacking: f64 = lacks.iter().map(|(_, lack)| lack).sum();
             let worst = lacks.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(why, _)| why.clone());
             steps.push(worst.filter(|_| lacking > 0.1 * length));
@@ -190,19 +209,40 @@ impl Coverage {
     }
 }
 
-/// What of a step is not recorded, by reason.
-fn lacks(recorded: &Recorded, at: usize, span: Span, length: f64, marks: &[Mark]) -> Vec<(String, f64)> {
-    let not = recorded.not.iter().filter_map(|(why, seconds)| Some((why.clone(), *seconds.get(at)?)));
-    let mut lacks: Vec<_> = not.filter(|(_, seconds)| *seconds > 0.0).collect();
+/// For how long of each step nothing is known, in seconds. Ticks are not exactly a second long, and each counts in one second: what a step
+/// has too much, its neighbours have too little.
+fn unknown(recorded: &Recorded, grid: Grid, until: i64) -> Vec<f64> {
+    let rest = |at: usize| grid.step_up_to(at, until).length() - recorded.known(at);
+    let mut rests: Vec<f64> = (0..grid.steps()).map(rest).collect();
+    let mut left_over: f64 = 0.0;
+    for at in 0..rests.len() {
+        if rests[at] >= 0.0 {
+            left_over -= pay(&mut rests[at], left_over);
+            continue;
+        }
+        let more = (-std::mem::take(&mut rests[at])).min(SHIFT);
+        let paid = if at > 0 { pay(&mut rests[at - 1], more) } else { 0.0 };
+        left_over = (left_over + more - paid).min(SHIFT);
+    }
+    rests
+}
+
+/// Makes up for what a step lacks, as far as there is something to do it with; how much of that went.
+fn pay(rest: &mut f64, with: f64) -> f64 {
+    let paid = rest.clamp(0.0, with);
+    *rest -= paid;
+    paid
+}
+
+/// What of a step is not recorded, by reason; of its rest nothing is known but what marks tell.
+fn lacks(recorded: &Recorded, at: usize, span: Span, mut rest: f64, marks: &[Mark]) -> Vec<(String, f64)> {
+    let mut lacks: Vec<_> = recorded.not(at).map(|(why, seconds)| (why.to_owned(), seconds)).collect();
     let away = recorded.away.get(at).copied().unwrap_or(0.0);
-    let lacking: f64 = lacks.iter().map(|(_, seconds)| seconds).sum();
-    let known = recorded.looked_at(at).unwrap_or(0.0) + away + lacking;
     if recorded.looked() == 0.0 && away > 0.0 {
         lacks.push((DUTY_CYCLE.to_owned(), away));
     }
-    let mut rest = length - known;
     // Ticks are not exactly a second long.
-    let slack = (0.02 * length).max(0.25);
+    let slack = (0.02 * span.length()).max(0.25);
     if rest < slack {
         return lacks;
     }
@@ -321,6 +361,26 @@ mod tests {
         let coverage = Coverage::of("syscalls", &recorded, grid(), &[], FROM + 60);
         assert_eq!(coverage.recorded_seconds.to_bits(), 0.0_f64.to_bits(), "and not -0");
         assert_eq!(coverage.missing, [Missing { why: DUTY_CYCLE.into(), seconds: 60.0 }]);
+    }
+
+    #[test]
+    fn a_second_read_late_does_not_lack_in_the_next_one() {
+        let grid = Grid { span: Span { from: FROM, to: FROM + 8 }, step: 1 };
+        let of = |seconds: [f64; 8]| {
+            let mut recorded = Recorded::default();
+            seconds.into_iter().enumerate().for_each(|(at, seconds)| recorded.put(8, at, "", seconds));
+            Coverage::of("cpu", &recorded, grid, &[], FROM + 8)
+        };
+        for whole in [[1.0, 1.4, 0.6, 1.0, 1.0, 1.0, 1.0, 1.0], [1.06, 1.06, 1.06, 1.06, 1.06, 1.06, 1.06, 0.6]] {
+            let coverage = of(whole);
+            assert!(coverage.missing.is_empty() && coverage.gaps.is_empty(), "{coverage:?}");
+        }
+        let early = of([1.0, 0.6, 1.4, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert!(early.missing.is_empty(), "{early:?}");
+        let ended = of([1.0, 1.0, 1.4, 0.0, 0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(ended.missing, [Missing { why: "not_running".into(), seconds: 2.6 }], "{ended:?}");
+        let twice = of([2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(twice.missing, [Missing { why: "not_running".into(), seconds: 3.0 }], "a clock that was set back");
     }
 
     #[test]

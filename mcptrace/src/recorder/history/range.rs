@@ -19,6 +19,11 @@ impl Span {
         self.to - self.from
     }
 
+    /// The same as a number, and none if it ends before it begins.
+    pub fn length(&self) -> f64 {
+        self.seconds().max(0) as f64
+    }
+
     /// The window that is asked for; the last quarter of an hour if nothing is said.
     pub fn asked(from: &str, to: &str, now: i64) -> Result<Self, HistoryError> {
         let to = if to.is_empty() { now } else { moment(to, now)? };
@@ -41,7 +46,13 @@ impl Span {
         if let Some((from, to)) = asked.split_once("..") {
             return Self::asked(from.trim(), to.trim(), now);
         }
-        let from = moment(asked, now)?;
+        let from = moment(asked, now).map_err(|_| {
+            let asked = crate::text::untrusted(asked.as_bytes(), 60);
+            HistoryError::Range(format!(
+                "`{asked}` is no window to compare with: give previous, FROM..TO, or when one of the same length begins (-1h, \
+                or 2026-01-02T03:04:05Z)"
+            ))
+        })?;
         Self::asked(asked, &stamp(from + self.seconds()), now)
     }
 
@@ -104,8 +115,8 @@ pub fn length(text: &str) -> Result<i64, HistoryError> {
     Ok(total)
 }
 
-/// Steps that people can read, in seconds.
-const STEPS: [i64; 17] = [1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600, 86_400];
+/// Steps that people can read, in seconds; those of more than ten are made of the tens that are kept for a day.
+const STEPS: [i64; 16] = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600, 86_400];
 /// Steps that a window has at most if none is asked for.
 const USUAL: i64 = 60;
 /// Steps that a window may have.
@@ -154,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_usual_step_makes_some_sixty_points() {
-        assert_eq!([60, 900, 3600, 86_400, 7 * 86_400].map(usual_step), [1, 15, 60, 1800, 21_600]);
+        assert_eq!([60, 900, 3600, 86_400, 7 * 86_400].map(usual_step), [1, 20, 60, 1800, 21_600]);
         for seconds in (1..40 * 86_400).step_by(997) {
             assert!(seconds / usual_step(seconds) <= 60, "{seconds}");
         }

@@ -215,10 +215,10 @@ impl Reader {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The tier for a window, and the window and the step that it can answer: the coarsest that is fine enough, or else the finest that
-    /// reaches back so far.
-    pub fn choose(&self, span: Span, step: i64, now: i64) -> Result<(Tier, Span, i64), HistoryError> {
-        let mut at = TIERS.iter().rposition(|tier| tier.width <= step).unwrap_or(0);
+    /// The tier for a window, and the window that it can answer: the coarsest of at most so many seconds, or else the finest that reaches
+    /// back so far.
+    pub fn choose(&self, span: Span, width: i64, now: i64) -> Result<(Tier, Span), HistoryError> {
+        let mut at = TIERS.iter().rposition(|tier| tier.width <= width).unwrap_or(0);
         while at + 1 < TIERS.len() {
             let (own, next) = (self.oldest(&TIERS[at])?, self.oldest(&TIERS[at + 1])?);
             let reaches = own.is_some_and(|own| own <= span.from);
@@ -229,8 +229,13 @@ impl Reader {
             at += 1;
         }
         let tier = TIERS[at];
-        Ok((tier, within(&tier, span, now), whole_spans(&tier, step)))
+        Ok((tier, within(&tier, span, now)))
     }
+}
+
+/// The widest of the steps that are kept which is at most so long and does.
+pub fn width(most: i64, does: impl Fn(i64) -> bool) -> i64 {
+    TIERS.iter().map(|tier| tier.width).rfind(|width| *width <= most && does(*width)).unwrap_or(TIERS[0].width)
 }
 
 /// A window as a tier can answer it: of whole spans, the last one up to now.

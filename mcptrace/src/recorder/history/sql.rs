@@ -61,7 +61,7 @@ pub(super) fn ask(folder: &Path, sql: &str, second: i64) -> Result<Answer, Histo
     }
     let mut connection = reader.into_connection();
     confine(&mut connection)?;
-    let (table, more) = run(&connection, sql).map_err(|error| explain(&error))?;
+    let (table, more) = run(&connection, sql).map_err(|error| explain(&connection, sql, &error))?;
     let more = more.map(|limit| {
         format!("there are more rows: an answer has at most {limit}; use LIMIT and ORDER BY, or aggregate")
     });
@@ -184,7 +184,7 @@ fn cell(value: ValueRef<'_>) -> Value {
 }
 
 /// SQLite's words, and what to do.
-fn explain(error: &rusqlite::Error) -> HistoryError {
+fn explain(connection: &Connection, sql: &str, error: &rusqlite::Error) -> HistoryError {
     let views = VIEWS.join(", ");
     let said = untrusted(error.to_string().as_bytes(), 500);
     let message = match (error, error.sqlite_error_code()) {
@@ -201,12 +201,25 @@ fn explain(error: &rusqlite::Error) -> HistoryError {
             LONGEST.as_secs(),
             MEMORY >> 20
         ),
+        _ if said.starts_with("no such column") && !words::among(sql, VIEWS).is_empty() => {
+            format!("{said}; there are {}", columns(connection, &words::among(sql, VIEWS)))
+        }
         _ => match unknown_table(&said).and_then(|name| nearest(&name, VIEWS.iter().copied())) {
-            Some(near) => format!("{said}; did you mean {near}? There are {views}"),
+            Some(near) => format!("{said}; did you mean {}? There are {views}", columns(connection, &[near])),
             None => format!("{said}; there are the views {views}"),
         },
     };
     HistoryError::Sql(message)
+}
+
+/// Views as `name(column, …)`.
+fn columns(connection: &Connection, views: &[&str]) -> String {
+    let of = |view: &&str| {
+        let statement = connection.prepare(&format!("SELECT * FROM {view}"));
+        let names = statement.map(|found| found.column_names().map(str::to_owned).collect::<Vec<_>>());
+        format!("{view}({})", names.unwrap_or_default().join(", "))
+    };
+    views.iter().map(of).collect::<Vec<_>>().join(", ")
 }
 
 fn unknown_table(said: &str) -> Option<String> {

@@ -22,13 +22,13 @@ const LONGEST_KEY: usize = 40;
 /// An answer of at most so many bytes.
 pub fn answer(answer: &Answer, most_bytes: usize) -> String {
     let mut lines = vec![head(answer)];
-    lines.extend(answer.report.iter().flat_map(|report| text::lines(&of_sql(answer, report))));
+    lines.extend(answer.report.iter().flat_map(|report| text::lines(&as_read(answer, report))));
     lines.extend(nothing_changed(answer));
     if !answer.points.is_empty() {
         lines.push(String::new());
         lines.extend(bars(answer));
     }
-    let foot: Vec<String> = answer.coverage.iter().filter_map(lack).chain(answer.notes.iter().map(note)).collect();
+    let foot: Vec<String> = lacks(&answer.coverage).into_iter().chain(answer.notes.iter().map(note)).collect();
     let foot = foot.join("\n");
     let room = most_bytes.saturating_sub(foot.len() + 80);
     let mut body = lines.join("\n");
@@ -41,17 +41,35 @@ pub fn answer(answer: &Answer, most_bytes: usize) -> String {
     clipped(text, most_bytes)
 }
 
-/// Numbers of a query stand as they are: nobody knows which are times and ids.
-fn of_sql<'a>(answer: &Answer, report: &'a Report) -> Cow<'a, Report> {
+/// Numbers of a query stand as they are: nobody knows which are times and ids. Others whose rows have a unit each stand in it.
+fn as_read<'a>(answer: &Answer, report: &'a Report) -> Cow<'a, Report> {
     let Report::Table(table) = report else { return Cow::Borrowed(report) };
-    if answer.window.is_some() {
+    let is_of_sql = answer.window.is_none();
+    if !is_of_sql && table.columns.iter().all(|column| column.name != "unit") {
         return Cow::Borrowed(report);
     }
     let mut table = table.clone();
-    for value in table.rows.iter_mut().flat_map(Row::values_mut).filter(|value| value.is_number()) {
-        *value = Value::String(value.to_string());
+    if is_of_sql {
+        for value in table.rows.iter_mut().flat_map(Row::values_mut).filter(|value| value.is_number()) {
+            *value = Value::String(value.to_string());
+        }
+    } else {
+        table.columns.retain(|column| column.name != "unit");
+        table.rows.iter_mut().for_each(in_unit);
     }
     Cow::Owned(Report::Table(table))
+}
+
+fn in_unit(row: &mut Row) {
+    let Some(Value::String(mut unit)) = row.remove("unit") else { return };
+    if row.get("is").and_then(Value::as_str).is_some_and(|is| is.ends_with("per_second")) {
+        unit.push_str("/s");
+    }
+    for name in ["value", "before", "now"] {
+        if let Some(value) = row.get_mut(name).filter(|value| value.is_number()) {
+            *value = text::measured(value, &unit).into();
+        }
+    }
 }
 
 /// Why a comparison has no rows.
@@ -118,14 +136,24 @@ fn sparkline(values: &[Value], most: f64) -> String {
     values.iter().map(bar).collect()
 }
 
-fn lack(coverage: &Coverage) -> Option<String> {
-    if coverage.missing.is_empty() {
-        return None;
+/// What was not recorded, a line for all groups of metrics that lack the same.
+fn lacks(coverage: &[Coverage]) -> Vec<String> {
+    let mut lacks: Vec<(String, Vec<&str>)> = Vec::new();
+    for one in coverage.iter().filter(|one| !one.missing.is_empty()) {
+        let lack = lack(one);
+        match lacks.iter_mut().find(|(other, _)| *other == lack) {
+            Some((_, groups)) => groups.push(&one.group),
+            None => lacks.push((lack, vec![&one.group])),
+        }
     }
+    lacks.into_iter().map(|(lack, groups)| format!("coverage of {}: {lack}", groups.join(", "))).collect()
+}
+
+fn lack(coverage: &Coverage) -> String {
     let parts = coverage.missing.iter().map(|one| format!("{} s {}", units::decimal(one.seconds), one.why));
     let parts = parts.collect::<Vec<_>>().join(", ");
     let (recorded, seconds) = (units::decimal(coverage.recorded_seconds), units::decimal(coverage.seconds));
-    Some(format!("coverage of {}: {recorded} of {seconds} s recorded; not: {parts}", coverage.group))
+    format!("{recorded} of {seconds} s recorded; not: {parts}")
 }
 
 #[cfg(test)]
@@ -148,6 +176,25 @@ mod tests {
         let table = Table { columns: vec![Field::new("at_ns", "")], rows, rows_total: 1, ..Table::default() };
         let text = answer(&Answer { report: Some(Report::Table(table)), ..Answer::default() }, 1000);
         assert!(text.contains("1795932019"), "{text}");
+    }
+
+    #[test]
+    fn numbers_of_rows_with_a_unit_each_stand_in_it() {
+        let rows = json!([
+            {"metric": "busy_ns", "value": 2e9, "is": "per_second", "unit": "ns"},
+            {"metric": "load", "value": 5.5, "is": "average", "unit": "threads"},
+            {"metric": "none", "unit": "ns"},
+        ]);
+        let columns = ["value", "is", "unit"].map(|name| Field::new(name, "")).to_vec();
+        let table = Table {
+            key: vec!["metric".into()],
+            columns,
+            rows: serde_json::from_value(rows).unwrap(),
+            ..Table::default()
+        };
+        let window = Some(Window { start: "A".into(), end: Some("E".into()), seconds: 60.0 });
+        let text = answer(&Answer { window, report: Some(Report::Table(table)), ..Answer::default() }, 1000);
+        assert!(text.contains("busy_ns  2.00 s/s     per_second\nload     5.5 threads  average\nnone     -"), "{text}");
     }
 
     #[test]

@@ -8,6 +8,8 @@ const ONE_SECOND_NS: u64 = 1_500_000_000;
 pub const LONGEST_NS: u64 = 60_000_000_000;
 /// How far the second that follows may lie from where the clock says it is, so that jitter makes neither holes nor doubles.
 const SLACK_NS: i64 = 900_000_000;
+/// A second whose end is so near is over.
+const NEARLY_NS: i64 = 100_000_000;
 const SECOND_NS: i64 = 1_000_000_000;
 
 /// Where a tick belongs.
@@ -46,6 +48,7 @@ impl Timeline {
         let jump_ns = if moved.abs() >= JUMP_NS { moved } else { 0 };
         let seconds = seconds_of(span_ns);
         let first = self.first(end_ns, span_ns, seconds);
+        let seconds = self.over(end_ns, first, seconds);
         let second = if seconds == 0 { end_ns.div_euclid(SECOND_NS) } else { first + i64::from(seconds) - 1 };
         self.last = Some(Last { end_ns, second, asleep_ns });
         Placed { first, seconds, jump_ns, slept_ns }
@@ -58,6 +61,17 @@ impl Timeline {
         let next = last.second + 1;
         let middle_if_next = next * SECOND_NS + SECOND_NS * i64::from(seconds) / 2;
         if (middle - middle_if_next).abs() <= SLACK_NS { next } else { by_clock.max(0) }
+    }
+
+    /// A tick that is spread has the seconds that are over by its end: the next one, which takes up the rhythm, has a second of its own then, and
+    /// not a part of one.
+    fn over(&self, end_ns: i64, first: i64, seconds: u32) -> u32 {
+        let follows = self.last.is_some_and(|last| last.second + 1 == first);
+        if seconds < 2 || !follows {
+            return seconds;
+        }
+        let over = (end_ns + NEARLY_NS).div_euclid(SECOND_NS) - first;
+        over.clamp(1, i64::from(seconds) + 1) as u32
     }
 }
 
@@ -107,6 +121,24 @@ mod tests {
         assert_eq!(
             placed.iter().map(|placed| (placed.first, placed.seconds)).collect::<Vec<_>>(),
             [(start - 1, 1), (start, 4), (start + 4, 1)]
+        );
+    }
+
+    #[test]
+    fn what_follows_a_late_tick_has_a_second_of_its_own() {
+        let at = START * SECOND;
+        let late = at + 10 * SECOND + SECOND / 2;
+        let placed = placed(&[
+            (at, SECOND),
+            (late, late - at),
+            (late + SECOND / 2, SECOND / 2),
+            (late + 3 * SECOND / 2, SECOND),
+        ]);
+        let seconds: Vec<_> = placed.iter().map(|one| (one.first - START as i64, one.seconds)).collect();
+        assert_eq!(
+            seconds,
+            [(-1, 1), (0, 10), (10, 1), (11, 1)],
+            "half a second alone would seem to lack the other half"
         );
     }
 

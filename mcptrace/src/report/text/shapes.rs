@@ -92,7 +92,7 @@ fn has_unit_column<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
 fn table_lines(table: &Table) -> Vec<String> {
     let key = shown_keys(&table.key, &table.rows);
     let keys = key.iter().map(|name| key_column(name, &table.rows));
-    let values = table.columns.iter().map(|field| Column::right(head(field, &table.columns)));
+    let values = table.columns.iter().map(|field| value_column(field, table));
     let columns: Vec<_> = keys.chain(values).collect();
     let cells = |row: &Row| {
         let keys = key.iter().map(|name| cell(row.get(*name)));
@@ -109,6 +109,13 @@ fn key_column(key: &str, rows: &[Row]) -> Column {
     Column { head: key.to_owned(), right: numbers }
 }
 
+/// Words are read from the left; numbers stand on the right, also those that are written out.
+fn value_column(field: &Field, table: &Table) -> Column {
+    let is_word = |value: &Value| value.as_str().is_some_and(|text| text.parse::<f64>().is_err());
+    let words = table.rows.iter().filter_map(|row| row.get(&field.name)).any(is_word);
+    Column { head: head(field, &table.columns), right: !words }
+}
+
 /// The name of a column: without the unit where the values show it and no other column is called so, with it where they do not and
 /// it is not a mere noun.
 fn head(field: &Field, all: &[Field]) -> String {
@@ -120,6 +127,7 @@ fn head(field: &Field, all: &[Field]) -> String {
     match field.unit.as_str() {
         "ns" => without("_ns"),
         "bytes" => without("_bytes"),
+        "ns/s" | "bytes/s" => field.name.clone(),
         unit if unit.contains(['/', '%']) => format!("{} ({unit})", field.name),
         _ => field.name.clone(),
     }

@@ -187,6 +187,32 @@ fn a_running_execution_names_the_next_call() {
 }
 
 #[test]
+fn a_running_execution_whose_rows_are_all_shown_is_read_on_from_there() {
+    let more = json!({"rows_left": 0, "cursor": "e7"});
+    let text = shown(json!({"status": "running", "report": table(1), "more": more}));
+    let next = "still running: get_result {\"execution_id\":\"exec_1\",\"cursor\":\"e7\"}\n";
+    assert!(text.ends_with(next), "{text}");
+}
+
+#[test]
+fn columns_of_words_stand_on_the_left_and_rates_of_time_and_bytes_in_their_units() {
+    let text = shown(json!({"report": {
+        "shape": "table", "key": ["device"],
+        "columns": [{"name": "help"}, {"name": "busy", "unit": "ns/s"}, {"name": "read", "unit": "bytes/s"}],
+        "rows": [
+            {"device": "vda", "help": "a disk", "busy": 972_105_928.0, "read": 1_572_864.0},
+            {"device": "loop0", "help": "a file that is a disk", "busy": 5.5, "read": 0.0},
+        ], "rows_total": 2,
+    }}));
+    let expected = "\
+device  help                       busy        read
+vda     a disk                 972 ms/s  1.50 MiB/s
+loop0   a file that is a disk  5.5 ns/s       0 B/s
+";
+    assert!(text.contains(expected), "{text}");
+}
+
+#[test]
 fn what_does_not_fit_is_counted_and_the_cursor_comes_back_to_it() {
     let all = with(json!({"report": table(1000), "notes": ["remember"]}));
     let text = envelope(&all, 500);

@@ -62,6 +62,8 @@ pub(super) fn quantity(value: &Value, unit: &str) -> String {
     match (unit, value.as_f64()) {
         ("ns", Some(ns)) => duration(ns),
         ("bytes", Some(size)) => bytes(size),
+        ("ns/s", Some(ns)) => format!("{}/s", duration(ns)),
+        ("bytes/s", Some(size)) => format!("{}/s", bytes(size)),
         (_, Some(number)) if value.is_f64() => grouped(&decimal(number)),
         (_, Some(_)) => grouped(&value.to_string()),
         (_, None) => text(value),

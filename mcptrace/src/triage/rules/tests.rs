@@ -66,7 +66,11 @@ fn with(change: impl FnOnce(&mut Evidence)) -> Evidence {
 }
 
 fn found(kind: Kind, evidence: &Evidence) -> Option<Finding> {
-    RULES.iter().find(|rule| rule.kind == kind).unwrap().judge(evidence)
+    let found = RULES.iter().find(|rule| rule.kind == kind).unwrap().judge(evidence);
+    let next = found.as_ref().map(|found| found.next.at_a_shell());
+    let taken = next.as_ref().map(|next| crate::cli::command().try_get_matches_from(next.split(' ')));
+    assert!(taken.is_none_or(|taken| taken.is_ok()), "no command: {next:?}");
+    found
 }
 
 fn envelope(report: Report, seen: u64) -> Envelope {

@@ -33,6 +33,13 @@ pub(super) fn posing_as<'a>(sql: &str, views: &[&'a str]) -> Option<&'a str> {
     })
 }
 
+/// Those of the views whose names are in the query.
+pub(super) fn among<'a>(sql: &str, views: &[&'a str]) -> Vec<&'a str> {
+    let tokens = tokens(sql);
+    let is_in = |view: &&&str| tokens.iter().any(|token| matches!(token, Token::Word(word) if word == **view));
+    views.iter().filter(is_in).copied().collect()
+}
+
 fn tokens(sql: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut rest = sql;
