@@ -2,14 +2,12 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_task,
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_task},
 };
 
 use crate::{
     Actor,
-    kernel::{TASK_PID, TASK_TGID, current_cgroup, read_kernel, task_cgroup, task_comm, task_uid},
+    kernel::{TASK_PID, TASK_TGID, current_cgroup, current_comm, read_kernel, task_cgroup, task_comm, task_uid},
 };
 
 #[unsafe(no_mangle)]
@@ -28,7 +26,7 @@ pub fn current_actor() -> Actor {
         uid: bpf_get_current_uid_gid() as u32,
         // SAFETY: a task.
         ppid: unsafe { tgid(parent) },
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
     }
 }
 

@@ -7,7 +7,7 @@
 use aya_ebpf::{
     Global,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
     },
     macros::map,
@@ -16,7 +16,10 @@ use aya_ebpf::{
 
 use crate::{
     COMM_LEN, Comm, GroupBy, GroupKey, Process, comm_of_cgroup,
-    kernel::{TASK_LEADER, current_cgroup, process_passes, read_kernel, task_cgroup, task_comm, task_tgid, task_tid},
+    kernel::{
+        TASK_LEADER, current_cgroup, current_comm, process_passes, read_kernel, task_cgroup, task_comm, task_tgid,
+        task_tid,
+    },
 };
 
 /// What results are grouped by, a [`GroupBy`].
@@ -40,7 +43,7 @@ pub fn current_group() -> GroupKey {
     let by = GROUP_BY.load();
     let pid = if by == GroupBy::Pid as u32 { (bpf_get_current_pid_tgid() >> 32) as u32 } else { 0 };
     let comm = if by == GroupBy::Comm as u32 {
-        bpf_get_current_comm().unwrap_or_default()
+        current_comm()
     } else if by == GroupBy::Container as u32 {
         comm_of_cgroup(current_cgroup())
     } else {

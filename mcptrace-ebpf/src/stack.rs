@@ -6,7 +6,7 @@ use aya_ebpf::{
     EbpfContext, Global,
     bindings::{BPF_F_USER_BUILD_ID, BPF_F_USER_STACK},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid,
         generated::{bpf_get_stack, bpf_probe_read_kernel_str},
     },
     macros::map,
@@ -16,7 +16,7 @@ use aya_ebpf::{
 use crate::{
     Counter, EXECUTED_PATH, Executed, Header, KERNEL_FRAMES, KERNEL_SIDE, LEAST_STACK, NewStack, Record as _,
     START_TIME_MASK, StackKey, StackWeight, USER_FRAMES, USER_SIDE, UserFrame, WAIT_UNASKED, WIRE_VERSION, WaitSlot,
-    kernel::{add, current_passes, load, now, send},
+    kernel::{add, current_comm, current_passes, load, now, send},
     start_slot,
 };
 
@@ -280,7 +280,7 @@ unsafe fn define<C: EbpfContext>(
             pid: key.pid,
             time_ns: now(),
             id: key.id,
-            comm: if STACK_BY_PROCESS.load() == 0 { [0; 16] } else { bpf_get_current_comm().unwrap_or([0; 16]) },
+            comm: if STACK_BY_PROCESS.load() == 0 { [0; 16] } else { current_comm() },
             kernel_frames,
             user_frames,
         };

@@ -4,12 +4,13 @@
 use aya_ebpf::{
     Global,
     macros::{btf_tracepoint, map},
-    maps::{HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
 use mcptrace_ebpf::{
-    BlockKey, BlockStats, Counter, diagnose,
-    kernel::{add, count, current_passes, duration_passes, load, now, record_shared},
+    BlockKey, BlockStats, Counter, Pending, REQUEST_SLOTS, diagnose,
+    kernel::{add, address, count, current_passes, duration_passes, load, now, record_shared},
+    request_slot,
 };
 
 /// Offsets in `struct request` and what hangs on it.
@@ -38,7 +39,10 @@ static FILTERED: Global<u32> = Global::new(0);
 /// `REQ_OP_FLUSH` (include/linux/blk_types.h).
 const REQ_OP_FLUSH: u32 = 2;
 
-/// Requests under way: the time of issue, 0 before it.
+/// Requests under way, by a slot each: the time of issue, 0 before it.
+#[map]
+static SLOTS: Array<Pending> = Array::with_max_entries(REQUEST_SLOTS, 0);
+/// Those whose slot was another's.
 #[map]
 static ISSUED: HashMap<u64, u64> = HashMap::with_max_entries(16_384, 0);
 /// What is known of each device and operation.
@@ -64,12 +68,12 @@ fn inserted(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "block_rq_issue")]
 fn issued(ctx: BtfTracePointContext) -> i32 {
-    let request = request(&ctx) as u64;
+    let request = address(request(&ctx));
     let now = now();
     if FILTERED.load() == 0 {
         // Without room its completion finds no start and is counted then.
-        let _ = ISSUED.insert(request, now, 0);
-    } else if let Some(issue) = ISSUED.get_ptr_mut(request) {
+        remember(request, now);
+    } else if let Some(issue) = remembered(request) {
         // SAFETY: a pointer into the map's value.
         unsafe { *issue = now };
     }
@@ -87,14 +91,16 @@ fn completed(ctx: BtfTracePointContext) -> i32 {
     if left > bytes {
         return 0;
     }
-    let key = rq as u64;
-    let entry = ISSUED.get_ptr_mut(key);
+    let key = address(rq);
+    let entry = remembered(key);
     // 0 stands for no issue, which is no time of one. An `Option` would be a word that is not written when there is none, and the
     // verifier of 5.10 refuses to load such a word even where nobody looks at it.
     // SAFETY: a pointer into the map's value, read at once.
     let issue = entry.map_or(0, |issue| unsafe { *issue });
     if entry.is_some() {
-        let _ = ISSUED.remove(key);
+        if !leave_slot(key) {
+            let _ = ISSUED.remove(key);
+        }
     } else if FILTERED.load() != 0 {
         return 0;
     }
@@ -122,13 +128,57 @@ fn request(ctx: &BtfTracePointContext) -> *const u8 {
 
 #[inline(always)]
 fn remember_if_passes(request: *const u8) {
-    let request = request as u64;
+    let request = address(request);
     if !current_passes() {
         // What an earlier request left behind that was merged into another and never completed.
+        leave_slot(request);
         let _ = ISSUED.remove(request);
-    } else if ISSUED.insert(request, 0, 0).is_err() {
+    } else if !remember(request, 0) {
         count(Counter::FollowFull);
     }
+}
+
+/// Remembers a request; false if there is no room. Of two that take one free slot on two CPUs in the same moment, the later one stays.
+#[inline(always)]
+fn remember(request: u64, start: u64) -> bool {
+    if let Some(slot) = SLOTS.get_ptr_mut(request_slot(request)) {
+        // SAFETY: a pointer into the map's value.
+        let key = unsafe { (*slot).key };
+        if key == 0 || key == request {
+            // SAFETY: as above.
+            unsafe { *slot = Pending { key: request, start } };
+            return true;
+        }
+    }
+    ISSUED.insert(request, start, 0).is_ok()
+}
+
+/// The time of issue of a request that is remembered.
+#[inline(always)]
+fn remembered(request: u64) -> Option<*mut u64> {
+    match own_slot(request) {
+        // SAFETY: a pointer into the map's value.
+        Some(slot) => Some(unsafe { &raw mut (*slot).start }),
+        None => ISSUED.get_ptr_mut(request),
+    }
+}
+
+/// Frees the slot of a request; false if it is in none.
+#[inline(always)]
+fn leave_slot(request: u64) -> bool {
+    let slot = own_slot(request);
+    if let Some(slot) = slot {
+        // SAFETY: a pointer into the map's value.
+        unsafe { (*slot).key = 0 };
+    }
+    slot.is_some()
+}
+
+/// The slot of a request, if the request is in it.
+#[inline(always)]
+fn own_slot(request: u64) -> Option<*mut Pending> {
+    // SAFETY: a pointer into the map's value.
+    SLOTS.get_ptr_mut(request_slot(request)).filter(|slot| unsafe { (**slot).key } == request)
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext, Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, fexit, map},
     maps::{HashMap, PerfEventByteArray, RingBuf},
     programs::{BtfTracePointContext, FExitContext},
@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     CapabilityCheck, CapabilityCount, CapabilityKey, Counter, Header, Record, WIRE_VERSION,
     actor::current_actor,
-    kernel::{add, count, current_cgroup, current_passes, now, send},
+    kernel::{add, count, current_cgroup, current_comm, current_passes, now, send},
 };
 
 /// Whether only refusals count.
@@ -58,7 +58,7 @@ fn see<C: EbpfContext>(ctx: &C, capability: u32, result: i32) -> i32 {
     }
     count(Counter::Seen);
     let pid = if BY_PROCESS.load() == 0 { 0 } else { (bpf_get_current_pid_tgid() >> 32) as u32 };
-    let key = CapabilityKey { capability, pid, comm: bpf_get_current_comm().unwrap_or_default() };
+    let key = CapabilityKey { capability, pid, comm: current_comm() };
     if !counted(&key, result) {
         count(Counter::MapFull);
     }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_probe_read_user_str},
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_user_str},
     macros::{map, uprobe, uretprobe},
     maps::{Array, LruHashMap, PerfEventByteArray, RingBuf},
     programs::{ProbeContext, RetProbeContext},
@@ -12,7 +12,7 @@ use mcptrace_ebpf::{
     Counter, Header, Histogram, LOOKUPS, Lookup, LookupBy, LookupStart, NAME_MAX, PATH_UNREADABLE, Record,
     WIRE_VERSION,
     function::{argument, result, stack_at_entry, stack_of_return},
-    kernel::{count_shared, current_cgroup, current_passes, duration_passes, now, record_shared, send},
+    kernel::{count_shared, current_cgroup, current_comm, current_passes, duration_passes, now, record_shared, send},
 };
 
 /// Look-ups at least this long are sent as events, in nanoseconds.
@@ -163,7 +163,7 @@ fn send_lookup(ctx: &RetProbeContext, start: &LookupStart, pid_tgid: u64, time_n
         result,
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
         name_len: if read > 0 { bytes } else { PATH_UNREADABLE },
         zero: 0,
     };

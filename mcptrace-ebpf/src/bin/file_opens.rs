@@ -6,7 +6,7 @@ use core::ptr;
 use aya_ebpf::{
     Global,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{bpf_probe_read_user, bpf_probe_read_user_str},
     },
     macros::{btf_tracepoint, map},
@@ -15,7 +15,9 @@ use aya_ebpf::{
 };
 use mcptrace_ebpf::{
     Counter, Header, Open, PATH_MAX, PATH_UNREADABLE, Record, START_SLOTS, WIRE_VERSION, diagnose,
-    kernel::{count, current_cgroup, current_passes, duration_passes, now, send, since, start, take_start},
+    kernel::{
+        count, current_cgroup, current_comm, current_passes, duration_passes, now, send, since, start, take_start,
+    },
     syscall::{OpenCall, OpenSyscalls, entered, open_call, returning},
 };
 
@@ -115,7 +117,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         tid: pid_tgid as u32,
         uid: bpf_get_current_uid_gid() as u32,
         dirfd: call.dirfd,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
         syscall,
         path_len,
     };

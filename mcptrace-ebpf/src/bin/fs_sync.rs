@@ -5,7 +5,7 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, map},
     maps::{Array, PerCpuArray, PerfEventByteArray, RingBuf},
     programs::BtfTracePointContext,
@@ -14,7 +14,10 @@ use mcptrace_ebpf::{
     Counter, FileId, Header, Histogram, Record, START_SLOTS, SYNC_CALLS as CALLS, SyncCall, SyncEvent, WALK_BYTES,
     WIRE_VERSION, Walk,
     file::{id, inode, open_file, walk},
-    kernel::{count, current_cgroup, current_passes, duration_passes, now, record, send, since, start, take_start},
+    kernel::{
+        count, current_cgroup, current_comm, current_passes, duration_passes, now, record, send, since, start,
+        take_start,
+    },
     syscall::{Classes, class, entered, first_argument, has_error, returning},
 };
 
@@ -95,7 +98,7 @@ fn exit(ctx: BtfTracePointContext) -> i32 {
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
         zero: 0,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
         file: if file == 0 { FileId { inode: 0, device: 0, zero: 0 } } else { id(inode(file)) },
     };
     send_event(&ctx, file, event);

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext, Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_attach_cookie},
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_attach_cookie},
     macros::{map, uprobe, uretprobe},
     maps::{Array, LruHashMap, PerfEventByteArray, RingBuf},
     programs::{ProbeContext, RetProbeContext},
@@ -11,7 +11,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     CallKey, Counter, Header, Histogram, Record, SlowCall, WIRE_VERSION, diagnose,
     function::{result, stack_at_entry, stack_of_return},
-    kernel::{count_shared, current_cgroup, current_passes, duration_passes, now, record_shared, send},
+    kernel::{count_shared, current_cgroup, current_comm, current_passes, duration_passes, now, record_shared, send},
 };
 
 /// Whether programs know by a cookie which function they are at (5.15 and later). Without, there is one function.
@@ -101,7 +101,7 @@ fn send_slow(ctx: &RetProbeContext, function: u32, pid_tgid: u64, time_ns: u64, 
         result: result(ctx),
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
     };
     count_shared(Counter::SideSeen);
     // SAFETY: the record is on the stack and its size is a constant.

@@ -62,13 +62,13 @@ fn dropped(ctx: BtfTracePointContext) -> i32 {
 /// The length of a packet. Of IP from its network header on, whatever of it the kernel has taken off by now or not; of others what is left.
 #[inline(always)]
 unsafe fn length(skb: *const u8, is_ip: bool) -> u64 {
-    // SAFETY: the caller passes a BTF pointer to struct sk_buff; the helper checks the addresses.
+    // SAFETY: the caller passes a BTF pointer to struct sk_buff.
     unsafe {
         let left = load::<u32>(skb, SKB_LEN.load()).into();
         if !is_ip {
             return left;
         }
-        let data: u64 = read_kernel(skb.wrapping_add(SKB_DATA.load() as usize));
+        let data: u64 = load(skb, SKB_DATA.load());
         left.wrapping_add(data.wrapping_sub(network_header(skb) as u64))
     }
 }
@@ -91,15 +91,14 @@ fn ip_protocol(skb: *const u8, ethertype: u16) -> u16 {
         ETH_P_IPV6 => (6, 6),
         _ => return NO_IP_PROTOCOL,
     };
-    // SAFETY: the helper checks the addresses.
-    unsafe {
-        let header = network_header(skb);
-        // A packet dropped before its network header was found has another one there.
-        if read_kernel::<u8>(header) >> 4 != version {
-            return NO_IP_PROTOCOL;
-        }
-        read_kernel::<u8>(header.wrapping_add(place)).into()
+    // As far as the later of both places.
+    // SAFETY: the callers pass a BTF pointer to struct sk_buff; the helper checks the address of the header.
+    let header: [u8; 10] = unsafe { read_kernel(network_header(skb)) };
+    // A packet dropped before its network header was found has another one there.
+    if header[0] >> 4 != version {
+        return NO_IP_PROTOCOL;
     }
+    header[place].into()
 }
 
 mcptrace_ebpf::object!();

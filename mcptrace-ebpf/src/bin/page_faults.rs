@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use mcptrace_ebpf::{
     Counter, FaultCell, FaultKey,
-    kernel::{add, count, current_passes, read_kernel},
-    memory::pages,
+    kernel::{add, count, current_passes, current_task, load, read_kernel},
+    memory::{pages, resident, resident_of_trusted},
     names::current_process,
     stack::weigh,
 };
@@ -55,12 +55,7 @@ fn fault(ctx: &PerfEventContext, kind: impl Fn(&mut FaultCell) -> *mut u64) -> u
         return 0;
     }
     let key = FaultKey { pid: (bpf_get_current_pid_tgid() >> 32) as u32, zero: 0 };
-    // SAFETY: the helper gives the current task; a failed read gives zeros.
-    let [file, anonymous, _, shared] = unsafe {
-        let task = bpf_get_current_task() as *const u8;
-        pages(read_kernel(task.wrapping_add(TASK_MM.load() as usize)))
-    };
-    let resident = file.wrapping_add(anonymous).wrapping_add(shared);
+    let resident = resident_pages();
     let Some(cell) = cell(&key, resident) else {
         count(Counter::MapFull);
         return 0;
@@ -74,6 +69,20 @@ fn fault(ctx: &PerfEventContext, kind: impl Fn(&mut FaultCell) -> *mut u64) -> u
         add(kind(&mut *cell), 1);
     }
     0
+}
+
+/// Of the current process.
+#[inline(always)]
+fn resident_pages() -> u64 {
+    // SAFETY: a task either way; a failed read gives zeros.
+    unsafe {
+        let Some(task) = current_task() else {
+            let task = bpf_get_current_task() as *const u8;
+            return resident(pages(read_kernel(task.wrapping_add(TASK_MM.load() as usize))));
+        };
+        let mm: *const u8 = load(task, TASK_MM.load());
+        if mm.is_null() { 0 } else { resident_of_trusted(mm) }
+    }
 }
 
 #[inline(always)]

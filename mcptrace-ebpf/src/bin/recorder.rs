@@ -19,8 +19,8 @@ use mcptrace_ebpf::{
     START_SLOTS, START_TIME_BITS, START_TIME_MASK, SharedBank, SpillKey, Stall, Tally, WIRE_VERSION,
     actor::{current_actor, task_actor},
     kernel::{
-        TASK_LEADER, add, forgotten, load, now, read_kernel, record, record_shared, send, since, start, take_start,
-        task_cgroup, task_comm, task_tgid, task_tid,
+        TASK_LEADER, add, address, forgotten, load, now, read_kernel, record, record_shared, send, since, start,
+        take_start, task_cgroup, task_comm, task_tgid, task_tid,
     },
     lock_kind,
     process::{Ended, exit_status, is_last_thread, start_time},
@@ -664,12 +664,6 @@ fn count(what: Count) {
 #[inline(always)]
 fn request(ctx: &BtfTracePointContext) -> *const u8 {
     if REQUEST_ARGUMENT.load() == 0 { ctx.arg(0) } else { ctx.arg(1) }
-}
-
-/// A pointer as a number, of which the verifier does not know that it was one: it refuses to multiply pointers.
-#[inline(always)]
-fn address(pointer: *const u8) -> u64 {
-    forgotten(pointer as usize) as u64
 }
 
 /// The operation of a request: `REQ_OP_MASK` of cmd_flags, the low 8 bits (include/linux/blk_types.h).

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, map},
     maps::{HashMap, PerfEventByteArray, RingBuf},
     programs::BtfTracePointContext,
@@ -13,7 +13,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, ErrorCount, ErrorKey, FailedCall, Header, Record, WIRE_VERSION,
     actor::current_actor,
-    kernel::{add, count, current_cgroup, current_passes, now, send},
+    kernel::{add, count, current_cgroup, current_comm, current_passes, now, send},
     syscall::{Return, call_arguments, has_error, returned, returning},
 };
 
@@ -59,7 +59,7 @@ fn exit_with_error(ctx: *mut c_void) -> i32 {
     count(Counter::Seen);
     let errno = ctx.arg::<i64>(1).wrapping_neg() as u32;
     let pid = if BY_PROCESS.load() == 0 { 0 } else { (bpf_get_current_pid_tgid() >> 32) as u32 };
-    let key = ErrorKey { syscall, errno, pid, zero: 0, comm: bpf_get_current_comm().unwrap_or_default() };
+    let key = ErrorKey { syscall, errno, pid, zero: 0, comm: current_comm() };
     if !counted(&key) {
         count(Counter::MapFull);
     }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id},
     macros::{btf_tracepoint, map},
     maps::{Array, PerfEventByteArray, RingBuf},
     programs::BtfTracePointContext,
@@ -11,8 +11,8 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, Header, Histogram, Record, START_SLOTS, SYSCALLS, SlowSyscall, WIRE_VERSION, diagnose,
     kernel::{
-        count, current_cgroup, current_passes, duration_passes, now, record, record_shared, send, since, start,
-        take_start,
+        count, current_cgroup, current_comm, current_passes, duration_passes, now, record, record_shared, send, since,
+        start, take_start,
     },
     syscall::{entered, is_childs_return, returning},
 };
@@ -119,7 +119,7 @@ fn send_slow(ctx: &BtfTracePointContext, syscall: u32, pid_tgid: u64, time_ns: u
         result: ctx.arg(1),
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
     };
     count(Counter::SideSeen);
     // SAFETY: the record is on the stack and its size is a constant.

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid},
     macros::{btf_tracepoint, map},
     maps::{HashMap, PerCpuArray, PerfEventByteArray, RingBuf},
     programs::BtfTracePointContext,
@@ -12,7 +12,8 @@ use mcptrace_ebpf::{
     AF_INET, AF_INET6, Comm, Counter, Header, Histogram, IPPROTO_TCP, NO_DURATION, Record, SIDE_CLIENT, SIDE_SERVER,
     TCP_STEPS, TcpEvent, TcpStep, WIRE_VERSION, file,
     kernel::{
-        count_shared, current_cgroup, current_passes, duration_passes, is_filtered, now, read_kernel, record, send,
+        count_shared, current_cgroup, current_comm, current_passes, duration_passes, is_filtered, now, read_kernel,
+        record, send,
     },
     socket::{INET_LOCAL_PORT, family, port_passes, protocol, tcp_ends},
     syscall::returning,
@@ -185,7 +186,7 @@ fn current(start: u64, side: u32) -> Connection {
         cgroup: current_cgroup(),
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         uid: bpf_get_current_uid_gid() as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
         side,
         zero: 0,
     }

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use mcptrace_ebpf::{
     Counter, Endpoints, Header, NO_STATE, Record, TcpTrouble, TroubleCell, TroubleEvent, TroubleKey, WIRE_VERSION,
-    kernel::{add, count_shared, now, read_kernel, send},
-    socket::{ends_of_received, port_passes, state, tcp_ends},
+    kernel::{add, count_shared, load, now, send},
+    socket::{ends_of_received, port_passes, state, tcp_ends_of_trusted},
 };
 
 /// Whether single events are sent as well.
@@ -33,6 +33,7 @@ static TCP_CB_SEGMENTS: Global<u32> = Global::new(0);
 /// How often, and how many segments.
 #[map]
 static COUNTS: HashMap<TroubleKey, TroubleCell> = HashMap::with_max_entries(8192, 0);
+
 /// What begins each event.
 const HEADER: Header =
     Header { size: size_of::<TroubleEvent>() as u16, version: WIRE_VERSION, kind: TroubleEvent::KIND };
@@ -51,9 +52,8 @@ fn retransmitted(ctx: BtfTracePointContext) -> i32 {
     if HAS_RETRANSMIT_ERROR.load() == 0 || ctx.arg::<i32>(2) == 0 {
         let skb: *const u8 = ctx.arg(1);
         // `tcp_skb_pcount` (include/net/tcp.h), which is what the kernel's own counts of segments add up.
-        let place = skb.wrapping_add((SKB_CB.load() + TCP_CB_SEGMENTS.load()) as usize);
-        // SAFETY: a packet of TCP's queue; a failed read gives zero.
-        let segments = unsafe { read_kernel::<u16>(place) };
+        // SAFETY: a BTF pointer to a packet of TCP's queue.
+        let segments = unsafe { load::<u16>(skb, SKB_CB.load() + TCP_CB_SEGMENTS.load()) };
         of_socket(&ctx, ctx.arg(0), TcpTrouble::Retransmit, segments.into());
     }
     0
@@ -76,7 +76,7 @@ fn reset_sent(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: a socket and a packet.
     let (ends, state) = unsafe {
         if !sk.is_null() {
-            (tcp_ends(sk), state(sk))
+            (tcp_ends_of_trusted(sk), state(sk))
         } else if !skb.is_null() {
             (ends_of_received(skb), NO_STATE)
         } else {
@@ -98,8 +98,8 @@ mcptrace_ebpf::follows_forks!();
 
 #[inline(always)]
 fn of_socket(ctx: &BtfTracePointContext, sk: *const u8, trouble: TcpTrouble, segments: u64) {
-    // SAFETY: the callers pass a socket.
-    unsafe { seen(ctx, tcp_ends(sk), trouble, state(sk), 0, segments) };
+    // SAFETY: the callers pass a BTF pointer to a socket.
+    unsafe { seen(ctx, tcp_ends_of_trusted(sk), trouble, state(sk), 0, segments) };
 }
 
 #[inline(always)]
@@ -110,11 +110,12 @@ fn seen(ctx: &BtfTracePointContext, ends: Endpoints, trouble: TcpTrouble, state:
     count_shared(Counter::Seen);
     let trouble = trouble as u32;
     let key = TroubleKey { remote: ends.remote, trouble, state, reason, family: ends.family.into() };
-    if COUNTS.get_ptr(key).is_none() {
+    let cell = COUNTS.get_ptr_mut(key).or_else(|| {
         // Another CPU may have been first (BPF_NOEXIST is 1): then its entry is used.
         let _ = COUNTS.insert(key, TroubleCell { count: 0, segments: 0 }, 1);
-    }
-    match COUNTS.get_ptr_mut(key) {
+        COUNTS.get_ptr_mut(key)
+    });
+    match cell {
         // SAFETY: a pointer into the map's value.
         Some(cell) => unsafe {
             add(&raw mut (*cell).count, 1);

@@ -6,7 +6,7 @@ use core::{mem::MaybeUninit, ptr};
 use aya_ebpf::{
     EbpfContext, Global,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid,
         generated::{bpf_get_attach_cookie, bpf_probe_read_user, bpf_probe_read_user_str},
     },
     macros::{map, uprobe},
@@ -16,7 +16,7 @@ use aya_ebpf::{
 use mcptrace_ebpf::{
     Counter, Header, Record, USDT_ARGUMENTS, USDT_TEXT_MAX, USDT_TEXTS, Usdt, UsdtPlace, UsdtTexts, WIRE_VERSION,
     function::register,
-    kernel::{count_shared, current_cgroup, current_passes, now, send},
+    kernel::{count_shared, current_cgroup, current_comm, current_passes, now, send},
 };
 
 /// Whether programs know by a cookie which place they are at (5.15 and later). Without, there is one place.
@@ -62,7 +62,7 @@ fn passed(ctx: ProbeContext) -> u32 {
         cgroup: current_cgroup(),
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: current_comm(),
         arguments: [0; USDT_ARGUMENTS],
         unread: 0,
     };

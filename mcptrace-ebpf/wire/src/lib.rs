@@ -365,6 +365,28 @@ pub fn cgroup_of_comm(comm: &Comm) -> u64 {
     word(comm, 0)
 }
 
+/// A command name out of its two words, with zeros behind its NUL: before 5.17 the end of a longer name that the thread had before may
+/// stand there (`__set_task_comm`, fs/exec.c).
+#[inline(always)]
+pub const fn comm_of_words([low, high]: [u64; 2]) -> Comm {
+    let end = nuls(low);
+    let high = if end == 0 { before(high, nuls(high)) } else { 0 };
+    // SAFETY: both are 16 bytes of integers.
+    unsafe { core::mem::transmute::<[u64; 2], Comm>([before(low, end), high]) }
+}
+
+/// The highest bit of the first byte that is NUL, with others above it or not.
+#[inline(always)]
+const fn nuls(word: u64) -> u64 {
+    word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080
+}
+
+/// The bytes before the first NUL.
+#[inline(always)]
+const fn before(word: u64, nuls: u64) -> u64 {
+    word & ((nuls & nuls.wrapping_neg()) >> 7).wrapping_sub(1)
+}
+
 /// A group of threads: those of a process, those of one command name, or those of a control group (`pid` 0).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
@@ -505,6 +527,24 @@ mod tests {
         let mut record = [0; 24];
         record[16] = 7;
         assert_eq!((cgroup_of(&record), cgroup_of(&record[..23])), (7_u64.to_le(), 0));
+    }
+
+    #[test]
+    fn a_name_ends_with_its_nul_whatever_stands_behind() {
+        for task in [
+            *b"sh\0ttingd-kernel",
+            *b"eightchr\0remains",
+            *b"seven77\0remainde",
+            *b"w\0\0\0\0\0\0\0remains\0",
+            *b"\xffe\x80\x01\x7fgh\xc3\xa9jk\x80mno\0",
+            *b"\x01\0\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01",
+            [0; 16],
+        ] {
+            let end = task.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
+            let mut name = [0; COMM_LEN];
+            name[..end].copy_from_slice(&task[..end]);
+            assert_eq!(comm_of_words([word(&task, 0), word(&task, 8)]), name, "{}", task.escape_ascii());
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Probe for BlockLatency {
         "REQUEST_ARGUMENT",
     ];
     const COUNTS: &'static str = "completed";
-    const COST_NS: f64 = 790.0;
+    const COST_NS: f64 = 330.0;
     type Options = Options;
 
     fn plan(_options: &Options, context: &Context<'_>) -> Result<(Self, Plan), OptionError> {

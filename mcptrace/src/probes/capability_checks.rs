@@ -74,10 +74,10 @@ impl Probe for CapabilityChecks {
         // Called by pointer, so never inlined.
         Attach::kernel_return("checked", "cap_capable").alternative(),
     ];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "check";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 130.0;
+    const COST_NS: f64 = 100.0;
     const GROUPS: &'static [By] = &[By::Total, By::Pid];
     type Options = Options;
 

@@ -68,7 +68,7 @@ impl Probe for CpuProfile {
     const EXAMPLE: &'static str = r#"{"probe":"cpu_profile","seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/cpu_profile.o");
     const HOOKS: &'static [Attach] = &[Attach::clock("sample", HERTZ)];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "sample";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 2_600.0;

@@ -70,7 +70,7 @@ impl Probe for DnsLatency {
         Attach::functions("gethostbyname_r", "libc:gethostbyname_r"),
         Attach::functions("gethostbyname2_r", "libc:gethostbyname2_r"),
     ];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "returns";
     const COST_NS: f64 = 2_200.0;
     type Options = Options;

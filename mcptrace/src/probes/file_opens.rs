@@ -65,7 +65,7 @@ impl Probe for FileOpens {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/file_opens.o");
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
-    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM"];
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 840.0;
     type Options = Options;

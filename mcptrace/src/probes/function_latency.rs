@@ -88,7 +88,7 @@ impl Probe for FunctionLatency {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/function_latency.o");
     const HOOKS: &'static [Attach] =
         &[Attach::functions("returns", "options.function"), Attach::functions("enter", "options.function")];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "returns";
     const COST_NS: f64 = 11_000.0;
     type Options = Options;

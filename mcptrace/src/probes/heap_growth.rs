@@ -88,7 +88,7 @@ impl Probe for HeapGrowth {
         Attach::functions("reallocates", "libc:realloc"),
         Attach::functions("frees", "libc:free"),
     ];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "returns";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 12_000.0;

@@ -52,7 +52,7 @@ impl Probe for KernelLocks {
     // Came with 5.19 (commit 16edd9b511a1).
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("end", "contention_end"), Attach::tracepoint("begin", "contention_begin")];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "end";
     const COST_NS: f64 = 4_500.0;
     const STACKS: WithStacks = WithStacks::IfAsked;

@@ -61,7 +61,7 @@ impl Probe for MemoryReclaim {
         Attach::tracepoint("compaction_begin", "mm_compaction_begin").optional(),
         Attach::tracepoint("compaction_end", "mm_compaction_end").optional(),
     ];
-    const NEEDS: &'static [&'static str] = &["TASK_TGID", "TASK_REAL_PARENT"];
+    const NEEDS: &'static [&'static str] = &["TASK_TGID", "TASK_COMM", "TASK_REAL_PARENT"];
     const COUNTS: &'static str = "direct_end";
     const COST_NS: f64 = 300.0;
     type Options = Options;

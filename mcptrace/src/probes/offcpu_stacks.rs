@@ -81,7 +81,7 @@ impl Probe for OffcpuStacks {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/offcpu_stacks.o");
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("wakeup_new", "sched_wakeup_new"), Attach::tracepoint("switch", "sched_switch")];
-    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_STATE"];
+    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "switch";
     const COST_NS: f64 = 2_800.0;
     const STACKS: WithStacks = WithStacks::Always;

@@ -50,7 +50,7 @@ impl Probe for PacketDrops {
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("dropped", "kfree_skb")];
     const NEEDS: &'static [&'static str] = &["SKB_HEAD", "SKB_DATA", "SKB_LEN", "SKB_PROTOCOL", "SKB_NETWORK"];
     const COUNTS: &'static str = "dropped";
-    const COST_NS: f64 = 380.0;
+    const COST_NS: f64 = 160.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

@@ -62,7 +62,7 @@ impl Probe for PageFaults {
     const NEEDS: &'static [&'static str] = &["TASK_MM", "MM_RSS", "MM_RSS_STRIDE", "TASK_COMM", "TASK_LEADER"];
     const COUNTS: &'static str = "minor";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 430.0;
+    const COST_NS: f64 = 290.0;
     const STACKS: WithStacks = WithStacks::IfAsked;
     type Options = Options;
 

@@ -4,8 +4,9 @@ use mcptrace_wire::{FileId, WALK_COMPLETE, WALK_DELETED, WALK_DETACHED, Walk};
 
 use crate::{report::Row, text::untrusted};
 
-/// The offsets that a file and its path are found by.
+/// The offsets that a file, its path and the name of who uses it are found by.
 pub const FILES: &[&str] = &[
+    "TASK_COMM",
     "TASK_FILES",
     "FILES_TABLE",
     "TABLE_FILES",

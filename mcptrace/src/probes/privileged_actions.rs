@@ -315,7 +315,7 @@ impl Probe for PrivilegedActions {
     const EXAMPLE: &'static str = r#"{"probe":"privileged_actions","seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/privileged_actions.o");
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("exit", "sys_exit")];
-    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_TGID", "TASK_REAL_PARENT"];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM", "TASK_TGID", "TASK_REAL_PARENT"];
     const COUNTS: &'static str = "exit";
     const HAS_DURATION: bool = false;
     const COST_NS: f64 = 510.0;

@@ -71,10 +71,10 @@ impl Probe for SyscallErrors {
     const EXAMPLE: &'static str = r#"{"probe":"syscall_errors","options":{"by":"pid"},"seconds":5}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/syscall_errors.o");
     const HOOKS: &'static [Attach] = &[Attach::tracepoint("exit", "sys_exit")];
-    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM"];
     const COUNTS: &'static str = "exit";
     const HAS_DURATION: bool = false;
-    const COST_NS: f64 = 180.0;
+    const COST_NS: f64 = 130.0;
     const GROUPS: &'static [By] = &[By::Total, By::Pid];
     type Options = Options;
 

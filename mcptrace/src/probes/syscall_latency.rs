@@ -70,7 +70,7 @@ impl Probe for SyscallLatency {
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/syscall_latency.o");
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("enter", "sys_enter"), Attach::tracepoint("exit", "sys_exit")];
-    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD"];
+    const NEEDS: &'static [&'static str] = &["TASK_COMPAT_WORD", "TASK_COMM"];
     const COUNTS: &'static str = "exit";
     const COST_NS: f64 = 220.0;
     type Options = Options;

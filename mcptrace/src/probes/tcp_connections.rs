@@ -79,6 +79,7 @@ impl Probe for TcpConnections {
     const HOOKS: &'static [Attach] =
         &[Attach::tracepoint("changed", "inet_sock_set_state"), Attach::tracepoint("accepted", "sys_exit")];
     const NEEDS: &'static [&'static str] = &[
+        "TASK_COMM",
         "SK_FAMILY",
         "SK_STATE",
         "SK_PROTOCOL",

@@ -93,7 +93,7 @@ impl Probe for TcpRetransmits {
         "TCP_CB_SEGMENTS",
     ];
     const COUNTS: &'static str = "retransmitted";
-    const COST_NS: f64 = 330.0;
+    const COST_NS: f64 = 170.0;
     const HAS_DURATION: bool = false;
     type Options = Options;
 

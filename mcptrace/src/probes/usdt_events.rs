@@ -97,7 +97,7 @@ impl Probe for UsdtEvents {
         r#"{"probe":"usdt_events","options":{"binary":"python3","usdt":"python:gc__*"},"seconds":10}"#;
     const OBJECT: &'static [u8] = aya::include_bytes_aligned!("../../bpf/usdt_events.o");
     const HOOKS: &'static [Attach] = &[Attach::functions("passed", "options.usdt")];
-    const NEEDS: &'static [&'static str] = &[];
+    const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "passed";
     const COST_NS: f64 = 1_300.0;
     const HAS_DURATION: bool = false;

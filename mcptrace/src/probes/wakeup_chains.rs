@@ -50,7 +50,7 @@ impl Probe for WakeupChains {
         Attach::tracepoint("waking", "sched_waking"),
         Attach::tracepoint("switch", "sched_switch"),
     ];
-    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_STATE"];
+    const NEEDS: &'static [&'static str] = &["TASK_PID", "TASK_TGID", "TASK_COMM", "TASK_STATE"];
     const COUNTS: &'static str = "waking";
     const COST_NS: f64 = 6_000.0;
     const STACKS: WithStacks = WithStacks::Always;
