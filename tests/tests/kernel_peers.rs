@@ -482,7 +482,7 @@ pairs! {
         // How often it had to wait it does not know.
         work: |scene| {
             let file = scene.file("contended");
-            scene.run(&format!("contend {} 3 97", hex(file)));
+            scene.run(&format!("contend {} 3 397", hex(file)));
             Counts::new()
         },
         ours: |envelope, _| counts([("waits", sum_of(envelope, "waits"))]),

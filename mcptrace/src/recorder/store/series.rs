@@ -1,6 +1,9 @@
 //! Metrics and label sets by number.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+};
 
 use rusqlite::{Connection, OptionalExtension as _, Result};
 
@@ -14,7 +17,10 @@ const IDLE_TICKS: i64 = 600;
 #[derive(Debug, Default)]
 pub(super) struct Interned {
     metrics: HashMap<&'static str, u32>,
-    series: HashMap<(u32, String), Seen>,
+    /// By metric and two hashes of the labels with keys of their own: 128 bits that nobody can aim at. The labels themselves, thousands of
+    /// small pieces that live for minutes, would keep memory from being given back that large answers have lain in between.
+    series: HashMap<(u32, [u64; 2]), Seen>,
+    hashers: [RandomState; 2],
     /// New ones since the last sweep.
     fresh: usize,
 }
@@ -44,16 +50,21 @@ impl Interned {
         labels: &[impl AsRef<str>],
         (seq, most_fresh): (i64, usize),
     ) -> Result<u32> {
-        let key = (id, labels_json(metric.labels, labels));
+        let labels = labels_json(metric.labels, labels);
+        let key = (id, self.hash(&labels));
         if let Some(seen) = self.series.get_mut(&key) {
             seen.seq = seq;
             return Ok(seen.id);
         }
-        let key = if self.fresh < most_fresh { key } else { (id, others_json(metric.labels)) };
-        let found = series_id(connection, &key, seq)?;
+        let labels = if self.fresh < most_fresh { labels } else { others_json(metric.labels) };
+        let found = series_id(connection, (id, &labels), seq)?;
         self.fresh += 1;
-        self.series.insert(key, Seen { id: found, seq });
+        self.series.insert((id, self.hash(&labels)), Seen { id: found, seq });
         Ok(found)
+    }
+
+    fn hash(&self, labels: &str) -> [u64; 2] {
+        self.hashers.each_ref().map(|hasher| hasher.hash_one(labels))
     }
 
     /// Writes down which series were seen, and lets go of those that were not for a while.
@@ -107,7 +118,7 @@ fn metric_id(connection: &Connection, metric: &Metric) -> Result<u32> {
     Ok(connection.last_insert_rowid() as u32)
 }
 
-fn series_id(connection: &Connection, (metric, labels): &(u32, String), seq: i64) -> Result<u32> {
+fn series_id(connection: &Connection, (metric, labels): (u32, &str), seq: i64) -> Result<u32> {
     let mut find = connection.prepare_cached("SELECT id FROM series_def WHERE metric = ? AND labels = ?")?;
     if let Some(id) = find.query_row((metric, labels), |row| row.get(0)).optional()? {
         return Ok(id);
@@ -135,5 +146,5 @@ pub(super) fn others(connection: &Connection, metric: u32, seq: i64) -> Result<u
     let names: String = connection.query_row(sql, [metric], |row| row.get(0))?;
     let names: Vec<String> = serde_json::from_str(&names).unwrap_or_default();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    series_id(connection, &(metric, others_json(&names)), seq)
+    series_id(connection, (metric, &others_json(&names)), seq)
 }
