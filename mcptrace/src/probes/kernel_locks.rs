@@ -54,7 +54,7 @@ impl Probe for KernelLocks {
         &[Attach::tracepoint("end", "contention_end"), Attach::tracepoint("begin", "contention_begin")];
     const NEEDS: &'static [&'static str] = &["TASK_COMM"];
     const COUNTS: &'static str = "end";
-    const COST_NS: f64 = 4_500.0;
+    const COST_NS: f64 = 6_500.0;
     const STACKS: WithStacks = WithStacks::IfAsked;
     type Options = Options;
 
